@@ -1,0 +1,24 @@
+//! dstack-vpc keeps a Confidential VM the way one `vpc.toml` says.
+//!
+//! Data goes one way, and the folders are its stations:
+//!
+//! ```text
+//! vpc.toml + env ─► spec ─┐
+//!                         ├─► desired ─► plan ─► apply ─► status
+//! agent, gateway, disk ─► facts            (reconcile runs it again and again)
+//! ```
+
+pub mod agent;
+pub mod apply;
+pub mod cli;
+pub mod desired;
+pub mod facts;
+pub mod identity;
+pub mod mesh;
+pub mod names;
+pub mod paths;
+pub mod plan;
+pub mod ratls;
+pub mod reconcile;
+pub mod spec;
+pub mod supervisor;

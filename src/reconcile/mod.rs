@@ -1,0 +1,1 @@
+//! The level-triggered loop that keeps the machine the way the file says.

@@ -1,0 +1,1 @@
+//! supervisord over XML-RPC on its unix socket.
