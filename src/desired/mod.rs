@@ -53,9 +53,23 @@ pub struct File {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reader {
+    /// This program: `vpc.toml`, the effective settings, from which a restart finds the last good ones.
+    Daemon,
     Nginx,
     Headscale,
     Supervisord,
+}
+
+impl Reader {
+    /// Whose file a path below a generation's folder is: the first folder says so.
+    pub fn of(path: &str) -> Self {
+        match path.split('/').next() {
+            Some("nginx") => Self::Nginx,
+            Some("headscale") => Self::Headscale,
+            Some("supervisor") => Self::Supervisord,
+            _ => Self::Daemon,
+        }
+    }
 }
 
 /// A program and its arguments, no shell anywhere.
