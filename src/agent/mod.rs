@@ -1,1 +1,3 @@
-//! The guest agent: one typed client for a socket or a URL, and the stand-in for laptops and tests.
+//! The dstack guest agent: the client of the real one, and a stand-in for laptops and tests.
+
+pub mod dev;
