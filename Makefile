@@ -1,0 +1,42 @@
+# Each target can be run on a fresh machine: what is missing is installed first.
+
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
+export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test run fmt lint ci image clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install nginx, supervisord and headscale where they are missing
+	@scripts/setup
+
+build: ## build the release binary
+	cargo build --locked --release
+
+demo: setup ## two machines, a call between them, a live edit, and three things refused
+	@cargo build --locked --quiet --bin dstack-vpc --example demo
+	@cargo run --locked --quiet --example demo
+
+test: setup ## run every test, with real nginx, supervisord and headscale
+	cargo test --locked
+
+run: ## run the program: make run ARGS='check --help'
+	@cargo run --locked --quiet --bin dstack-vpc -- $(ARGS)
+
+fmt: ## format the code
+	cargo fmt --all
+
+lint: ## check format and lints, as CI does
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+ci: ## everything CI runs
+	@.ci/run
+
+image: ## build the container image with podman, buildah or docker
+	@scripts/image
+
+clean: ## remove build output (what setup installed stays)
+	cargo clean
