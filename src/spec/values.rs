@@ -1,9 +1,11 @@
 //! The types of single keys.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use crate::names::{AppId, DnsName, HostPort};
+use crate::names::{AppId, DnsName, HostPort, NotA, parse_port};
 
 /// What this machine is; `mesh` is always part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +49,32 @@ pub enum AgentAddr {
     Http(HostPort),
 }
 
+impl FromStr for AgentAddr {
+    type Err = NotA;
+
+    fn from_str(s: &str) -> Result<Self, NotA> {
+        let not_a = || NotA::new("unix:/path/to/dstack.sock or http://host:port");
+        if let Some(path) = s.strip_prefix("unix:") {
+            // `unix:///path` is the same address written as a URL.
+            let path = path.strip_prefix("//").unwrap_or(path);
+            let ok = path.starts_with('/') && !path.contains(char::is_control);
+            return ok.then(|| Self::Unix(path.into())).ok_or_else(not_a);
+        }
+        let rest = s.strip_prefix("http://").ok_or_else(not_a)?;
+        let host_port = rest.strip_suffix('/').unwrap_or(rest);
+        host_port.parse().map(Self::Http).map_err(|_| not_a())
+    }
+}
+
+impl fmt::Display for AgentAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Http(host_port) => write!(f, "http://{host_port}"),
+        }
+    }
+}
+
 /// `dstack.gateway_domain`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GatewayChoice {
@@ -61,6 +89,35 @@ pub enum Gateway {
     Domain { domain: DnsName, port: u16 },
     /// `fixed/host:port`: every target is reached there.
     Fixed(HostPort),
+}
+
+impl FromStr for Gateway {
+    type Err = NotA;
+
+    /// A domain without a port has the gateway's usual one, 443.
+    fn from_str(s: &str) -> Result<Self, NotA> {
+        let not_a = || NotA::new("a domain such as apps.example.com:443, or fixed/host:port");
+        if let Some(host_port) = s.strip_prefix("fixed/") {
+            return host_port.parse().map(Self::Fixed).map_err(|_| not_a());
+        }
+        let (domain, port) = match s.split_once(':') {
+            Some((domain, port)) => (domain, parse_port(port).map_err(|_| not_a())?),
+            None => (s, 443),
+        };
+        Ok(Self::Domain {
+            domain: domain.parse().map_err(|_| not_a())?,
+            port,
+        })
+    }
+}
+
+impl fmt::Display for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Domain { domain, port } => write!(f, "{domain}:{port}"),
+            Self::Fixed(host_port) => write!(f, "fixed/{host_port}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,4 +180,37 @@ pub enum LogFormat {
     Auto,
     Text,
     Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_they_are_read() {
+        for good in ["unix:/run/dstack.sock", "http://127.0.0.1:8090", "http://[::1]:1"] {
+            assert_eq!(good.parse::<AgentAddr>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "unix:",
+            "unix:dstack.sock",
+            "/run/dstack.sock",
+            "https://a:1",
+            "http://a",
+            "http://a:1/x",
+        ] {
+            assert!(bad.parse::<AgentAddr>().is_err(), "{bad:?}");
+        }
+        for good in ["apps.example.com:443", "fixed/127.0.0.1:9443", "fixed/[::1]:1"] {
+            assert_eq!(good.parse::<Gateway>().unwrap().to_string(), good);
+        }
+        assert_eq!(
+            "apps.example.com".parse::<Gateway>().unwrap().to_string(),
+            "apps.example.com:443"
+        );
+        for bad in ["", "fixed/", "fixed/a", "a:0", "a b:1", "a:1/x", "a;b:443"] {
+            assert!(bad.parse::<Gateway>().is_err(), "{bad:?}");
+        }
+    }
 }
