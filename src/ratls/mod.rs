@@ -1,1 +1,13 @@
-//! RA-TLS: reading app ids from certificates, and the verifiers that demand them.
+//! RA-TLS: from a certificate chain to the app id that attestation established.
+//!
+//! All apps of a KMS share one root and every App CA has the same name, so a chain by itself proves
+//! only "some app of this KMS". The identity is the app id extension, which must be the same on the
+//! leaf and on the App CA that signed it; names in a certificate are chosen by the app and prove nothing.
+
+mod chain;
+mod extensions;
+mod verifier;
+
+pub use chain::{ChainError, Purpose, VerifiedPeer, verify_chain};
+pub use extensions::{ExtensionError, app_id, usage};
+pub use verifier::{ClientVerifier, PeerVerifier, provider};

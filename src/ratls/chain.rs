@@ -1,0 +1,200 @@
+//! Verifies a presented chain up to the KMS root and tells whose it is.
+
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+use sha2::{Digest, Sha256};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::certificate::X509Certificate;
+
+use super::extensions::{ExtensionError, USAGE_APP, USAGE_APP_CA, app_id_of, parse, usage_of};
+use super::verifier::provider;
+use crate::names::AppId;
+
+/// Leaf, App CA, root, and one to spare: a KMS makes no longer chain.
+const MAX_PRESENTED: usize = 4;
+
+/// What the certificate is used for; it is checked when the leaf restricts its use (EKU).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It answers calls.
+    Server,
+    /// It calls.
+    Client,
+}
+
+/// Who stands behind a chain that passed every check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifiedPeer {
+    /// The same on the leaf and on its App CA.
+    pub app_id: AppId,
+    /// When the first of the two expires.
+    pub not_after: SystemTime,
+}
+
+/// Why a chain does not establish an identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    #[error("no certificate was presented; the peer must use the certificate that its guest agent issues")]
+    NoCertificate,
+    #[error(
+        "{0} certificates were presented, more than the {MAX_PRESENTED} a dstack chain can have; present the leaf and its App CA"
+    )]
+    TooManyCertificates(usize),
+    #[error("a certificate cannot be read: {0}")]
+    Malformed(#[from] ExtensionError),
+    #[error(
+        "the chain does not lead to our KMS root: seen {seen}; expected the root {expected} ({reason}). Both apps must be deployed \
+         with the same KMS; if they are, check that the peer presents its App CA and that its platform image issues proper chains"
+    )]
+    Untrusted {
+        seen: String,
+        expected: String,
+        reason: String,
+    },
+    #[error("the certificate expired {ago} s ago; its owner must renew it, or a clock is wrong")]
+    Expired { ago: u64 },
+    #[error("the certificate is valid only in {within} s; one of the two clocks is wrong")]
+    NotYetValid { within: u64 },
+    #[error("the certificate may not be used for {}", match .0 { Purpose::Server => "answering calls", Purpose::Client => "calling" })]
+    WrongPurpose(Purpose),
+    #[error("the certificate carries no app id; it was made without a KMS, so nobody can tell whose it is")]
+    NoAppId,
+    #[error(
+        "the certificate names the app {leaf} but its App CA belongs to {ca}; this is not what a KMS issues"
+    )]
+    AppIdsDiffer { leaf: AppId, ca: String },
+    #[error(
+        "the certificate is for the usage {found:?} where {expected:?} is needed; it does not belong to an app"
+    )]
+    WrongUsage { found: String, expected: &'static str },
+    #[error("the peer is the app {found}, not the app {expected} that was asked for; nothing was sent to it")]
+    WrongApp { expected: AppId, found: AppId },
+}
+
+impl ChainError {
+    /// The stable name of this failure in error replies and metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoCertificate | Self::TooManyCertificates(_) | Self::Untrusted { .. } => "untrusted_chain",
+            Self::Malformed(_) => "bad_certificate",
+            Self::Expired { .. } => "expired",
+            Self::NotYetValid { .. } => "not_yet_valid",
+            Self::WrongPurpose(_) | Self::WrongUsage { .. } => "wrong_usage",
+            Self::NoAppId => "no_app_id",
+            Self::AppIdsDiffer { .. } | Self::WrongApp { .. } => "identity_mismatch",
+        }
+    }
+}
+
+/// Verifies `presented` (leaf first, the root may be there or not) against the one `root` and reads the app id.
+///
+/// The path is built from the presented certificates alone: App CAs share their name, so one that is remembered
+/// or looked up by subject could be another app's.
+///
+/// # Errors
+/// The first check that failed; see [`ChainError::code`].
+pub fn verify_chain(
+    presented: &[CertificateDer<'_>],
+    root: &CertificateDer<'_>,
+    now: UnixTime,
+    purpose: Purpose,
+) -> Result<VerifiedPeer, ChainError> {
+    let (leaf, others) = presented.split_first().ok_or(ChainError::NoCertificate)?;
+    verify(leaf, others, root, now, purpose)
+}
+
+/// [`verify_chain`] in the shape that rustls hands a chain over.
+pub(super) fn verify(
+    leaf: &CertificateDer<'_>,
+    others: &[CertificateDer<'_>],
+    root: &CertificateDer<'_>,
+    now: UnixTime,
+    purpose: Purpose,
+) -> Result<VerifiedPeer, ChainError> {
+    if others.len() >= MAX_PRESENTED {
+        return Err(ChainError::TooManyCertificates(others.len() + 1));
+    }
+    let untrusted = |reason: String| ChainError::Untrusted {
+        seen: describe(others.last().unwrap_or(leaf)),
+        expected: describe(root),
+        reason,
+    };
+
+    let end_entity = EndEntityCert::try_from(leaf).map_err(|_| ExtensionError::NotACertificate)?;
+    let anchors =
+        [anchor_from_trusted_cert(root).map_err(|e| untrusted(format!("our root is unusable: {e:?}")))?];
+    let usage = match purpose {
+        Purpose::Server => KeyUsage::server_auth(),
+        Purpose::Client => KeyUsage::client_auth(),
+    };
+    let path = end_entity
+        .verify_for_usage(
+            provider().signature_verification_algorithms.all,
+            &anchors,
+            others,
+            now,
+            usage,
+            None,
+            None,
+        )
+        .map_err(|error| match error {
+            webpki::Error::CertExpired { time, not_after } => ChainError::Expired {
+                ago: time.as_secs().saturating_sub(not_after.as_secs()),
+            },
+            webpki::Error::CertNotValidYet { time, not_before } => ChainError::NotYetValid {
+                within: not_before.as_secs().saturating_sub(time.as_secs()),
+            },
+            webpki::Error::RequiredEkuNotFoundContext(_) => ChainError::WrongPurpose(purpose),
+            webpki::Error::BadDer | webpki::Error::TrailingData(_) => ExtensionError::NotACertificate.into(),
+            webpki::Error::UnknownIssuer => untrusted("no presented certificate was signed by it".into()),
+            other => untrusted(format!("{other:?}")),
+        })?;
+
+    let mut intermediates = path.intermediate_certificates();
+    let (Some(app_ca), None) = (intermediates.next(), intermediates.next()) else {
+        return Err(untrusted(
+            "exactly one App CA must stand between leaf and root".into(),
+        ));
+    };
+    let app_ca = app_ca.der();
+    let (leaf, app_ca) = (parse(leaf)?, parse(&app_ca)?);
+    let app_id = app_id_of(&leaf)?.ok_or(ChainError::NoAppId)?;
+    let ca_id = app_id_of(&app_ca)?;
+    if ca_id != Some(app_id) {
+        return Err(ChainError::AppIdsDiffer {
+            leaf: app_id,
+            ca: ca_id.map_or("no app".into(), |id| id.to_string()),
+        });
+    }
+    check_usage(&leaf, USAGE_APP)?;
+    check_usage(&app_ca, USAGE_APP_CA)?;
+    Ok(VerifiedPeer {
+        app_id,
+        not_after: not_after(&leaf).min(not_after(&app_ca)),
+    })
+}
+
+/// Older KMS versions write no usage; one that says something else is a certificate of another kind.
+pub(super) fn check_usage(
+    certificate: &X509Certificate<'_>,
+    expected: &'static str,
+) -> Result<(), ChainError> {
+    match usage_of(certificate)? {
+        Some(found) if found != expected => Err(ChainError::WrongUsage { found, expected }),
+        _ => Ok(()),
+    }
+}
+
+fn not_after(certificate: &X509Certificate<'_>) -> SystemTime {
+    let seconds = certificate.validity().not_after.timestamp();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or(0))
+}
+
+/// Names a certificate for a person. The name is the peer's own text: shortened, and no control characters.
+fn describe(certificate: &CertificateDer<'_>) -> String {
+    let hash = hex::encode(&Sha256::digest(certificate)[..8]);
+    let name = parse(certificate).map_or_else(|_| "unreadable".into(), |c| c.subject().to_string());
+    let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+    format!("\"{name}\" (sha256 {hash}…)")
+}

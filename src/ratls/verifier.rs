@@ -1,0 +1,177 @@
+//! The checks of [`super::verify_chain`] inside the TLS handshake.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::chain::{ChainError, Purpose, VerifiedPeer, verify};
+use crate::names::AppId;
+
+/// The one cryptography provider of this program.
+pub fn provider() -> &'static Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+    &PROVIDER
+}
+
+/// Accepts a server that is the expected app, whatever name it was reached by.
+///
+/// The handshake fails for any other, so that not one byte of a request leaves. The [`ChainError`] travels in
+/// the TLS error, see [`PeerVerifier::cause`].
+#[derive(Debug)]
+pub struct PeerVerifier {
+    expected: AppId,
+    root: CertificateDer<'static>,
+}
+
+impl PeerVerifier {
+    /// `root` is the KMS root that came with our own certificate.
+    pub fn new(expected: AppId, root: CertificateDer<'static>) -> Self {
+        Self { expected, root }
+    }
+
+    /// The [`ChainError`] behind a failed handshake, if that is why it failed.
+    pub fn cause(error: &Error) -> Option<&ChainError> {
+        match error {
+            Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => cause.downcast_ref(),
+            _ => None,
+        }
+    }
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let peer = verify(leaf, others, &self.root, now, Purpose::Server).map_err(tls_error)?;
+        if peer.app_id != self.expected {
+            return Err(tls_error(ChainError::WrongApp {
+                expected: self.expected,
+                found: peer.app_id,
+            }));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(
+            message,
+            leaf,
+            signature,
+            &provider().signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            leaf,
+            signature,
+            &provider().signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Accepts a client that is any app of our KMS; a client without a certificate gets through the handshake unnamed.
+///
+/// A resumed session skips this check: ask [`ClientVerifier::peer`] once for each connection.
+#[derive(Debug)]
+pub struct ClientVerifier {
+    root: CertificateDer<'static>,
+}
+
+impl ClientVerifier {
+    /// `root` is the KMS root that came with our own certificate.
+    pub fn new(root: CertificateDer<'static>) -> Self {
+        Self { root }
+    }
+
+    /// Whose connection this is, from the chain the connection remembers.
+    ///
+    /// # Errors
+    /// As [`super::verify_chain`].
+    pub fn peer(&self, presented: &[CertificateDer<'_>]) -> Result<VerifiedPeer, ChainError> {
+        super::verify_chain(presented, &self.root, UnixTime::now(), Purpose::Client)
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        verify(leaf, others, &self.root, now, Purpose::Client).map_err(tls_error)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(
+            message,
+            leaf,
+            signature,
+            &provider().signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            leaf,
+            signature,
+            &provider().signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn tls_error(cause: ChainError) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(cause))))
+}
