@@ -1,3 +1,9 @@
-//! The dstack guest agent: the client of the real one, and a stand-in for laptops and tests.
+//! The dstack guest agent: where it is, the client of the real one, and a stand-in for laptops and tests.
 
+pub mod client;
 pub mod dev;
+pub mod discover;
+pub(crate) mod http;
+
+pub use client::{AgentClient, AgentError, Info, TlsKey, TlsKeyRequest};
+pub use discover::{Discovered, NoAgent, discover};

@@ -1,10 +1,21 @@
 //! What the machine says of itself: each fact with its source and its age.
 
+mod assume;
+pub mod ports;
+mod programs;
+mod rows;
+
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::identity::Identity;
 use crate::names::{AppId, InstanceId};
 use crate::spec::{AgentAddr, Gateway};
+
+pub use assume::{AssumeError, assume};
+pub use programs::{ProgramScanner, host_facts};
+pub use rows::Row;
 
 /// A value the machine told us.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +24,60 @@ pub struct Fact<T> {
     /// Who said so, in words: `guest agent at unix:/run/dstack.sock`, `--assume`.
     pub source: String,
     pub at: SystemTime,
+}
+
+impl<T> Fact<T> {
+    /// A fact learned just now.
+    pub fn now(value: T, source: impl Into<String>) -> Self {
+        Self {
+            value,
+            source: source.into(),
+            at: SystemTime::now(),
+        }
+    }
+}
+
+/// All that is known at one moment, and what could not be had.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    pub facts: Facts,
+    /// The certificate whose folder is `facts.identity`.
+    pub identity: Option<Arc<Identity>>,
+    pub problems: Vec<Problem>,
+}
+
+/// A fact that could not be had or refreshed; it is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub what: Topic,
+    /// What happened and what to do.
+    pub message: String,
+    /// When it began; the same trouble with other words keeps its beginning.
+    pub since: SystemTime,
+    /// When it is tried again; `None` for a single look.
+    pub retry_at: Option<SystemTime>,
+}
+
+/// What a problem is about; at most one problem each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Topic {
+    /// The guest agent and what it says of us.
+    Agent,
+    /// The gateway's domain, and the host's file that names the gateways.
+    Gateway,
+    /// The TLS certificate.
+    Identity,
+}
+
+impl Topic {
+    /// As shown to people and machines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Gateway => "gateway",
+            Self::Identity => "identity",
+        }
+    }
 }
 
 /// What is known now. A fact that could not be had is `None`; why is in the conditions.
