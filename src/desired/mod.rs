@@ -1,9 +1,115 @@
 //! What the machine should look like: a pure function of the spec and the facts.
 
+mod headscale;
+mod nginx;
+mod quote;
+mod supervisord;
+mod templates;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
+pub use self::templates::{RenderError, Templates};
+use crate::facts::{Fact, Facts, Installed, Programs};
 use crate::mesh::MeshSettings;
+use crate::paths::StateDir;
+use crate::spec::{AllowedApps, Front, Spec};
+
+/// Everything that follows from the spec and the facts. Pure: the same input gives the same bytes.
+pub fn desired(
+    spec: &Spec,
+    facts: &Facts,
+    state: &StateDir,
+    launch: &Launch,
+    templates: &Templates,
+) -> Result<Desired, RenderError> {
+    if spec.mesh.front == Front::Builtin {
+        return Err(RenderError::FrontNotAvailable);
+    }
+    let mut notes = Vec::new();
+    let mut files = BTreeMap::new();
+    let mut programs = BTreeMap::new();
+
+    if let Some(nginx) = installed(&facts.programs.nginx, "nginx", &mut notes) {
+        programs.insert(Program::Nginx, nginx::command(nginx, state)?);
+    }
+    if facts.identity.is_none() {
+        notes.push(format!(
+            "mesh.https_listen {} is left out: waiting for the certificate from the guest agent",
+            spec.mesh.https_listen
+        ));
+    }
+    if spec.role.server {
+        match headscale::render(templates, spec, facts, state)? {
+            Err(note) => notes.push(note),
+            Ok(bytes) => {
+                files.insert(headscale::FILE.to_owned(), File::new(bytes, Reader::Headscale));
+                let program = installed(&facts.programs.headscale, "headscale", &mut notes);
+                if let Some(program) = program {
+                    programs.insert(Program::Headscale, headscale::command(program, state)?);
+                }
+            }
+        }
+    }
+    if spec.role.node {
+        let program = installed(&facts.programs.tailscaled, "tailscaled", &mut notes);
+        if let Some(program) = program {
+            let command = supervisord::tailscaled(program, spec, facts, state)?;
+            programs.insert(Program::Tailscaled, command);
+        }
+    }
+    let conf = supervisord::render(templates, spec, facts, state, launch, &programs)?;
+    files.insert(supervisord::FILE.to_owned(), File::new(conf, Reader::Supervisord));
+
+    // The tag stands in the file that it names, so the name is taken before it is put in.
+    let tag = tag(&nginx::render(templates, spec, facts, state, "")?);
+    let conf = nginx::render(templates, spec, facts, state, &tag)?;
+    files.insert(nginx::FILE.to_owned(), File::new(conf, Reader::Nginx));
+
+    Ok(Desired {
+        files,
+        folders: folders(state),
+        probes: probes(spec, facts, &programs),
+        mesh: mesh_settings(spec, facts),
+        programs,
+        tag,
+        notes,
+    })
+}
+
+/// How a rendered file is checked by the program that will read it: the staged generation lies in `generation`,
+/// and whatever the checker writes goes below `scratch`, which exists. `None`: that program has no checker
+/// (supervisord), is not installed, or has no file here.
+pub fn check_command(
+    reader: Reader,
+    programs: &Programs,
+    generation: &Path,
+    scratch: &Path,
+) -> Result<Option<Check>, RenderError> {
+    let check = |(command, env)| Some(Check { command, env });
+    match (reader, &programs.nginx, &programs.headscale) {
+        (Reader::Nginx, Some(nginx), _) => {
+            let conf = generation.join(nginx::FILE);
+            nginx::check(&nginx.value, &conf, scratch).map(|command| check((command, Vec::new())))
+        }
+        (Reader::Headscale, _, Some(headscale)) => {
+            let conf = generation.join(headscale::FILE);
+            headscale::check(&headscale.value, &conf, scratch).map(check)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// How supervisord starts our daemon: `exe --config CONFIG --state-dir STATE run`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    pub exe: PathBuf,
+    /// Passed on only when it was given.
+    pub config: Option<PathBuf>,
+}
 
 /// The programs supervisord runs beside the daemon; the names are part of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,8 +141,11 @@ pub struct Desired {
     pub programs: BTreeMap<Program, Command>,
     /// Settings of the built-in listeners: they change in place.
     pub mesh: MeshSettings,
-    /// Names the content of `files`: the same content has the same tag. It stands in nginx.conf and is probed.
+    /// Names the content of nginx.conf, where it stands and is probed: the same content has the same tag. It does
+    /// not depend on the other files, so that a change for Headscale alone does not reload nginx.
     pub tag: String,
+    /// Folders that the programs expect, with their mode.
+    pub folders: BTreeMap<PathBuf, u32>,
     /// How to see that this generation serves.
     pub probes: Vec<Probe>,
     /// What is left out and why, as a person should read it.
@@ -49,6 +158,16 @@ pub struct File {
     pub bytes: Vec<u8>,
     /// Whose file it is: who checks it and who must hear of a change.
     pub reader: Reader,
+}
+
+impl File {
+    fn new(bytes: Vec<u8>, reader: Reader) -> Self {
+        Self {
+            mode: 0o644,
+            bytes,
+            reader,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,4 +205,84 @@ pub struct Probe {
     /// As configured; an unspecified address is probed on loopback.
     pub listen: SocketAddr,
     pub tls: bool,
+}
+
+/// A consumer's own checker: exit 0 is a pass, and what it prints is for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    pub command: Command,
+    /// Set beside the inherited environment.
+    pub env: Vec<(&'static str, String)>,
+}
+
+/// The program, or a note that it is missing.
+fn installed<'a>(
+    fact: &'a Option<Fact<Installed>>,
+    name: &str,
+    notes: &mut Vec<String>,
+) -> Option<&'a Installed> {
+    if fact.is_none() {
+        notes.push(format!(
+            "{name} is not installed (or not found where vpc.toml says) and will not run"
+        ));
+    }
+    fact.as_ref().map(|fact| &fact.value)
+}
+
+/// 64 bits of SHA-256 in hex: enough to tell generations apart, short enough to read.
+fn tag(bytes: &[u8]) -> String {
+    hex::encode(&Sha256::digest(bytes)[..8])
+}
+
+/// nginx's workers may run as another user, so its folders can be entered by all; the other data is ours alone.
+fn folders(state: &StateDir) -> BTreeMap<PathBuf, u32> {
+    BTreeMap::from([
+        (state.run(), 0o755),
+        (nginx::prefix(state), 0o755),
+        (state.vpc(), 0o755),
+        (state.log(), 0o755),
+        (state.headscale(), 0o700),
+        (state.tailscale(), 0o700),
+    ])
+}
+
+fn probes(spec: &Spec, facts: &Facts, programs: &BTreeMap<Program, Command>) -> Vec<Probe> {
+    if !programs.contains_key(&Program::Nginx) {
+        return Vec::new();
+    }
+    let http = Probe {
+        key: "mesh.http_listen",
+        listen: spec.mesh.http_listen,
+        tls: false,
+    };
+    let https = facts.identity.is_some().then_some(Probe {
+        key: "mesh.https_listen",
+        listen: spec.mesh.https_listen,
+        tls: true,
+    });
+    std::iter::once(http).chain(https).collect()
+}
+
+fn mesh_settings(spec: &Spec, facts: &Facts) -> MeshSettings {
+    let mut backends: BTreeMap<_, _> = spec
+        .backends
+        .iter()
+        .map(|backend| (backend.name.clone(), backend.allowed_apps.clone()))
+        .collect();
+    if spec.role.server && let Ok(api) = nginx::API.parse() {
+        // The VPC API answers some paths to every app and checks the others by itself.
+        backends.entry(api).or_insert(AllowedApps::Any);
+    }
+    MeshSettings {
+        client_listen: spec.mesh.client_listen,
+        auth_listen: spec.mesh.auth_listen,
+        gateway: facts.gateway.as_ref().map(|fact| fact.value.clone()),
+        agent: facts.agent.as_ref().map(|fact| fact.value.clone()),
+        backends,
+        connect_timeout: spec.mesh.connect_timeout,
+        response_timeout: spec.mesh.response_timeout,
+        idle_timeout: spec.mesh.idle_timeout,
+        drain_timeout: spec.mesh.drain_timeout,
+        agent_timeout: spec.dstack.agent_timeout,
+    }
 }

@@ -1,0 +1,154 @@
+//! What headscale.yaml says, and how Headscale is started. Valid for 0.26 to 0.29.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::Command;
+use super::templates::{RenderError, Templates, utf8};
+use crate::facts::{Facts, Installed};
+use crate::names::{DnsName, Host};
+use crate::paths::StateDir;
+use crate::spec::{Derp, Gateway, LogFormat, ServerUrl, Spec};
+
+/// Below the generation's folder.
+pub(super) const FILE: &str = "headscale/headscale.yaml";
+
+/// The file, or the note why there is none yet.
+pub(super) fn render(
+    templates: &Templates,
+    spec: &Spec,
+    facts: &Facts,
+    state: &StateDir,
+) -> Result<Result<Vec<u8>, String>, RenderError> {
+    let server_url = match server_url(spec, facts) {
+        Ok(url) => url,
+        Err(note) => return Ok(Err(note)),
+    };
+    let (data, run) = (state.headscale(), state.run());
+    let derp = match &spec.vpn.derp {
+        Derp::Auto | Derp::Embedded => DerpMap {
+            embedded: true,
+            ..DerpMap::default()
+        },
+        Derp::Public => DerpMap {
+            urls: vec!["https://controlplane.tailscale.com/derpmap/default"],
+            ..DerpMap::default()
+        },
+        Derp::File(path) => DerpMap {
+            paths: vec![utf8(path)?],
+            ..DerpMap::default()
+        },
+    };
+    let values = Values {
+        server_url,
+        listen: spec.server.headscale_listen.to_string(),
+        data: utf8(&data)?,
+        run: utf8(&run)?,
+        prefix: spec.vpn.prefix.to_string(),
+        base_domain: spec.vpn.base_domain.as_str(),
+        nameservers: spec
+            .vpn
+            .nameservers
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        derp,
+        log_format: match spec.log.format {
+            LogFormat::Json => "json",
+            LogFormat::Auto | LogFormat::Text => "text",
+        },
+    };
+    templates.headscale(&values).map(Ok)
+}
+
+/// Headscale in the foreground.
+pub(super) fn command(headscale: &Installed, state: &StateDir) -> Result<Command, RenderError> {
+    let conf = state.current().join(FILE);
+    let argv = [utf8(&headscale.path)?, "serve", "--config", utf8(&conf)?];
+    Ok(Command {
+        argv: argv.map(str::to_owned).to_vec(),
+    })
+}
+
+/// `configtest` opens and migrates the database it is shown, so it is shown another one below `scratch`.
+pub(super) fn check(
+    headscale: &Installed,
+    conf: &Path,
+    scratch: &Path,
+) -> Result<(Command, Vec<(&'static str, String)>), RenderError> {
+    let argv = [utf8(&headscale.path)?, "configtest", "--config", utf8(conf)?];
+    let below = |name: &str| utf8(&scratch.join(name)).map(str::to_owned);
+    let env = vec![
+        (
+            "HEADSCALE_DATABASE_SQLITE_PATH",
+            below("headscale-check.sqlite")?,
+        ),
+        (
+            "HEADSCALE_NOISE_PRIVATE_KEY_PATH",
+            below("headscale-check-noise.key")?,
+        ),
+        (
+            "HEADSCALE_DERP_SERVER_PRIVATE_KEY_PATH",
+            below("headscale-check-derp.key")?,
+        ),
+        (
+            "HEADSCALE_UNIX_SOCKET",
+            below("headscale-check.sock")?,
+        ),
+    ];
+    let command = Command {
+        argv: argv.map(str::to_owned).to_vec(),
+    };
+    Ok((command, env))
+}
+
+#[derive(Serialize)]
+struct Values<'a> {
+    server_url: String,
+    listen: String,
+    data: &'a str,
+    run: &'a str,
+    prefix: String,
+    base_domain: &'a str,
+    nameservers: Vec<String>,
+    derp: DerpMap<'a>,
+    log_format: &'static str,
+}
+
+#[derive(Serialize, Default)]
+struct DerpMap<'a> {
+    embedded: bool,
+    urls: Vec<&'static str>,
+    paths: Vec<&'a str>,
+}
+
+/// `server.url`, or what the gateway would call this app's Headscale port.
+fn server_url(spec: &Spec, facts: &Facts) -> Result<String, String> {
+    let url = match (&spec.server.url, &facts.gateway, &facts.app_id) {
+        (ServerUrl::Is(url), _, _) => url.clone(),
+        (ServerUrl::Auto, None, _) => {
+            return Err("headscale waits: server.url = \"auto\" needs the gateway domain, which is not known yet".to_owned());
+        }
+        (ServerUrl::Auto, _, None) => {
+            return Err("headscale waits: server.url = \"auto\" needs this app's id, which is not known yet".to_owned());
+        }
+        (ServerUrl::Auto, Some(gateway), Some(app)) => {
+            let Gateway::Domain { domain, port } = &gateway.value else {
+                return Err("headscale is left out: a fixed/ gateway gives no public name; set server.url".to_owned());
+            };
+            let listen = spec.server.headscale_listen.port();
+            format!("https://{}-{listen}.{domain}:{port}", app.value)
+                .parse()
+                .map_err(|e| format!("headscale is left out: no URL can be made of the gateway domain {domain}: {e}"))?
+        }
+    };
+    let base = &spec.vpn.base_domain;
+    let host: Option<Host> = url.host_str().and_then(|h| h.parse().ok());
+    if matches!(&host, Some(Host::Name(name)) if DnsName::is_within(name, base)) {
+        return Err(format!(
+            "headscale is left out: its URL {url} lies within vpn.base_domain {base}, which Headscale refuses; change vpn.base_domain"
+        ));
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}

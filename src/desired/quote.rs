@@ -1,0 +1,92 @@
+//! How a value is written in each rendered format, so that it is read back as exactly that value.
+//!
+//! Each template engine has one of these as its escape function: every `{{ value }}` that is a string passes
+//! through it, and no value from the file, the environment or the host can add a directive. What a format
+//! cannot express is an error, never an approximation.
+
+use std::io::{self, Write};
+
+/// nginx: a double-quoted string. There is no escape for `$`, which starts a variable in most directives.
+pub(super) fn nginx(value: &str, out: &mut dyn Write) -> io::Result<()> {
+    refuse_control(value)?;
+    if value.contains('$') {
+        return Err(refused("`$` would start an nginx variable"));
+    }
+    out.write_all(b"\"")?;
+    for c in value.chars() {
+        if matches!(c, '"' | '\\') {
+            out.write_all(b"\\")?;
+        }
+        write!(out, "{c}")?;
+    }
+    out.write_all(b"\"")
+}
+
+/// YAML: a double-quoted scalar in printable ASCII, which every YAML version reads the same way.
+pub(super) fn yaml(value: &str, out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(b"\"")?;
+    for c in value.chars() {
+        match c {
+            '"' | '\\' => write!(out, "\\{c}")?,
+            ' '..='~' => write!(out, "{c}")?,
+            _ => write!(out, "\\U{:08x}", u32::from(c))?,
+        }
+    }
+    out.write_all(b"\"")
+}
+
+/// supervisord's ini: the bare value with `%` doubled. There are no quotes, so what its reader would strip or
+/// take for a comment is refused.
+pub(super) fn ini(value: &str, out: &mut dyn Write) -> io::Result<()> {
+    refuse_control(value)?;
+    if value.trim() != value || value.is_empty() {
+        return Err(refused("it is empty, or begins or ends with a space"));
+    }
+    let mut before = ' ';
+    for c in value.chars() {
+        if matches!(c, ';' | '#') && before.is_whitespace() {
+            return Err(refused("`;` or `#` after a space would start a comment"));
+        }
+        before = c;
+        write!(out, "{c}")?;
+        if c == '%' {
+            out.write_all(b"%")?;
+        }
+    }
+    Ok(())
+}
+
+/// Words for a reader that splits like a POSIX shell (supervisord's `command`), with no `;` or `#` after a
+/// space, so that [`ini`] can write the line.
+pub(super) fn words<'a>(argv: impl IntoIterator<Item = &'a str>) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-+=:,./@".contains(&b);
+    let quote = |word: &'a str| {
+        if !word.is_empty() && word.bytes().all(plain) {
+            return word.to_owned();
+        }
+        let inner = word
+            .replace('\'', r#"'"'"'"#)
+            .replace(';', "'';")
+            .replace('#', "''#");
+        format!("'{inner}'")
+    };
+    argv.into_iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+/// `value` as nginx writes it, for the one place outside a template: the `-g` argument.
+pub(super) fn nginx_string(value: &str) -> io::Result<String> {
+    let mut out = Vec::new();
+    nginx(value, &mut out)?;
+    String::from_utf8(out).map_err(io::Error::other)
+}
+
+fn refuse_control(value: &str) -> io::Result<()> {
+    match value.chars().any(char::is_control) {
+        true => Err(refused("it has a control character such as a line break")),
+        false => Ok(()),
+    }
+}
+
+fn refused(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}

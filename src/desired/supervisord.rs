@@ -1,0 +1,129 @@
+//! What supervisord.conf says: which programs run beside the daemon, and how each is stopped.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::nginx::seconds;
+use super::templates::{RenderError, Templates, utf8};
+use super::{Command, Launch, Program, quote};
+use crate::facts::{Facts, Installed};
+use crate::paths::StateDir;
+use crate::spec::{ChildOutput, Spec, Tun};
+
+/// Below the generation's folder.
+pub(super) const FILE: &str = "supervisor/supervisord.conf";
+
+pub(super) fn render(
+    templates: &Templates,
+    spec: &Spec,
+    facts: &Facts,
+    state: &StateDir,
+    launch: &Launch,
+    programs: &BTreeMap<Program, Command>,
+) -> Result<Vec<u8>, RenderError> {
+    let (run, log, socket) = (state.run(), state.log(), state.supervisor_socket());
+    let daemon = daemon(launch, state)?;
+    let drain = seconds(spec.mesh.drain_timeout);
+    let all = std::iter::once((&Program::Daemon, &daemon)).chain(programs);
+    templates.supervisord(&Values {
+        socket: utf8(&socket)?,
+        run: utf8(&run)?,
+        log: utf8(&log)?,
+        state_root: utf8(state.root())?,
+        root: facts.host.root,
+        output: match spec.supervisor.output {
+            ChildOutput::Stdout => "stdout",
+            ChildOutput::Files => "files",
+        },
+        programs: all
+            .map(|(&program, command)| Entry::new(program, command, drain))
+            .collect(),
+    })
+}
+
+/// tailscaled in the foreground; it neither uploads logs nor looks for updates.
+pub(super) fn tailscaled(
+    tailscaled: &Installed,
+    spec: &Spec,
+    facts: &Facts,
+    state: &StateDir,
+) -> Result<Command, RenderError> {
+    let device = match spec.node.tun {
+        Tun::Device => true,
+        Tun::Userspace => false,
+        Tun::Auto => facts.host.tun,
+    };
+    let tun = match device {
+        true => "tailscale0",
+        false => "userspace-networking",
+    };
+    let data = state.tailscale();
+    let socket = state.run().join("tailscaled.sock");
+    Ok(Command {
+        argv: vec![
+            utf8(&tailscaled.path)?.to_owned(),
+            "--no-logs-no-support".to_owned(),
+            format!("--tun={tun}"),
+            format!("--statedir={}", utf8(&data)?),
+            format!("--state={}/tailscaled.state", utf8(&data)?),
+            format!("--socket={}", utf8(&socket)?),
+            format!("--port={}", spec.tailscale.port),
+        ],
+    })
+}
+
+#[derive(Serialize)]
+struct Values<'a> {
+    socket: &'a str,
+    run: &'a str,
+    log: &'a str,
+    state_root: &'a str,
+    root: bool,
+    output: &'static str,
+    programs: Vec<Entry<'a>>,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    name: &'static str,
+    /// As one line in supervisord's (shlex) quoting.
+    command: String,
+    argv: &'a [String],
+    /// Lower starts earlier and stops later.
+    priority: u16,
+    stop_signal: &'static str,
+    /// Until supervisord kills.
+    stop_seconds: u64,
+}
+
+impl<'a> Entry<'a> {
+    fn new(program: Program, command: &'a Command, drain: u64) -> Self {
+        // What drains gets its time and some more to finish; the others have nothing to wait for.
+        let (priority, stop_signal, stop_seconds) = match program {
+            Program::Daemon => (100, "TERM", drain + 5),
+            Program::Nginx => (200, "QUIT", drain + 5),
+            Program::Headscale => (300, "TERM", 15),
+            Program::Tailscaled => (400, "TERM", 15),
+        };
+        Self {
+            name: program.name(),
+            command: quote::words(command.argv.iter().map(String::as_str)),
+            argv: &command.argv,
+            priority,
+            stop_signal,
+            stop_seconds,
+        }
+    }
+}
+
+fn daemon(launch: &Launch, state: &StateDir) -> Result<Command, RenderError> {
+    let mut argv = vec![utf8(&launch.exe)?];
+    if let Some(config) = &launch.config {
+        argv.extend(["--config", utf8(config)?]);
+    }
+    argv.extend(["--state-dir", utf8(state.root())?, "run"]);
+    Ok(Command {
+        argv: argv.into_iter().map(str::to_owned).collect(),
+    })
+}
