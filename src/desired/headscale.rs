@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::Command;
 use super::templates::{RenderError, Templates, utf8};
+use super::{Check, Command};
 use crate::facts::{Facts, Installed};
 use crate::names::{DnsName, Host};
 use crate::paths::StateDir;
@@ -47,12 +47,7 @@ pub(super) fn render(
         run: utf8(&run)?,
         prefix: spec.vpn.prefix.to_string(),
         base_domain: spec.vpn.base_domain.as_str(),
-        nameservers: spec
-            .vpn
-            .nameservers
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
+        nameservers: spec.vpn.nameservers.iter().map(ToString::to_string).collect(),
         derp,
         log_format: match spec.log.format {
             LogFormat::Json => "json",
@@ -72,35 +67,21 @@ pub(super) fn command(headscale: &Installed, state: &StateDir) -> Result<Command
 }
 
 /// `configtest` opens and migrates the database it is shown, so it is shown another one below `scratch`.
-pub(super) fn check(
-    headscale: &Installed,
-    conf: &Path,
-    scratch: &Path,
-) -> Result<(Command, Vec<(&'static str, String)>), RenderError> {
+pub(super) fn check(headscale: &Installed, conf: &Path, scratch: &Path) -> Result<Check, RenderError> {
     let argv = [utf8(&headscale.path)?, "configtest", "--config", utf8(conf)?];
-    let below = |name: &str| utf8(&scratch.join(name)).map(str::to_owned);
-    let env = vec![
-        (
-            "HEADSCALE_DATABASE_SQLITE_PATH",
-            below("headscale-check.sqlite")?,
-        ),
-        (
-            "HEADSCALE_NOISE_PRIVATE_KEY_PATH",
-            below("headscale-check-noise.key")?,
-        ),
-        (
-            "HEADSCALE_DERP_SERVER_PRIVATE_KEY_PATH",
-            below("headscale-check-derp.key")?,
-        ),
-        (
-            "HEADSCALE_UNIX_SOCKET",
-            below("headscale-check.sock")?,
-        ),
+    let elsewhere = [
+        ("HEADSCALE_DATABASE_SQLITE_PATH", "headscale.sqlite"),
+        ("HEADSCALE_NOISE_PRIVATE_KEY_PATH", "headscale-noise.key"),
+        ("HEADSCALE_DERP_SERVER_PRIVATE_KEY_PATH", "headscale-derp.key"),
+        ("HEADSCALE_UNIX_SOCKET", "headscale.sock"),
     ];
-    let command = Command {
-        argv: argv.map(str::to_owned).to_vec(),
-    };
-    Ok((command, env))
+    let env = elsewhere.map(|(key, name)| Ok((key, utf8(&scratch.join(name))?.to_owned())));
+    Ok(Check {
+        command: Command {
+            argv: argv.map(str::to_owned).to_vec(),
+        },
+        env: env.into_iter().collect::<Result<_, RenderError>>()?,
+    })
 }
 
 #[derive(Serialize)]
@@ -128,19 +109,29 @@ fn server_url(spec: &Spec, facts: &Facts) -> Result<String, String> {
     let url = match (&spec.server.url, &facts.gateway, &facts.app_id) {
         (ServerUrl::Is(url), _, _) => url.clone(),
         (ServerUrl::Auto, None, _) => {
-            return Err("headscale waits: server.url = \"auto\" needs the gateway domain, which is not known yet".to_owned());
+            return Err(
+                "headscale waits: server.url = \"auto\" needs the gateway domain, which is not known yet"
+                    .to_owned(),
+            );
         }
         (ServerUrl::Auto, _, None) => {
-            return Err("headscale waits: server.url = \"auto\" needs this app's id, which is not known yet".to_owned());
+            return Err(
+                "headscale waits: server.url = \"auto\" needs this app's id, which is not known yet"
+                    .to_owned(),
+            );
         }
         (ServerUrl::Auto, Some(gateway), Some(app)) => {
             let Gateway::Domain { domain, port } = &gateway.value else {
-                return Err("headscale is left out: a fixed/ gateway gives no public name; set server.url".to_owned());
+                return Err(
+                    "headscale is left out: a fixed/ gateway gives no public name; set server.url".to_owned(),
+                );
             };
             let listen = spec.server.headscale_listen.port();
             format!("https://{}-{listen}.{domain}:{port}", app.value)
                 .parse()
-                .map_err(|e| format!("headscale is left out: no URL can be made of the gateway domain {domain}: {e}"))?
+                .map_err(|e| {
+                    format!("headscale is left out: no URL can be made of the gateway domain {domain}: {e}")
+                })?
         }
     };
     let base = &spec.vpn.base_domain;

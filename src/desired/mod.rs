@@ -82,25 +82,23 @@ pub fn desired(
 
 /// How a rendered file is checked by the program that will read it: the staged generation lies in `generation`,
 /// and whatever the checker writes goes below `scratch`, which exists. `None`: that program has no checker
-/// (supervisord), is not installed, or has no file here.
+/// (supervisord) or is not installed.
 pub fn check_command(
     reader: Reader,
     programs: &Programs,
     generation: &Path,
     scratch: &Path,
 ) -> Result<Option<Check>, RenderError> {
-    let check = |(command, env)| Some(Check { command, env });
-    match (reader, &programs.nginx, &programs.headscale) {
+    let check = match (reader, &programs.nginx, &programs.headscale) {
         (Reader::Nginx, Some(nginx), _) => {
-            let conf = generation.join(nginx::FILE);
-            nginx::check(&nginx.value, &conf, scratch).map(|command| check((command, Vec::new())))
+            nginx::check(&nginx.value, &generation.join(nginx::FILE), scratch)?
         }
         (Reader::Headscale, _, Some(headscale)) => {
-            let conf = generation.join(headscale::FILE);
-            headscale::check(&headscale.value, &conf, scratch).map(check)
+            headscale::check(&headscale.value, &generation.join(headscale::FILE), scratch)?
         }
-        _ => Ok(None),
-    }
+        _ => return Ok(None),
+    };
+    Ok(Some(check))
 }
 
 /// How supervisord starts our daemon: `exe --config CONFIG --state-dir STATE run`.
@@ -269,7 +267,9 @@ fn mesh_settings(spec: &Spec, facts: &Facts) -> MeshSettings {
         .iter()
         .map(|backend| (backend.name.clone(), backend.allowed_apps.clone()))
         .collect();
-    if spec.role.server && let Ok(api) = nginx::API.parse() {
+    if spec.role.server
+        && let Ok(api) = nginx::API.parse()
+    {
         // The VPC API answers some paths to every app and checks the others by itself.
         backends.entry(api).or_insert(AllowedApps::Any);
     }

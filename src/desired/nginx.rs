@@ -1,11 +1,13 @@
 //! What nginx.conf says, and how nginx is started.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::templates::{RenderError, Templates, utf8};
-use super::{Command, quote};
+use super::{Check, Command, quote};
 use crate::facts::{Facts, Installed, Version};
 use crate::names::HostPort;
 use crate::paths::StateDir;
@@ -65,29 +67,22 @@ pub(super) fn command(nginx: &Installed, state: &StateDir) -> Result<Command, Re
     let conf = state.current().join(FILE);
     let prefix = prefix(state);
     let pid = state.run().join("nginx.pid");
-    argv(
-        nginx,
-        utf8(&prefix)?,
-        utf8(&conf)?,
-        &["daemon off"],
-        utf8(&pid)?,
-    )
+    argv(nginx, utf8(&prefix)?, utf8(&conf)?, &["daemon off"], utf8(&pid)?)
 }
 
 /// nginx's own checker on a staged copy; everything it writes lies below `scratch`.
-pub(super) fn check(
-    nginx: &Installed,
-    conf: &std::path::Path,
-    scratch: &std::path::Path,
-) -> Result<Command, RenderError> {
-    let pid = scratch.join("nginx-check.pid");
+pub(super) fn check(nginx: &Installed, conf: &Path, scratch: &Path) -> Result<Check, RenderError> {
+    let pid = scratch.join("nginx.pid");
     let mut command = argv(nginx, utf8(scratch)?, utf8(conf)?, &[], utf8(&pid)?)?;
-    command.argv.extend(["-t".to_owned(), "-q".to_owned()]);
-    Ok(command)
+    command.argv.extend(["-t", "-q"].map(str::to_owned));
+    Ok(Check {
+        command,
+        env: Vec::new(),
+    })
 }
 
 /// nginx's prefix: temporary bodies go below it, so it has to exist.
-pub(super) fn prefix(state: &StateDir) -> std::path::PathBuf {
+pub(super) fn prefix(state: &StateDir) -> PathBuf {
     state.run().join("nginx")
 }
 
@@ -169,7 +164,7 @@ impl Listen {
         let taken = ours
             .iter()
             .any(|other| other.is_ipv4() && other.port() == addr.port());
-        let any = addr.ip() == IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+        let any = addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         Self {
             address: addr.to_string(),
             ipv6only: match any {
@@ -206,12 +201,10 @@ fn upstreams(spec: &Spec) -> Vec<Upstream> {
         name,
         servers: servers.iter().map(ToString::to_string).collect(),
     };
-    let api = spec.role.server.then(|| {
-        group(
-            "vpc_api".to_owned(),
-            &[HostPort::from(spec.server.api_listen)],
-        )
-    });
+    let api = spec
+        .role
+        .server
+        .then(|| group("vpc_api".to_owned(), &[HostPort::from(spec.server.api_listen)]));
     let backends = spec
         .backends
         .iter()
@@ -279,6 +272,6 @@ fn argv(
 }
 
 /// Whole seconds, rounded up: 0 would mean "no limit" to the consumers.
-pub(super) fn seconds(duration: std::time::Duration) -> u64 {
+pub(super) fn seconds(duration: Duration) -> u64 {
     duration.as_millis().div_ceil(1000).max(1) as u64
 }

@@ -88,9 +88,7 @@ impl Templates {
         })
     }
 
-    fn build(
-        over: impl Fn(&str) -> Result<Option<String>, RenderError>,
-    ) -> Result<Self, RenderError> {
+    fn build(over: impl Fn(&str) -> Result<Option<String>, RenderError>) -> Result<Self, RenderError> {
         let engine = |name: &str, builtin: &str, escape: EscapeFn| {
             let mut tera = Tera::new();
             tera.set_escape_fn(escape);
@@ -134,9 +132,7 @@ impl Templates {
 
 fn render(tera: &Tera, name: &str, values: &impl Serialize) -> Result<Vec<u8>, RenderError> {
     let context = Context::from_serialize(values).map_err(|e| describe(name, &e))?;
-    let text = tera
-        .render(name, &context)
-        .map_err(|e| describe(name, &e))?;
+    let text = tera.render(name, &context).map_err(|e| describe(name, &e))?;
     Ok(text.into_bytes())
 }
 
@@ -144,17 +140,14 @@ fn render(tera: &Tera, name: &str, values: &impl Serialize) -> Result<Vec<u8>, R
 fn describe(template: &str, error: &tera::Error) -> RenderError {
     let template = template.to_owned();
     match error.kind() {
-        ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
-            RenderError::Template {
-                template,
-                line: report.span().start_line,
-                message: report.message().to_owned(),
-            }
-        }
+        ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => RenderError::Template {
+            template,
+            line: report.span().start_line,
+            message: report.message().to_owned(),
+        },
         ErrorKind::Io(_) => RenderError::Unquotable {
             file: template.trim_end_matches(".tera").to_owned(),
-            why: std::error::Error::source(error)
-                .map_or_else(|| error.to_string(), ToString::to_string),
+            why: std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string),
         },
         _ => RenderError::TemplateSet {
             template,

@@ -1,0 +1,183 @@
+//! A spec and facts to render from, and certificates for what is rendered.
+#![allow(dead_code, unreachable_pub)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use dstack_vpc::agent::dev::pki::{Issued, LeafRequest, Pki};
+use dstack_vpc::desired::{Desired, Launch, RenderError, Templates, desired};
+use dstack_vpc::facts::*;
+use dstack_vpc::names::AppId;
+use dstack_vpc::paths::StateDir;
+use dstack_vpc::spec::*;
+
+pub fn app(n: u8) -> AppId {
+    AppId::from_bytes([n; 20])
+}
+
+/// The contract's defaults with the one default backend.
+pub fn mesh() -> Spec {
+    Spec {
+        role: Role::default(),
+        allowed_apps: AllowedApps::Any,
+        dstack: Dstack {
+            agent: AgentChoice::Auto,
+            gateway_domain: GatewayChoice::Auto,
+            host_shared_dir: "/dstack/.host-shared".into(),
+            agent_timeout: Duration::from_secs(30),
+        },
+        mesh: Mesh {
+            client_listen: "127.0.0.1:8091".parse().unwrap(),
+            auth_listen: "127.0.0.1:8092".parse().unwrap(),
+            http_listen: "0.0.0.0:80".parse().unwrap(),
+            https_listen: "0.0.0.0:443".parse().unwrap(),
+            front: Front::Nginx,
+            connect_timeout: Duration::from_secs(10),
+            response_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(300),
+            drain_timeout: Duration::from_secs(30),
+        },
+        backends: vec![backend("default", "_", &["127.0.0.1:27017"])],
+        server: Server {
+            url: ServerUrl::Auto,
+            headscale_listen: "0.0.0.0:8080".parse().unwrap(),
+            api_listen: "127.0.0.1:8000".parse().unwrap(),
+        },
+        vpn: Vpn {
+            prefix: "100.128.0.0/10".parse().unwrap(),
+            base_domain: "dstack.internal".parse().unwrap(),
+            nameservers: vec!["1.1.1.1".parse().unwrap(), "1.0.0.1".parse().unwrap()],
+            derp: Derp::Auto,
+        },
+        node: Node {
+            name: None,
+            node_type: None,
+            server_app_id: ServerAppId::SelfApp,
+            tun: Tun::Auto,
+        },
+        registry: Registry {
+            store: Store::Embedded,
+            endpoints: Vec::new(),
+        },
+        identity: IdentityPolicy {
+            lifetime: Duration::from_secs(30 * 86400),
+            renew_before: Duration::from_secs(10 * 86400),
+        },
+        nginx: Nginx {
+            program: "nginx".into(),
+            user: None,
+            workers: 0,
+        },
+        supervisor: Supervisor {
+            program: "supervisord".into(),
+            output: ChildOutput::Stdout,
+        },
+        headscale: Headscale {
+            program: "headscale".into(),
+        },
+        tailscale: Tailscale {
+            program: "tailscaled".into(),
+            port: 0,
+        },
+        reconcile: Reconcile {
+            interval: Duration::from_secs(30),
+            debounce: Duration::from_millis(50),
+            keep: 10,
+            probe_timeout: Duration::from_secs(10),
+        },
+        log: Log {
+            level: LogLevel::Info,
+            format: LogFormat::Auto,
+        },
+    }
+}
+
+pub fn backend(name: &str, server_name: &str, upstream: &[&str]) -> Backend {
+    Backend {
+        name: name.parse().unwrap(),
+        server_name: (server_name != "_").then(|| server_name.parse().unwrap()),
+        upstream: upstream.iter().map(|u| u.parse().unwrap()).collect(),
+        allowed_apps: AllowedApps::Any,
+    }
+}
+
+pub fn fact<T>(value: T) -> Fact<T> {
+    Fact {
+        value,
+        source: "a test".to_owned(),
+        at: SystemTime::UNIX_EPOCH,
+    }
+}
+
+/// Everything known and installed, not root.
+pub fn facts(state: &StateDir) -> Facts {
+    let installed = |path: &str, version| {
+        Some(fact(Installed {
+            path: path.into(),
+            version,
+        }))
+    };
+    Facts {
+        app_id: Some(fact(app(0xaa))),
+        gateway: Some(fact(Gateway::Domain {
+            domain: "apps.example.com".parse().unwrap(),
+            port: 443,
+        })),
+        identity: Some(fact(IdentityFiles {
+            dir: state.identity().join("000001"),
+        })),
+        programs: Programs {
+            nginx: installed("/usr/sbin/nginx", Version(1, 22, 1)),
+            supervisord: installed("/usr/bin/supervisord", Version(4, 2, 5)),
+            headscale: installed("/usr/local/bin/headscale", Version(0, 29, 3)),
+            tailscaled: installed("/usr/sbin/tailscaled", Version(1, 90, 0)),
+        },
+        host: HostFacts {
+            root: false,
+            web_user: Some(("www-data".to_owned(), "www-data".to_owned())),
+            tun: true,
+            ipv6: true,
+        },
+        ..Facts::default()
+    }
+}
+
+pub fn launch() -> Launch {
+    Launch {
+        exe: "/usr/local/bin/dstack-vpc".into(),
+        config: Some("/etc/dstack-vpc/vpc.toml".into()),
+    }
+}
+
+pub fn render(spec: &Spec, facts: &Facts, state: &StateDir) -> Result<Desired, RenderError> {
+    desired(spec, facts, state, &launch(), &Templates::builtin())
+}
+
+/// Writes the generation to `dir` as apply would stage it.
+pub fn write(desired: &Desired, dir: &Path) {
+    for (name, file) in &desired.files {
+        let path = dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, &file.bytes).unwrap();
+    }
+}
+
+/// A certificate for `id`, stored in `dir` under the names that nginx.conf refers to.
+pub fn identity(pki: &Pki, id: AppId, dir: &Path) -> Issued {
+    let issued = pki.issue(&id, &LeafRequest::both()).unwrap();
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("key.pem"), &issued.key_pem).unwrap();
+    std::fs::write(dir.join("chain.pem"), issued.chain_pems[..2].concat()).unwrap();
+    std::fs::write(dir.join("ca.pem"), pki.root_pem()).unwrap();
+    issued
+}
+
+/// The program, or the way to get it.
+pub fn program(name: &str) -> PathBuf {
+    let path = std::env::var("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/usr/local/bin".into()])
+        .map(|dir| dir.join(name))
+        .find(|p| p.is_file())
+        .unwrap_or_else(|| panic!("{name} is not installed: run `make setup`"))
+}
