@@ -1,0 +1,306 @@
+//! Every section and key of `vpc.toml`: the one table that loading, environment variables, `explain`, the JSON
+//! schema, the starter file and the reference page are made from.
+//!
+//! A key is `name: Type as Codec = default`. The default is TOML; a key without one has to be given. The text
+//! above it is what users read.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use url::Url;
+
+use super::codec::{Int, Some1};
+use super::load::Document;
+use super::table::{Section, SectionInfo, join, section};
+use super::types::{AbsolutePath, FileVersion, HostName, ProgramPath, UserName, Workers};
+use super::values::*;
+use crate::names::{BackendName, DnsName, HostPort, NodeName, NodeType};
+
+section! {
+    /// What this machine is and who may call it.
+    pub(super) one "" Top {
+        /// Schema version of this file.
+        version: u16 as FileVersion = 1;
+        /// What this machine is. Every machine is part of the mesh; a server also runs Headscale and the VPC
+        /// API; a node also joins the VPN.
+        role: Role = "mesh";
+        /// App ids that may register with this server and use its API. Has to be given for server roles.
+        allowed_apps: AllowedApps = "any";
+    }
+}
+
+section! {
+    /// The platform: the guest agent, the gateway, and what the host shares.
+    pub one "dstack" Dstack {
+        /// The guest agent, which issues certificates. "auto" takes `$DSTACK_SIMULATOR_ENDPOINT`, else the first
+        /// known socket that exists.
+        agent: AgentChoice = "auto";
+        /// The gateway through which apps reach each other: its domain with port, or "fixed/host:port" to send
+        /// every call to one address. "auto" asks the gateways named in `.sys-config.json`.
+        gateway_domain: GatewayChoice = "auto";
+        /// The folder that holds `.sys-config.json`, which names the gateways.
+        host_shared_dir: PathBuf as AbsolutePath = "/dstack/.host-shared";
+        /// How long one call to the guest agent may take. A KMS behind it takes seconds.
+        agent_timeout: Duration = "30s";
+    }
+}
+
+section! {
+    /// The mTLS service mesh: how local apps call out, and how peers call in.
+    pub one "mesh" Mesh {
+        /// The outbound proxy, served by the daemon.
+        client_listen: SocketAddr = "127.0.0.1:8091";
+        /// The service that nginx asks whether a peer may call a backend, served by the daemon.
+        auth_listen: SocketAddr = "127.0.0.1:8092";
+        /// Plain HTTP from local apps to the outbound proxy, served by nginx.
+        http_listen: SocketAddr = "0.0.0.0:80";
+        /// mTLS from peers to the backends, served by nginx.
+        https_listen: SocketAddr = "0.0.0.0:443";
+        /// Who serves `http_listen` and `https_listen`.
+        front: Front = "nginx";
+        /// How long TCP and TLS to a peer may take together.
+        connect_timeout: Duration = "10s";
+        /// How long a peer may take from the end of a request to the head of its response.
+        response_timeout: Duration = "60s";
+        /// How long an unused connection to a peer is kept. The gateway ends idle ones after 10 minutes.
+        idle_timeout: Duration = "5m";
+        /// How long open requests may go on after a listener has moved or the daemon was told to stop.
+        drain_timeout: Duration = "30s";
+    }
+}
+
+section! {
+    /// What peers reach through `mesh.https_listen`. Any number of them; with none, nothing is reachable.
+    pub many "backends" Backend {
+        /// Names the backend in messages and in the rendered files.
+        name: BackendName = "default";
+        /// The Host that selects this backend. "_" is every Host that no other backend names.
+        server_name: Option<DnsName> as HostName = "_";
+        /// Where the backend listens: host:port, or a list of them, balanced and with failover.
+        upstream: Vec<HostPort> as Some1<HostPort>;
+        /// App ids that may call this backend. "any" is everyone with a valid certificate.
+        allowed_apps: AllowedApps = "any";
+    }
+}
+
+section! {
+    /// The VPC server (server roles).
+    pub one "server" Server {
+        /// The public URL of Headscale. "auto" is https://<own app id>-<port>.<gateway domain>.
+        url: ServerUrl = "auto";
+        /// Where Headscale listens.
+        headscale_listen: SocketAddr = "0.0.0.0:8080";
+        /// The VPC API, served by the daemon and published to peers as Host "vpc-server".
+        api_listen: SocketAddr = "127.0.0.1:8000";
+    }
+}
+
+section! {
+    /// The VPN that the server runs (server roles).
+    pub one "vpn" Vpn {
+        /// The network that nodes get their addresses from. Tailscale clients handle networks within
+        /// 100.64.0.0/10 best.
+        prefix: Ipv4Net = "100.128.0.0/10";
+        /// Nodes are named <node>.<base domain>. The server's own host may not lie within it.
+        base_domain: DnsName = "dstack.internal";
+        /// The resolvers that nodes use for every other name.
+        nameservers: Vec<IpAddr> = ["1.1.1.1", "1.0.0.1"];
+        /// Relays: "embedded" is Headscale's own, "public" the public map, "auto" both where the map can be
+        /// had; or the path of a map.
+        derp: Derp = "auto";
+    }
+}
+
+section! {
+    /// This machine in the VPN (node roles).
+    pub one "node" Node {
+        /// The host name in the VPN. Has to be given for node roles.
+        name: Option<NodeName> = "";
+        /// What this node is for others to discover, such as "mongodb". Empty: it is not announced.
+        node_type "type": Option<NodeType> = "";
+        /// The app id of the VPC server. "self" is this app's own.
+        server_app_id: ServerAppId = "self";
+        /// How packets travel: through a TUN device, in userspace, or "auto": a device where the machine
+        /// allows one.
+        tun: Tun = "auto";
+    }
+}
+
+section! {
+    /// Where the server keeps what it knows of nodes (server roles).
+    pub one "registry" Registry {
+        /// In the state directory, or in etcd.
+        store: Store = "embedded";
+        /// The members of etcd, e.g. ["http://10.0.0.1:2379"].
+        endpoints: Vec<Url> = [];
+    }
+}
+
+section! {
+    /// This machine's TLS certificate.
+    pub one "identity" IdentityPolicy {
+        /// How long a certificate is asked to be valid. Older guest agents decide themselves.
+        lifetime: Duration = "30d";
+        /// A certificate is renewed when less than this is left.
+        renew_before: Duration = "10d";
+    }
+}
+
+section! {
+    /// nginx, which serves the front.
+    pub one "nginx" Nginx {
+        /// The program.
+        program: PathBuf as ProgramPath = "nginx";
+        /// The user of the workers when started as root. "auto" is the first of nginx, www-data and nobody.
+        user: Option<String> as UserName = "auto";
+        /// How many workers. "auto" is one for each processor.
+        workers: u16 as Workers = "auto";
+    }
+}
+
+section! {
+    /// supervisord, which runs the programs.
+    pub one "supervisor" Supervisor {
+        /// The program.
+        program: PathBuf as ProgramPath = "supervisord";
+        /// Where the output of the programs goes: to supervisord's own, or to files in the state directory.
+        output: ChildOutput = "stdout";
+    }
+}
+
+section! {
+    /// Headscale, the VPN's control plane (server roles).
+    pub one "headscale" Headscale {
+        /// The program.
+        program: PathBuf as ProgramPath = "headscale";
+    }
+}
+
+section! {
+    /// Tailscale, the VPN's client (node roles).
+    pub one "tailscale" Tailscale {
+        /// The daemon.
+        program: PathBuf as ProgramPath = "tailscaled";
+        /// The UDP port it listens on. 0 is any.
+        port: u16 as Int<0, 65535> = 0;
+    }
+}
+
+section! {
+    /// How the machine is kept as this file says.
+    pub one "reconcile" Reconcile {
+        /// How often to look for changes that nothing told of.
+        interval: Duration = "30s";
+        /// How long to wait for more after a change of the file.
+        debounce: Duration = "50ms";
+        /// How many generations are kept to roll back to.
+        keep: u16 as Int<1, 1000> = 10;
+        /// How long a new configuration may take to show that it serves, before it is rolled back.
+        probe_timeout: Duration = "10s";
+    }
+}
+
+section! {
+    /// The log of the daemon, on stderr.
+    pub one "log" Log {
+        /// The least important messages that are written.
+        level: LogLevel = "info";
+        /// "auto" is text on a terminal and JSON otherwise.
+        format: LogFormat = "auto";
+    }
+}
+
+/// Declares the whole file from its sections.
+macro_rules! document {
+    ($($field:ident: $Type:ident,)* [[backends]] $($later:ident: $Later:ident,)*) => {
+        /// Everything the user wants, with every default filled in.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Spec {
+            /// What this machine is.
+            pub role: Role,
+            /// Who may register with this server.
+            pub allowed_apps: AllowedApps,
+            $(
+                #[doc = concat!("`[", stringify!($field), "]`")]
+                pub $field: $Type,
+            )*
+            /// `[[backends]]`
+            pub backends: Vec<Backend>,
+            $(
+                #[doc = concat!("`[", stringify!($later), "]`")]
+                pub $later: $Later,
+            )*
+        }
+
+        /// Every section, in the order of the contract.
+        pub const SECTIONS: &[SectionInfo] =
+            &[Top::INFO, $($Type::INFO,)* Backend::INFO, $($Later::INFO,)*];
+
+        impl Spec {
+            /// Each key, such as `mesh.client_listen` or `backends[0].name`, with its value as TOML.
+            pub fn values(&self) -> Vec<(String, String)> {
+                let top = Top { version: 1, role: self.role, allowed_apps: self.allowed_apps.clone() };
+                let mut all = prefixed("", &top);
+                $(all.extend(prefixed($Type::INFO.name, &self.$field));)*
+                for (i, backend) in self.backends.iter().enumerate() {
+                    all.extend(prefixed(&format!("backends[{i}]"), backend));
+                }
+                $(all.extend(prefixed($Later::INFO.name, &self.$later));)*
+                all
+            }
+        }
+
+        impl Spec {
+            /// Reads every section but the backends, all of them even when one fails.
+            pub(super) fn read(document: &mut Document<'_, '_>) -> Option<Self> {
+                let top = document.section::<Top>();
+                $(let $field = document.section::<$Type>();)*
+                $(let $later = document.section::<$Later>();)*
+                let top = top?;
+                Some(Self {
+                    role: top.role,
+                    allowed_apps: top.allowed_apps,
+                    $($field: $field?,)*
+                    backends: Vec::new(),
+                    $($later: $later?,)*
+                })
+            }
+        }
+    };
+}
+
+document! {
+    dstack: Dstack,
+    mesh: Mesh,
+    [[backends]]
+    server: Server,
+    vpn: Vpn,
+    node: Node,
+    registry: Registry,
+    identity: IdentityPolicy,
+    nginx: Nginx,
+    supervisor: Supervisor,
+    headscale: Headscale,
+    tailscale: Tailscale,
+    reconcile: Reconcile,
+    log: Log,
+}
+
+impl Default for Spec {
+    /// What an empty file and an empty environment give.
+    fn default() -> Self {
+        super::load(None, &Default::default())
+            .expect("the defaults of this file can be read: tested")
+            .spec
+    }
+}
+
+fn prefixed<S: Section>(path: &str, section: &S) -> Vec<(String, String)> {
+    section
+        .show()
+        .into_iter()
+        .map(|(key, value)| (join(path, key), value))
+        .collect()
+}

@@ -1,0 +1,412 @@
+//! From text and environment to a [`Spec`], in one pass that finds everything that is wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sha2::{Digest, Sha256};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::check;
+use super::codec::{Codec, Int};
+use super::keys::{Backend, SECTIONS, Spec};
+use super::problem::{Origin, Problem, Problems};
+use super::table::{Reader, Section, TableReader, Variable, not_a_table};
+use super::text::ConfigText;
+use super::values::Role;
+use super::variables::{self, Overrides};
+
+/// A configuration that can be used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// What the user wants.
+    pub spec: Spec,
+    /// What looks wrong, and keeps nothing from working.
+    pub warnings: Problems,
+    /// SHA-256 in hex of the file and of the variables that were read: the same input has the same hash.
+    pub input_hash: String,
+    /// The file's name as messages show it.
+    pub file: Option<String>,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Loaded {
+    /// Where the value of a key, such as `mesh.client_listen` or `backends[0].name`, comes from.
+    pub fn origin(&self, key: &str) -> &Origin {
+        self.origins.get(key).unwrap_or(&Origin::Default)
+    }
+
+    /// The same in words: `vpc.toml:3`, `VPC_NODE_NAME`, `default`.
+    pub fn source(&self, key: &str) -> String {
+        match self.origin(key) {
+            Origin::Default => "default".into(),
+            Origin::Variable { name, .. } => name.clone(),
+            Origin::File(spot) => format!("{}:{}", self.file.as_deref().unwrap_or("file"), spot.line),
+        }
+    }
+}
+
+/// Loads a configuration from a file's text, if there is one, and the environment.
+///
+/// Variables that do not concern this program are passed over, so `env` may be all of them.
+pub fn load(source: Option<&ConfigText>, env: &BTreeMap<String, String>) -> Result<Loaded, Problems> {
+    let text = source.map_or("", |source| &source.text);
+    let (root, syntax) = DeTable::parse_recoverable(text);
+    let (overrides, env_problems, env_warnings) = variables::sort_out(env);
+    let input_hash = hash(source, &overrides);
+
+    let mut reader = Reader {
+        source,
+        variables: overrides.keys.clone(),
+        problems: env_problems,
+        origins: BTreeMap::new(),
+        failed: BTreeSet::new(),
+    };
+    let mut document = Document {
+        reader: &mut reader,
+        root: root.get_ref(),
+    };
+    let spec = document.read(&overrides);
+
+    if let Some(first) = syntax
+        .iter()
+        .filter_map(|e| e.span())
+        .map(|span| span.start)
+        .min()
+    {
+        // Behind the first slip the parser only guesses; what stands before it is certain.
+        let certain = |p: &Problem| match &p.origin {
+            Origin::File(spot) => spot.span.end <= first,
+            Origin::Variable { .. } => true,
+            Origin::Default => false,
+        };
+        reader.problems.retain(certain);
+    }
+    let mut lines = BTreeSet::new();
+    for error in &syntax {
+        let origin = reader.in_file(error.span().unwrap_or(text.len()..text.len()));
+        let line = if let Origin::File(spot) = &origin {
+            spot.line
+        } else {
+            0
+        };
+        // One slip makes the parser stumble several times on its line.
+        if lines.insert(line) {
+            reader
+                .problems
+                .push(Problem::new("this is not TOML", origin).expected(error.message()));
+        }
+    }
+
+    let mut warnings = env_warnings;
+    if let (Some(spec), true) = (&spec, syntax.is_empty()) {
+        let (found, doubtful) = check::check(spec, &reader);
+        reader.problems.extend(found);
+        warnings.extend(doubtful);
+    }
+    match spec {
+        Some(spec) if reader.problems.is_empty() => Ok(Loaded {
+            spec,
+            warnings: Problems::new(warnings, true, source),
+            input_hash,
+            file: source.map(|source| source.path.clone()),
+            origins: reader.origins,
+        }),
+        _ => Err(Problems::new(reader.problems, false, source)),
+    }
+}
+
+fn hash(source: Option<&ConfigText>, overrides: &Overrides) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(source.map_or("", |source| source.hash.as_str()));
+    let Overrides {
+        keys,
+        server,
+        server_port,
+        backend,
+        node,
+    } = overrides;
+    for variable in keys
+        .values()
+        .chain(server)
+        .chain(server_port)
+        .chain(backend)
+        .chain(node)
+    {
+        for part in [&variable.name, &variable.value] {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+    }
+    hex::encode(hasher.finalize())
+}
+
+/// The file being read.
+pub(super) struct Document<'r, 's> {
+    reader: &'r mut Reader<'s>,
+    root: &'r DeTable<'r>,
+}
+
+impl Document<'_, '_> {
+    /// One section; its defaults where the file does not have it.
+    pub(super) fn section<S: Section>(&mut self) -> Option<S> {
+        let name = S::INFO.name;
+        let (values, origin) = if name.is_empty() {
+            (Some(self.root), Origin::Default)
+        } else {
+            match self.root.get(name) {
+                None => (None, Origin::Default),
+                Some(value) => match value.get_ref() {
+                    DeValue::Table(table) => (Some(table), self.reader.in_file(value.span())),
+                    _ => {
+                        not_a_table(self.reader, &S::INFO, value);
+                        (None, Origin::Default)
+                    }
+                },
+            }
+        };
+        let sections: Vec<&str> = SECTIONS
+            .iter()
+            .map(|section| section.name)
+            .filter(|_| name.is_empty())
+            .collect();
+        let mut table = TableReader {
+            reader: self.reader,
+            path: name.into(),
+            values,
+            origin,
+            variable: None,
+        };
+        table.refuse_unknown(&S::INFO, &sections, SECTIONS);
+        S::read(&mut table)
+    }
+
+    fn read(&mut self, overrides: &Overrides) -> Option<Spec> {
+        let spec = Spec::read(self);
+        let backends = self.backends(overrides.backend.as_ref());
+        let mut spec = spec?;
+        spec.backends = backends;
+        self.role(&mut spec.role, overrides);
+        if let Some(variable) = &overrides.server_port {
+            self.server_port(&mut spec, variable);
+        }
+        Some(spec)
+    }
+
+    /// `VPC_SERVER_ENABLED` and `VPC_NODE_NAME` add to the role.
+    fn role(&mut self, role: &mut Role, overrides: &Overrides) {
+        if let Some(variable) = &overrides.server {
+            match variable.value.to_ascii_lowercase().as_str() {
+                "true" | "1" | "yes" | "on" => {
+                    if !role.server {
+                        role.server = true;
+                        self.reader.origins.insert("role".into(), variable.origin());
+                    }
+                }
+                "false" | "0" | "no" | "off" => {}
+                _ => self.reader.problems.push(
+                    Problem::new(
+                        "`VPC_SERVER_ENABLED` has a value that cannot be used",
+                        variable.origin(),
+                    )
+                    .key("role")
+                    .expected("expected `true` or `false`"),
+                ),
+            }
+        }
+        if let (Some(variable), false) = (&overrides.node, role.node) {
+            role.node = true;
+            self.reader.origins.insert("role".into(), variable.origin());
+        }
+    }
+
+    /// `VPC_SERVER_PORT` is the port of `server.headscale_listen` only.
+    fn server_port(&mut self, spec: &mut Spec, variable: &Variable) {
+        const KEY: &str = "server.headscale_listen";
+        if self.reader.variables.contains_key(KEY) {
+            return; // The variable for the whole address says more.
+        }
+        match crate::names::parse_port(&variable.value) {
+            Ok(port) => {
+                spec.server.headscale_listen.set_port(port);
+                self.reader.origins.insert(KEY.into(), variable.origin());
+            }
+            Err(_) => self.reader.problems.push(
+                Problem::new(
+                    "`VPC_SERVER_PORT` has a value that cannot be used",
+                    variable.origin(),
+                )
+                .key(KEY)
+                .expected(format!("expected {}", Int::<1, 65535>::expects())),
+            ),
+        }
+    }
+
+    /// Every `[[backends]]`, or what `VPC__BACKENDS` has instead, with `MESH_BACKEND` in its place.
+    fn backends(&mut self, mesh_backend: Option<&Variable>) -> Vec<Backend> {
+        let variable = self.reader.variables.get("backends").cloned();
+        let parsed;
+        let value = match &variable {
+            None => self.root.get("backends"),
+            Some(variable) => match DeValue::parse(&variable.value) {
+                Ok(value) => {
+                    parsed = value;
+                    Some(&parsed)
+                }
+                Err(e) => {
+                    self.reader.problems.push(
+                        Problem::new("`VPC__BACKENDS` is not TOML", variable.origin())
+                            .key("backends")
+                            .expected(e.message())
+                            .help(BACKENDS_HELP.to_owned()),
+                    );
+                    None
+                }
+            },
+        };
+        let mut tables = Vec::new();
+        match value.map(|value| (value, value.get_ref())) {
+            None => {}
+            Some((_, DeValue::Array(items))) => {
+                for item in items.iter() {
+                    match item.get_ref() {
+                        DeValue::Table(table) => tables.push((Some(table), item.span())),
+                        _ => self.not_backends(item, variable.as_ref()),
+                    }
+                }
+            }
+            Some((value, _)) => self.not_backends(value, variable.as_ref()),
+        }
+        if let Some(mesh_backend) = mesh_backend {
+            let at = default_backend(tables.iter().map(|(table, _)| *table)).unwrap_or_else(|| {
+                tables.push((None, 0..0));
+                tables.len() - 1
+            });
+            self.reader
+                .variables
+                .insert(format!("backends[{at}].upstream"), mesh_backend.clone());
+        }
+        let mut backends = Vec::new();
+        for (i, (values, span)) in tables.into_iter().enumerate() {
+            let origin = match (&variable, values) {
+                (Some(variable), _) => variable.origin(),
+                (None, Some(_)) => self.reader.in_file(span),
+                (None, None) => Origin::Default,
+            };
+            let path = format!("backends[{i}]");
+            let mut table = TableReader {
+                reader: self.reader,
+                path,
+                values,
+                origin,
+                variable: variable.clone(),
+            };
+            table.refuse_unknown(&Backend::INFO, &[], SECTIONS);
+            backends.extend(Backend::read(&mut table));
+        }
+        backends
+    }
+
+    fn not_backends(&mut self, value: &Spanned<DeValue<'_>>, variable: Option<&Variable>) {
+        match variable {
+            None => not_a_table(self.reader, &Backend::INFO, value),
+            Some(variable) => self.reader.problems.push(
+                Problem::new(
+                    "`VPC__BACKENDS` has a value that cannot be used",
+                    variable.origin(),
+                )
+                .key("backends")
+                .expected("expected a list of tables")
+                .help(BACKENDS_HELP.to_owned()),
+            ),
+        }
+    }
+}
+
+const BACKENDS_HELP: &str =
+    "write a TOML list: VPC__BACKENDS='[{ name = \"default\", upstream = \"127.0.0.1:8080\" }]'";
+
+/// The backend that `MESH_BACKEND` speaks of: the one named `default`, else the one for every other Host.
+fn default_backend<'a>(tables: impl Iterator<Item = Option<&'a DeTable<'a>>> + Clone) -> Option<usize> {
+    let says = |table: Option<&DeTable<'_>>, key: &str, wanted: &str| {
+        table.is_some_and(|table| match table.get(key) {
+            Some(value) => value.get_ref().as_str() == Some(wanted),
+            // Both keys have the wanted word as their default.
+            None => true,
+        })
+    };
+    let mut tables_again = tables.clone();
+    tables_again
+        .position(|table| says(table, "name", "default"))
+        .or_else(|| { tables }.position(|table| says(table, "server_name", "_")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect()
+    }
+
+    #[test]
+    fn every_default_can_be_read() {
+        for section in SECTIONS {
+            for key in section.keys {
+                let Some(default) = key.default else { continue };
+                let path = section.path(key);
+                let text = match section.name {
+                    "" => format!("{} = {default}\n", key.name),
+                    "backends" => format!("[[backends]]\nupstream = \"a:1\"\n{} = {default}\n", key.name),
+                    name => format!("[{name}]\n{} = {default}\n", key.name),
+                };
+                let loaded = load(Some(&ConfigText::new("vpc.toml", text)), &env(&[]))
+                    .unwrap_or_else(|problems| panic!("{path}\n{problems}"));
+                if section.name != "backends" {
+                    assert_eq!(loaded.spec, Spec::default(), "{path}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_environment_alone_is_a_configuration() {
+        let loaded = load(
+            None,
+            &env(&[
+                ("VPC_SERVER_ENABLED", "true"),
+                ("VPC_NODE_NAME", "db-1"),
+                ("VPC_NODE_TYPE", ""),
+                (
+                    "VPC_ALLOWED_APPS",
+                    "aa00000000000000000000000000000000000001, AA00000000000000000000000000000000000002",
+                ),
+                ("VPC_SERVER_PORT", "8443"),
+                ("MESH_BACKEND", "127.0.0.1:27017"),
+                ("VPC__MESH__HTTP_LISTEN", "0.0.0.0:8081"),
+                ("VPC__VPN__NAMESERVERS", "9.9.9.9,8.8.8.8"),
+                ("PATH", "/bin"),
+            ]),
+        )
+        .unwrap_or_else(|problems| panic!("{problems}"));
+        let spec = loaded.spec.clone();
+        assert_eq!(
+            spec.role,
+            Role {
+                server: true,
+                node: true
+            }
+        );
+        assert_eq!(spec.node.name.unwrap().as_str(), "db-1");
+        assert_eq!(spec.node.node_type, None);
+        assert_eq!(spec.server.headscale_listen.to_string(), "0.0.0.0:8443");
+        assert_eq!(spec.backends.len(), 1);
+        assert_eq!(spec.backends[0].upstream[0].to_string(), "127.0.0.1:27017");
+        assert_eq!(spec.vpn.nameservers.len(), 2);
+        assert_eq!(loaded.source("backends[0].upstream"), "MESH_BACKEND");
+        assert_eq!(loaded.source("mesh.http_listen"), "VPC__MESH__HTTP_LISTEN");
+        assert_eq!(loaded.source("mesh.https_listen"), "default");
+    }
+}

@@ -1,0 +1,243 @@
+//! What is wrong with a configuration, and where, for a person and for a machine.
+
+use std::fmt;
+
+use annotate_snippets::{AnnotationKind, Element, Group, Level, Origin as SnippetOrigin, Renderer, Snippet};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
+use super::text::{ConfigText, Spot};
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody said anything.
+    Default,
+    /// The file.
+    File(Spot),
+    /// An environment variable.
+    Variable {
+        /// Its name.
+        name: String,
+        /// Its text.
+        value: String,
+    },
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, e.g. `mesh.client_listen`, where one is concerned.
+    pub key: Option<String>,
+    /// Where it was written.
+    pub origin: Origin,
+    /// One sentence.
+    pub message: String,
+    /// What was expected, shown at the place.
+    pub expected: Option<String>,
+    /// What to write instead.
+    pub help: Option<String>,
+    /// The value is not repeated in any output.
+    pub secret: bool,
+}
+
+impl Problem {
+    /// A problem with nothing but a message, to be filled in.
+    pub(super) fn new(message: impl Into<String>, origin: Origin) -> Self {
+        Self {
+            key: None,
+            origin,
+            message: message.into(),
+            expected: None,
+            help: None,
+            secret: false,
+        }
+    }
+
+    pub(super) fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    pub(super) fn expected(mut self, expected: impl Into<String>) -> Self {
+        self.expected = Some(expected.into());
+        self
+    }
+
+    pub(super) fn help(mut self, help: impl Into<Option<String>>) -> Self {
+        self.help = help.into();
+        self
+    }
+}
+
+/// Everything that is wrong, in the order of the file, then the environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems {
+    list: Vec<Problem>,
+    /// Warnings do not keep the configuration from being used.
+    warnings: bool,
+    source: Option<ConfigText>,
+}
+
+/// More than this are counted, not shown.
+const SHOWN: usize = 50;
+
+impl Problems {
+    pub(super) fn new(mut list: Vec<Problem>, warnings: bool, source: Option<&ConfigText>) -> Self {
+        list.sort_by_key(|p| match &p.origin {
+            Origin::File(spot) => (0, spot.span.start),
+            Origin::Variable { .. } => (1, 0),
+            Origin::Default => (2, 0),
+        });
+        Self {
+            list,
+            warnings,
+            source: source.cloned(),
+        }
+    }
+
+    /// One by one.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Problem> {
+        self.list.iter()
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// As text: each with its place, the source line, a caret, and help.
+    pub fn render(&self, color: bool) -> String {
+        let renderer = if color {
+            Renderer::styled()
+        } else {
+            Renderer::plain()
+        };
+        let mut out = String::new();
+        for problem in self.list.iter().take(SHOWN) {
+            out += &renderer.render(&[self.group(problem)]);
+            out += "\n\n";
+        }
+        if let Some(more @ 1..) = self.list.len().checked_sub(SHOWN) {
+            out += &format!("… and {more} more\n\n");
+        }
+        out
+    }
+
+    fn group<'a>(&'a self, problem: &'a Problem) -> Group<'a> {
+        let level = if self.warnings {
+            Level::WARNING
+        } else {
+            Level::ERROR
+        };
+        let group = Group::with_title(level.primary_title(problem.message.as_str()));
+        let group = match (&problem.origin, &self.source) {
+            (Origin::File(spot), Some(source)) if problem.secret => group.element(Element::from(
+                SnippetOrigin::path(source.path.as_str())
+                    .line(spot.line)
+                    .char_column(spot.column),
+            )),
+            (Origin::File(spot), Some(source)) => {
+                let (start, line) = source.line(spot.line);
+                let in_line = |at: usize| at.saturating_sub(start).min(line.len());
+                group.element(
+                    Snippet::source(line)
+                        .path(source.path.as_str())
+                        .line_start(spot.line)
+                        .annotation(
+                            AnnotationKind::Primary
+                                .span(in_line(spot.span.start)..in_line(spot.span.end))
+                                .label(problem.expected.as_deref()),
+                        ),
+                )
+            }
+            (Origin::Variable { name, value }, _) if !problem.secret => {
+                let shown = one_line(value);
+                let source = format!("{name}={shown}");
+                let span = name.len() + 1..source.len();
+                group.element(
+                    Snippet::source(source)
+                        .path("environment")
+                        .line_numbering(false)
+                        .annotation(
+                            AnnotationKind::Primary
+                                .span(span)
+                                .label(problem.expected.as_deref()),
+                        ),
+                )
+            }
+            _ => match &problem.expected {
+                Some(expected) => group.element(Level::NOTE.message(expected.as_str())),
+                None => group,
+            },
+        };
+        match &problem.help {
+            Some(help) => group.element(Level::HELP.message(help.as_str())),
+            None => group,
+        }
+    }
+}
+
+/// The start of a variable's text, without control characters.
+fn one_line(value: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut shown: String = value
+        .chars()
+        .take(LONGEST)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if value.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Serialize for Problems {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.list.iter().map(|problem| Entry { problem, of: self }))
+    }
+}
+
+struct Entry<'a> {
+    problem: &'a Problem,
+    of: &'a Problems,
+}
+
+impl Serialize for Entry<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { problem, of } = self;
+        let mut s = serializer.serialize_struct("Problem", 10)?;
+        s.serialize_field("severity", if of.warnings { "warning" } else { "error" })?;
+        s.serialize_field("key", &problem.key)?;
+        let (mut file, mut line, mut column, mut variable) = (None, None, None, None);
+        match &problem.origin {
+            Origin::File(spot) => {
+                file = of.source.as_ref().map(|source| source.path.as_str());
+                line = Some(spot.line);
+                column = Some(spot.column);
+            }
+            Origin::Variable { name, .. } => variable = Some(name),
+            Origin::Default => {}
+        }
+        s.serialize_field("file", &file)?;
+        s.serialize_field("line", &line)?;
+        s.serialize_field("column", &column)?;
+        s.serialize_field("variable", &variable)?;
+        s.serialize_field("message", &problem.message)?;
+        s.serialize_field("expected", &problem.expected)?;
+        s.serialize_field("help", &problem.help)?;
+        s.end()
+    }
+}

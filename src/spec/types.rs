@@ -1,0 +1,445 @@
+//! The types of single keys, as far as they are read from one string.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use serde_json::{Value as Json, json};
+use url::Url;
+
+use super::codec::{Codec, Fault, Int, Raw, Shape, choice, quoted, text};
+use super::suggest::did_you_mean;
+use super::values::*;
+use crate::names::{BackendName, DnsName, HostPort, NodeName, NodeType, parse_port};
+
+choice! {
+    Role {
+        "mesh" => Role { server: false, node: false },
+        "server" => Role { server: true, node: false },
+        "node" => Role { server: false, node: true },
+        "server+node" => Role { server: true, node: true },
+    }
+    Front {
+        "nginx" => Front::Nginx,
+        "builtin" => Front::Builtin,
+    }
+    Tun {
+        "auto" => Tun::Auto,
+        "device" => Tun::Device,
+        "userspace" => Tun::Userspace,
+    }
+    Store {
+        "embedded" => Store::Embedded,
+        "etcd" => Store::Etcd,
+    }
+    ChildOutput {
+        "stdout" => ChildOutput::Stdout,
+        "files" => ChildOutput::Files,
+    }
+    LogLevel {
+        "error" => LogLevel::Error,
+        "warn" => LogLevel::Warn,
+        "info" => LogLevel::Info,
+        "debug" => LogLevel::Debug,
+        "trace" => LogLevel::Trace,
+    }
+    LogFormat {
+        "auto" => LogFormat::Auto,
+        "text" => LogFormat::Text,
+        "json" => LogFormat::Json,
+    }
+}
+
+/// `server_name`: a DNS name, or `_` for every Host that no other backend names.
+pub(super) struct HostName;
+
+/// The user of nginx's workers.
+pub(super) struct UserName;
+
+/// A number of workers, or `auto` for 0.
+pub(super) struct Workers;
+
+/// An absolute path.
+pub(super) struct AbsolutePath;
+
+/// A program: its name, found on `PATH`, or its absolute path.
+pub(super) struct ProgramPath;
+
+const HOST: &str = r"([0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?|\[[0-9A-Fa-f:.]+\])";
+
+text! {
+    SocketAddr => SocketAddr {
+        expects: "an IP address and port, such as 127.0.0.1:8091",
+        pattern: r"^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
+        parse: parse_listen,
+        show: ToString::to_string,
+    }
+
+    HostPort => HostPort {
+        expects: "host:port, such as 127.0.0.1:8080, [::1]:8080 or db.local:8080",
+        pattern: format!("^{HOST}:[0-9]{{1,5}}$"),
+        parse: |s| s.parse().map_err(|_| host_port_help(s)),
+        show: ToString::to_string,
+    }
+
+    IpAddr => IpAddr {
+        expects: "an IP address",
+        pattern: "^[0-9A-Fa-f:.]+$",
+        parse: |s| s.parse().map_err(|_| None),
+        show: ToString::to_string,
+    }
+
+    Ipv4Net => Ipv4Net {
+        expects: "an IPv4 network, such as 100.64.0.0/16",
+        pattern: "^[0-9.]+/[0-9]{1,2}$",
+        parse: |s| match s.parse::<Ipv4Net>() {
+            Ok(net) if net.addr() == net.network() => Ok(net),
+            Ok(net) => Err(Some(format!("did you mean the network `{}`?", net.trunc()))),
+            Err(_) => Err(s.parse::<Ipv4Addr>().ok().map(|_| format!("add the length of the network: `{s}/16`"))),
+        },
+        show: ToString::to_string,
+    }
+
+    DnsName => DnsName {
+        expects: "a DNS name, such as dstack.internal",
+        pattern: "^[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?$",
+        parse: |s| s.parse().map_err(|_| underscore_help(s)),
+        show: ToString::to_string,
+    }
+
+    HostName => Option<DnsName> {
+        expects: "\"_\" (every other Host) or a DNS name",
+        pattern: "^(_|[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?)$",
+        parse: |s| match s {
+            "_" => Ok(None),
+            s if s.starts_with("*.") => Err(Some("wildcards are not supported; name each Host in a backend of its own, or use \"_\"".into())),
+            s => s.parse().map(Some).map_err(|_| underscore_help(s)),
+        },
+        show: |name| name.as_ref().map_or("_".into(), ToString::to_string),
+    }
+
+    BackendName => BackendName {
+        expects: "a name (letters, digits and inner hyphens, at most 63)",
+        pattern: LABEL,
+        parse: |s| s.parse().map_err(|_| underscore_help(s)),
+        show: ToString::to_string,
+    }
+
+    Option<NodeName> => Option<NodeName> {
+        expects: "a host name (letters, digits and inner hyphens, at most 63)",
+        pattern: format!("^$|{LABEL}"),
+        parse: |s| unless("", s, |s| s.parse().map_err(|_| underscore_help(s))),
+        show: |name| name.as_ref().map_or(String::new(), ToString::to_string),
+    }
+
+    Option<NodeType> => Option<NodeType> {
+        expects: "a node type (letters, digits, '-', '_' and '.', at most 63), or nothing",
+        pattern: "^$|^[0-9A-Za-z][0-9A-Za-z_.-]{0,62}$",
+        parse: |s| unless("", s, |s| s.parse().map_err(|_| None)),
+        show: |name| name.as_ref().map_or(String::new(), ToString::to_string),
+    }
+
+    UserName => Option<String> {
+        expects: "\"auto\" or a user's name",
+        pattern: "^[a-z_][a-z0-9_-]{0,31}$",
+        parse: |s| unless("auto", s, |s| {
+            let first = s.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+            let rest = s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b));
+            if first && rest && s.len() <= 32 { Ok(s.to_owned()) } else { Err(None) }
+        }),
+        show: |name| name.clone().unwrap_or("auto".into()),
+    }
+
+    AgentChoice => AgentChoice {
+        expects: "\"auto\", \"unix:/path/to/dstack.sock\" or \"http://host:port\"",
+        pattern: format!("^(auto|unix:/.+|http://{HOST}:[0-9]{{1,5}}/?)$"),
+        parse: parse_agent,
+        show: |choice| match choice {
+            AgentChoice::Auto => "auto".into(),
+            AgentChoice::At(addr) => addr.to_string(),
+        },
+    }
+
+    GatewayChoice => GatewayChoice {
+        expects: "\"auto\", a domain with or without port (\"apps.example.com:443\"), or \"fixed/host:port\"",
+        pattern: format!("^(auto|(fixed/)?{HOST}(:[0-9]{{1,5}})?)$"),
+        parse: parse_gateway,
+        show: |choice| match choice {
+            GatewayChoice::Auto => "auto".into(),
+            GatewayChoice::Is(gateway) => gateway.to_string(),
+        },
+    }
+
+    ServerUrl => ServerUrl {
+        expects: "\"auto\" or a URL of a host, such as https://vpn.example.com",
+        pattern: format!("^(auto|https?://{HOST}(:[0-9]{{1,5}})?/?)$"),
+        parse: |s| if s == "auto" { Ok(ServerUrl::Auto) } else { parse_url(s).map(ServerUrl::Is) },
+        show: |url| match url {
+            ServerUrl::Auto => "auto".into(),
+            ServerUrl::Is(url) => show_url(url),
+        },
+    }
+
+    Url => Url {
+        expects: "a URL of a host and port, such as http://10.0.0.1:2379",
+        pattern: format!("^https?://{HOST}(:[0-9]{{1,5}})?/?$"),
+        parse: parse_url,
+        show: show_url,
+    }
+
+    Derp => Derp {
+        expects: "\"auto\", \"embedded\", \"public\" or the absolute path of a DERP map",
+        pattern: "^(auto|embedded|public|/.+)$",
+        parse: |s| match s {
+            "auto" => Ok(Derp::Auto),
+            "embedded" => Ok(Derp::Embedded),
+            "public" => Ok(Derp::Public),
+            s => match absolute(s) {
+                Ok(path) => Ok(Derp::File(path)),
+                Err(help) => Err(did_you_mean(s, ["auto", "embedded", "public"]).or(help)),
+            },
+        },
+        show: |derp| match derp {
+            Derp::Auto => "auto".into(),
+            Derp::Embedded => "embedded".into(),
+            Derp::Public => "public".into(),
+            Derp::File(path) => path.display().to_string(),
+        },
+    }
+
+    ServerAppId => ServerAppId {
+        expects: "\"self\" or an app id (40 hex digits)",
+        pattern: "^(self|[0-9a-fA-F]{40})$",
+        parse: |s| match s {
+            "self" => Ok(ServerAppId::SelfApp),
+            s => s.parse().map(ServerAppId::Is).map_err(|_| did_you_mean(s, ["self"])),
+        },
+        show: |id| match id {
+            ServerAppId::SelfApp => "self".into(),
+            ServerAppId::Is(id) => id.to_string(),
+        },
+    }
+
+    AbsolutePath => PathBuf {
+        expects: "an absolute path",
+        pattern: "^/.*$",
+        parse: absolute,
+        show: |path| path.display().to_string(),
+    }
+
+    ProgramPath => PathBuf {
+        expects: "the name of a program, or its absolute path",
+        pattern: "^(/.+|[^/]+)$",
+        parse: |s| if s.contains('/') { absolute(s) } else { printable(s) },
+        show: |path| path.display().to_string(),
+    }
+}
+
+const LABEL: &str = "^[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?$";
+
+fn unless<T>(
+    word: &str,
+    s: &str,
+    parse: fn(&str) -> Result<T, Option<String>>,
+) -> Result<Option<T>, Option<String>> {
+    if s == word { Ok(None) } else { parse(s).map(Some) }
+}
+
+fn underscore_help(s: &str) -> Option<String> {
+    let repaired = s.trim().replace(['_', ' '], "-");
+    (repaired != s && repaired.parse::<DnsName>().is_ok()).then(|| format!("did you mean `{repaired}`?"))
+}
+
+fn parse_listen(s: &str) -> Result<SocketAddr, Option<String>> {
+    match s.parse::<SocketAddr>() {
+        Ok(addr) if addr.port() != 0 => Ok(addr),
+        Ok(_) => Err(Some("the port is from 1 to 65535".into())),
+        Err(_) => Err(
+            if let Some(port) = s.strip_prefix(':').and_then(|port| parse_port(port).ok()) {
+                Some(format!("did you mean `0.0.0.0:{port}` (all addresses)?"))
+            } else if let Ok(port) = parse_port(s) {
+                Some(format!("did you mean `127.0.0.1:{port}`?"))
+            } else if let Some(port) = s
+                .strip_prefix("localhost:")
+                .and_then(|port| parse_port(port).ok())
+            {
+                Some(format!("did you mean `127.0.0.1:{port}`?"))
+            } else if let Ok(ip) = s.parse::<IpAddr>() {
+                Some(format!("add the port: `{}`", SocketAddr::new(ip, 8080)))
+            } else {
+                None
+            },
+        ),
+    }
+}
+
+fn host_port_help(s: &str) -> Option<String> {
+    let bare = s.trim();
+    let bare = bare
+        .strip_prefix("http://")
+        .or_else(|| bare.strip_prefix("https://"))
+        .unwrap_or(bare);
+    let bare = bare.trim_end_matches('/');
+    if let Ok(port) = parse_port(bare.trim_start_matches(':')) {
+        Some(format!("did you mean `127.0.0.1:{port}`?"))
+    } else if bare != s && bare.parse::<HostPort>().is_ok() {
+        Some(format!("did you mean `{bare}`?"))
+    } else if bare.parse::<crate::names::Host>().is_ok() {
+        Some(format!("add the port: `{}:8080`", bare))
+    } else {
+        None
+    }
+}
+
+fn parse_agent(s: &str) -> Result<AgentChoice, Option<String>> {
+    if s == "auto" {
+        return Ok(AgentChoice::Auto);
+    }
+    s.parse().map(AgentChoice::At).map_err(|_| {
+        if s.starts_with('/') {
+            Some(format!("did you mean `unix:{s}`?"))
+        } else if s.starts_with("https://") {
+            Some("the guest agent speaks plain HTTP inside the machine".into())
+        } else if s.parse::<HostPort>().is_ok() {
+            Some(format!("did you mean `http://{s}`?"))
+        } else if s
+            .strip_prefix("http://")
+            .is_some_and(|host| host.parse::<DnsName>().is_ok())
+        {
+            Some(format!("add the port: `{s}:8090`"))
+        } else {
+            did_you_mean(s, ["auto"])
+        }
+    })
+}
+
+fn parse_gateway(s: &str) -> Result<GatewayChoice, Option<String>> {
+    if s == "auto" {
+        return Ok(GatewayChoice::Auto);
+    }
+    let host = s.rsplit_once(':').map_or(s, |(host, _)| host);
+    if host.parse::<IpAddr>().is_ok() || host.starts_with('[') {
+        return Err(Some(format!(
+            "an address has no names below it; to send every call there, write `fixed/{s}`"
+        )));
+    }
+    s.parse().map(GatewayChoice::Is).map_err(|_| {
+        if let Some(at) = s.strip_prefix("fixed/") {
+            return host_port_help(at).map(|help| format!("after `fixed/`: {help}"));
+        }
+        let bare = s.strip_prefix("https://").or_else(|| s.strip_prefix("http://"))?;
+        let bare = bare.trim_end_matches('/');
+        bare.parse::<Gateway>()
+            .ok()
+            .map(|_| format!("did you mean `{bare}`?"))
+    })
+}
+
+/// `http(s)://host[:port]`, nothing after it and nobody's password in it.
+fn parse_url(s: &str) -> Result<Url, Option<String>> {
+    let Ok(url) = Url::parse(s) else {
+        let help = !s.contains("://") && s.parse::<HostPort>().is_ok();
+        return Err(help.then(|| format!("did you mean `http://{s}`?")));
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        let help = s
+            .parse::<HostPort>()
+            .is_ok()
+            .then(|| format!("did you mean `http://{s}`?"));
+        return Err(help.or(Some("the scheme is http or https".into())));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Some("a user and password do not belong in this file".into()));
+    }
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return Err(Some("leave out everything after the host and port".into()));
+    }
+    match url.host_str().map(str::parse::<crate::names::Host>) {
+        Some(Ok(_)) if url.port() != Some(0) => Ok(url),
+        _ => Err(None),
+    }
+}
+
+fn show_url(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
+fn printable(s: &str) -> Result<PathBuf, Option<String>> {
+    match s.chars().any(char::is_control) {
+        _ if s.is_empty() => Err(None),
+        true => Err(Some("it holds a control character".into())),
+        false => Ok(Path::new(s).to_owned()),
+    }
+}
+
+fn absolute(s: &str) -> Result<PathBuf, Option<String>> {
+    if s.starts_with('/') {
+        printable(s)
+    } else {
+        Err(Some("start it with `/`".into()))
+    }
+}
+
+impl Codec for Workers {
+    type Value = u16;
+    const SHAPE: Shape = Shape::Number;
+
+    fn expects() -> String {
+        "\"auto\" or a number from 1 to 1024".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "anyOf": [{ "type": "string", "enum": ["auto"] }, Int::<1, 1024>::schema()] })
+    }
+
+    fn read(raw: Raw<'_>) -> Result<u16, Vec<Fault>> {
+        match raw.value.get_ref().as_str() {
+            Some("auto") => Ok(0),
+            Some(other) => Err(raw.fault(Self::expects(), did_you_mean(other, ["auto"]))),
+            None => Int::<1, 1024>::read(raw).map_err(|mut faults| {
+                faults
+                    .iter_mut()
+                    .for_each(|fault| fault.expected = Self::expects());
+                faults
+            }),
+        }
+    }
+
+    fn toml(value: &u16) -> String {
+        if *value == 0 {
+            quoted("auto")
+        } else {
+            value.to_string()
+        }
+    }
+}
+
+/// The `version` of the file.
+pub(super) struct FileVersion;
+
+impl Codec for FileVersion {
+    type Value = u16;
+    const SHAPE: Shape = Shape::Number;
+
+    fn expects() -> String {
+        "1, the only version there is".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "integer", "enum": [1] })
+    }
+
+    fn read(raw: Raw<'_>) -> Result<u16, Vec<Fault>> {
+        Int::<1, 1>::read(raw).map_err(|mut faults| {
+            for fault in &mut faults {
+                fault.expected = Self::expects();
+                fault.help = Some("a file of a later version needs a later dstack-vpc".into());
+            }
+            faults
+        })
+    }
+
+    fn toml(value: &u16) -> String {
+        value.to_string()
+    }
+}
