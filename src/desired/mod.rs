@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use self::templates::{RenderError, Templates};
@@ -17,6 +18,9 @@ use crate::facts::{Fact, Facts, Installed, Programs};
 use crate::mesh::MeshSettings;
 use crate::paths::StateDir;
 use crate::spec::{AllowedApps, Front, Spec};
+
+/// The spec itself, complete: what a generation was made from, and what serves again when `vpc.toml` is broken.
+pub const EFFECTIVE: &str = "daemon/vpc.toml";
 
 /// Everything that follows from the spec and the facts. Pure: the same input gives the same bytes.
 pub fn desired(
@@ -63,6 +67,14 @@ pub fn desired(
     }
     let conf = supervisord::render(templates, spec, facts, state, launch, &programs)?;
     files.insert(supervisord::FILE.to_owned(), File::new(conf, Reader::Supervisord));
+
+    files.insert(
+        EFFECTIVE.to_owned(),
+        File {
+            mode: 0o600,
+            ..File::new(spec.to_toml().into_bytes(), Reader::Daemon)
+        },
+    );
 
     // The tag stands in the file that it names, so the name is taken before it is put in.
     let tag = tag(&nginx::render(templates, spec, facts, state, "")?);
@@ -196,10 +208,10 @@ pub struct Command {
 }
 
 /// `GET /.dstack-vpc/generation` on a listener answers with the tag.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
     /// The key that set the listener, e.g. `mesh.https_listen`.
-    pub key: &'static str,
+    pub key: String,
     /// As configured; an unspecified address is probed on loopback.
     pub listen: SocketAddr,
     pub tls: bool,
@@ -249,12 +261,12 @@ fn probes(spec: &Spec, facts: &Facts, programs: &BTreeMap<Program, Command>) -> 
         return Vec::new();
     }
     let http = Probe {
-        key: "mesh.http_listen",
+        key: "mesh.http_listen".to_owned(),
         listen: spec.mesh.http_listen,
         tls: false,
     };
     let https = facts.identity.is_some().then_some(Probe {
-        key: "mesh.https_listen",
+        key: "mesh.https_listen".to_owned(),
         listen: spec.mesh.https_listen,
         tls: true,
     });

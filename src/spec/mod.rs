@@ -6,6 +6,7 @@
 
 mod check;
 mod codec;
+mod effective;
 mod keys;
 mod load;
 mod problem;
