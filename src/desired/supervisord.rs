@@ -26,18 +26,18 @@ pub(super) fn render(
     let daemon = daemon(launch, state)?;
     let drain = seconds(spec.mesh.drain_timeout);
     let all = std::iter::once((&Program::Daemon, &daemon)).chain(programs);
+    let files = match spec.supervisor.output {
+        ChildOutput::Stdout => None,
+        ChildOutput::Files => Some(utf8(&log)?),
+    };
     templates.supervisord(&Values {
         socket: utf8(&socket)?,
         run: utf8(&run)?,
         log: utf8(&log)?,
         state_root: utf8(state.root())?,
         root: facts.host.root,
-        output: match spec.supervisor.output {
-            ChildOutput::Stdout => "stdout",
-            ChildOutput::Files => "files",
-        },
         programs: all
-            .map(|(&program, command)| Entry::new(program, command, drain))
+            .map(|(&program, command)| Entry::new(program, command, drain, files))
             .collect(),
     })
 }
@@ -80,7 +80,6 @@ struct Values<'a> {
     log: &'a str,
     state_root: &'a str,
     root: bool,
-    output: &'static str,
     programs: Vec<Entry<'a>>,
 }
 
@@ -95,10 +94,18 @@ struct Entry<'a> {
     stop_signal: &'static str,
     /// Until supervisord kills.
     stop_seconds: u64,
+    /// Absent: supervisord's own stdout and stderr.
+    logs: Option<Logs>,
+}
+
+#[derive(Serialize)]
+struct Logs {
+    stdout: String,
+    stderr: String,
 }
 
 impl<'a> Entry<'a> {
-    fn new(program: Program, command: &'a Command, drain: u64) -> Self {
+    fn new(program: Program, command: &'a Command, drain: u64, log: Option<&str>) -> Self {
         // What drains gets its time and some more to finish; the others have nothing to wait for.
         let (priority, stop_signal, stop_seconds) = match program {
             Program::Daemon => (100, "TERM", drain + 5),
@@ -113,6 +120,13 @@ impl<'a> Entry<'a> {
             priority,
             stop_signal,
             stop_seconds,
+            // supervisord expands `%` in these two keys once more than in all others.
+            logs: log
+                .map(|log| format!("{log}/{}", program.name()).replace('%', "%%"))
+                .map(|path| Logs {
+                    stdout: format!("{path}.out.log"),
+                    stderr: format!("{path}.err.log"),
+                }),
         }
     }
 }
