@@ -1,9 +1,15 @@
 //! What the machine says of itself: each fact with its source and its age.
 
+mod ask;
 mod assume;
+mod gateway;
+mod host_shared;
+mod look;
 pub mod ports;
 mod programs;
+mod remember;
 mod rows;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,8 +20,10 @@ use crate::names::{AppId, InstanceId};
 use crate::spec::{AgentAddr, Gateway};
 
 pub use assume::{AssumeError, assume};
+pub use look::{first, look};
 pub use programs::{ProgramScanner, host_facts};
 pub use rows::Row;
+pub use watch::Watcher;
 
 /// A value the machine told us.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, Group, User, access, geteuid};
@@ -21,7 +22,7 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Finds programs, and runs each only once for its version as long as its file stays the same.
 #[derive(Debug, Default)]
 pub struct ProgramScanner {
-    known: HashMap<FileState, Version>,
+    known: Mutex<HashMap<FileState, Version>>,
 }
 
 /// What changes when a program is replaced.
@@ -35,16 +36,22 @@ struct FileState {
 
 impl ProgramScanner {
     /// Looks at the machine; starts a program only when it is new here.
-    pub async fn scan(&mut self, spec: &Spec) -> Programs {
+    pub async fn scan(&self, spec: &Spec) -> Programs {
+        let (nginx, supervisord, headscale, tailscaled) = tokio::join!(
+            self.look(&spec.nginx.program, &["-v"]),
+            self.look(&spec.supervisor.program, &["--version"]),
+            self.look(&spec.headscale.program, &["version"]),
+            self.look(&spec.tailscale.program, &["--version"]),
+        );
         Programs {
-            nginx: self.look(&spec.nginx.program, &["-v"]).await,
-            supervisord: self.look(&spec.supervisor.program, &["--version"]).await,
-            headscale: self.look(&spec.headscale.program, &["version"]).await,
-            tailscaled: self.look(&spec.tailscale.program, &["--version"]).await,
+            nginx,
+            supervisord,
+            headscale,
+            tailscaled,
         }
     }
 
-    async fn look(&mut self, program: &Path, version_args: &[&str]) -> Option<Fact<Installed>> {
+    async fn look(&self, program: &Path, version_args: &[&str]) -> Option<Fact<Installed>> {
         let path = find(program)?;
         let about = std::fs::metadata(&path).ok()?;
         let state = FileState {
@@ -53,22 +60,22 @@ impl ProgramScanner {
             size: about.size(),
             inode: about.ino(),
         };
-        let version = match self.known.get(&state) {
-            Some(version) => *version,
-            None => {
-                self.known.retain(|known, _| known.path != path);
-                match ask_version(&path, version_args).await {
-                    Ok(version) => {
-                        self.known.insert(state, version);
-                        version
-                    }
-                    // Not remembered: asked again at the next look.
-                    Err(why) => {
-                        tracing::warn!(program = %path.display(), "cannot tell its version: {why}");
-                        Version::default()
-                    }
+        let known = self.known().get(&state).copied();
+        let version = match known {
+            Some(version) => version,
+            None => match ask_version(&path, version_args).await {
+                Ok(version) => {
+                    let mut known = self.known();
+                    known.retain(|known, _| known.path != path);
+                    known.insert(state, version);
+                    version
                 }
-            }
+                // Not remembered: asked again at the next look.
+                Err(why) => {
+                    tracing::warn!(program = %path.display(), "cannot tell its version: {why}");
+                    Version::default()
+                }
+            },
         };
         let source = if program.components().count() > 1 {
             "its path"
@@ -76,6 +83,10 @@ impl ProgramScanner {
             "$PATH"
         };
         Some(Fact::now(Installed { path, version }, source))
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<FileState, Version>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -198,7 +209,7 @@ mod tests {
         let script =
             |version: &str| format!("#!/bin/sh\necho x >> {}\necho v{version} >&2\n", runs.display());
         let path = program(dir.path(), &script("1.2.3"));
-        let mut scanner = ProgramScanner::default();
+        let scanner = ProgramScanner::default();
         for _ in 0..3 {
             let found = scanner.look(&path, &[]).await.unwrap().value;
             assert_eq!((found.version, &found.path), (Version(1, 2, 3), &path));
@@ -217,7 +228,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        let mut scanner = ProgramScanner::default();
+        let scanner = ProgramScanner::default();
         assert_eq!(scanner.look(&path, &[]).await, None);
         assert_eq!(scanner.look(dir.path(), &[]).await, None);
         assert_eq!(

@@ -1,4 +1,12 @@
 //! This machine's own certificate: fetched, validated, stored, renewed.
+//!
+//! A certificate is never replaced in place. Each has its own numbered folder, so the rendered nginx.conf names
+//! exactly one of them, and a renewal is simply a new generation.
+
+mod check;
+mod fetch;
+mod schedule;
+mod store;
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -6,6 +14,12 @@ use std::time::SystemTime;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::names::{AppId, InstanceId};
+
+pub use check::{CheckError, Checked, check};
+pub use fetch::{FetchError, fetch};
+pub use schedule::renew_at;
+pub(crate) use store::make_private_dir;
+pub use store::{StoreError, Stored, load, prune, store};
 
 /// A certificate that passed every check, with its key. Lives in memory as `Arc<Identity>` and is published
 /// over a `tokio::sync::watch`, so that a renewal is one assignment.

@@ -1,0 +1,239 @@
+//! The gateway's domain, asked of the gateways that the host names.
+//!
+//! The answer is routing information and no more: the host chose whom we ask. Where a name leads is checked
+//! on each connection, by the peer's app id. So a gateway whose certificate cannot be verified is believed
+//! too, and the fact says so.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, StatusCode, header};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use url::Url;
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+use super::Fact;
+use crate::agent::http::exchange;
+use crate::names::{DnsName, NotA};
+use crate::ratls;
+use crate::spec::Gateway;
+
+/// For one gateway, from name to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+const MAX_ANSWER: usize = 64 << 10;
+
+/// Where gateways usually answer `/prpc/Info`.
+const USUAL_PORT: u16 = 9202;
+
+/// Why no gateway told its domain: each with its own reason.
+#[derive(Debug, thiserror::Error)]
+#[error("no gateway told its domain: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub(super) struct NoAnswer(Vec<AskError>);
+
+/// Why one gateway told nothing.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("{url}: no answer within {}s{}", TIMEOUT.as_secs(), port_hint(url))]
+    Timeout { url: Url },
+    #[error("{url}: {why}{}", port_hint(url))]
+    Unreachable { url: Url, why: String },
+    #[error("{url}/prpc/Info answered with status {status}{}", port_hint(url), url = .url.as_str().trim_end_matches('/'))]
+    Status { url: Url, status: StatusCode },
+    #[error("{url}: the answer is not that of a gateway: {why}{}", port_hint(url))]
+    Malformed { url: Url, why: String },
+    /// `base_domain` is empty or the port is 0.
+    #[error("{url}: the gateway has no domain yet; its operator must configure one")]
+    Unconfigured { url: Url },
+}
+
+/// Asks one gateway after the other; the first one that tells a domain is believed.
+///
+/// `root` is the KMS root when it is known.
+pub(super) async fn ask(
+    gateways: &[Url],
+    root: Option<&CertificateDer<'static>>,
+) -> Result<Fact<Gateway>, NoAnswer> {
+    let mut failures = Vec::new();
+    for url in gateways {
+        let asked = tokio::time::timeout(TIMEOUT, ask_one(url, root)).await;
+        match asked.unwrap_or_else(|_| Err(AskError::Timeout { url: url.clone() })) {
+            Ok((gateway, verified)) => {
+                let unverified = if verified { "" } else { " (unverified)" };
+                let url = url.as_str().trim_end_matches('/');
+                return Ok(Fact::now(gateway, format!("gateway {url}{unverified}")));
+            }
+            Err(failure) => failures.push(failure),
+        }
+    }
+    Err(NoAnswer(failures))
+}
+
+/// The domain, and whether the gateway's certificate leads to `root`.
+async fn ask_one(url: &Url, root: Option<&CertificateDer<'static>>) -> Result<(Gateway, bool), AskError> {
+    let unreachable = |why: String| AskError::Unreachable {
+        url: url.clone(),
+        why,
+    };
+    let host = url
+        .host_str()
+        .ok_or_else(|| unreachable("there is no host in it".to_owned()))?;
+    let port = url.port_or_known_default().unwrap_or(USUAL_PORT);
+    let request = Request::get(format!("{}/prpc/Info", url.path().trim_end_matches('/')))
+        .header(header::HOST, format!("{host}:{port}"))
+        .header(header::ACCEPT, "application/json")
+        .body(Full::<Bytes>::default())
+        .map_err(|e| unreachable(e.to_string()))?;
+
+    let tcp = TcpStream::connect(format!("{host}:{port}"))
+        .await
+        .map_err(|e| unreachable(e.to_string()))?;
+    let (answer, verified) = if url.scheme() == "https" {
+        let verifier = Arc::new(AnyCertificate {
+            root: root.cloned(),
+            verified: AtomicBool::new(false),
+        });
+        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(name).map_err(|e| unreachable(e.to_string()))?;
+        let tls = connector(verifier.clone())
+            .map_err(|e| unreachable(e.to_string()))?
+            .connect(name, tcp)
+            .await
+            .map_err(|e| unreachable(format!("TLS failed: {e}")))?;
+        (
+            exchange(tls, request, MAX_ANSWER).await,
+            verifier.verified.load(Ordering::Relaxed),
+        )
+    } else {
+        (exchange(tcp, request, MAX_ANSWER).await, false)
+    };
+    let (status, body) = answer.map_err(|e| unreachable(e.to_string()))?;
+    if status != StatusCode::OK {
+        return Err(AskError::Status {
+            url: url.clone(),
+            status,
+        });
+    }
+    Ok((parse(url, &body)?, verified))
+}
+
+fn parse(url: &Url, body: &[u8]) -> Result<Gateway, AskError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        base_domain: String,
+        external_port: u32,
+    }
+    let malformed = |why: String| AskError::Malformed {
+        url: url.clone(),
+        why,
+    };
+    let answer: Answer = serde_json::from_slice(body)
+        .map_err(|_| malformed("expected JSON with base_domain and external_port".to_owned()))?;
+    if answer.base_domain.is_empty() || answer.external_port == 0 {
+        return Err(AskError::Unconfigured { url: url.clone() });
+    }
+    let domain: DnsName = answer
+        .base_domain
+        .trim_end_matches('.')
+        .parse()
+        .map_err(|e: NotA| malformed(format!("base_domain: {e}")))?;
+    let port = answer
+        .external_port
+        .try_into()
+        .map_err(|_| malformed("external_port is no port".to_owned()))?;
+    Ok(Gateway::Domain { domain, port })
+}
+
+/// A URL without a port means 443 or 80, where gateways usually do not answer this.
+fn port_hint(url: &Url) -> String {
+    match url.port() {
+        Some(_) => String::new(),
+        None => format!(
+            " (the URL has no port; gateways usually answer on {USUAL_PORT}: should it be https://{}:{USUAL_PORT}?)",
+            url.host_str().unwrap_or_default()
+        ),
+    }
+}
+
+fn connector(verifier: Arc<AnyCertificate>) -> Result<TlsConnector, rustls::Error> {
+    let config = ClientConfig::builder_with_provider(ratls::provider().clone())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Takes any certificate whose key the server has, and notes whether it leads to the root.
+#[derive(Debug)]
+struct AnyCertificate {
+    root: Option<CertificateDer<'static>>,
+    verified: AtomicBool,
+}
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let leads_to = |root: &CertificateDer<'_>| {
+            let anchor = anchor_from_trusted_cert(root).ok()?;
+            let algorithms = ratls::provider().signature_verification_algorithms.all;
+            EndEntityCert::try_from(leaf)
+                .ok()?
+                .verify_for_usage(
+                    algorithms,
+                    &[anchor],
+                    others,
+                    now,
+                    KeyUsage::server_auth(),
+                    None,
+                    None,
+                )
+                .ok()
+                .map(drop)
+        };
+        let verified = self.root.as_ref().and_then(leads_to).is_some();
+        self.verified.store(verified, Ordering::Relaxed);
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &ratls::provider().signature_verification_algorithms;
+        verify_tls12_signature(message, leaf, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &ratls::provider().signature_verification_algorithms;
+        verify_tls13_signature(message, leaf, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ratls::provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
