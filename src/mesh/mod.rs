@@ -1,11 +1,30 @@
 //! The data plane: the outbound proxy and the auth service for inbound requests.
+//!
+//! A few worker threads, each with its own single-threaded runtime and its own connection pool, so that a request
+//! never crosses threads or takes a lock. Settings and identity are swapped underneath them: what runs goes on with
+//! what it started with, what comes next sees the new.
+
+mod auth;
+mod listener;
+mod outbound;
+mod reply;
+mod worker;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::identity::Identity;
 use crate::names::BackendName;
 use crate::spec::{AgentAddr, AllowedApps, Gateway};
+use listener::Listener;
+use worker::{Crew, Threads};
 
 /// Everything the listeners need besides the identity. Equal settings mean nothing to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,4 +42,179 @@ pub struct MeshSettings {
     pub idle_timeout: Duration,
     pub drain_timeout: Duration,
     pub agent_timeout: Duration,
+}
+
+/// A listener could not be opened; nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("{key} = \"{addr}\" is taken by another program; choose another port or stop that program (`ss -ltnp 'sport = :{port}'` names it)", port = addr.port())]
+    Taken { key: &'static str, addr: SocketAddr },
+    #[error("{key} = \"{addr}\" cannot be opened: {source}")]
+    Failed {
+        key: &'static str,
+        addr: SocketAddr,
+        source: io::Error,
+    },
+    #[error("the mesh's threads could not be started: {0}")]
+    Threads(io::Error),
+}
+
+impl BindError {
+    fn new(role: Role, addr: SocketAddr, source: io::Error) -> Self {
+        let key = role.key();
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::Taken { key, addr },
+            _ => Self::Failed { key, addr, source },
+        }
+    }
+}
+
+/// What a listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Client,
+    Auth,
+}
+
+impl Role {
+    const ALL: [Self; 2] = [Self::Client, Self::Auth];
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Client => "mesh.client_listen",
+            Self::Auth => "mesh.auth_listen",
+        }
+    }
+
+    fn addr(self, settings: &MeshSettings) -> SocketAddr {
+        match self {
+            Self::Client => settings.client_listen,
+            Self::Auth => settings.auth_listen,
+        }
+    }
+}
+
+/// What all workers read.
+struct Shared {
+    settings: ArcSwap<MeshSettings>,
+    identity: watch::Receiver<Option<Arc<Identity>>>,
+    /// Ends every worker, whatever it is doing.
+    end: CancellationToken,
+}
+
+/// Where the listeners are; with port 0 configured, this is the only place that tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalAddrs {
+    pub client: SocketAddr,
+    pub auth: SocketAddr,
+}
+
+/// The running data plane. Dropping it cuts every connection; [`Mesh::shutdown`] lets open requests end.
+pub struct Mesh {
+    shared: Arc<Shared>,
+    crew: Crew,
+    threads: Threads,
+    listeners: Mutex<Listeners>,
+}
+
+struct Listeners {
+    /// In the order of [`Role::ALL`].
+    live: [Listener; 2],
+    /// Moved away from, still serving what they had accepted.
+    draining: Vec<Listener>,
+}
+
+impl Mesh {
+    /// Opens the listeners and starts serving. `identity` may hold `None` for as long as there is none:
+    /// calls to other apps answer 502 `no_identity` until then.
+    ///
+    /// # Errors
+    /// A listener cannot be opened; then nothing runs.
+    pub fn start(
+        settings: MeshSettings,
+        identity: watch::Receiver<Option<Arc<Identity>>>,
+    ) -> Result<Self, BindError> {
+        let [client, auth] = Role::ALL.map(|role| listener::bind(role, role.addr(&settings)));
+        let (client, auth) = (client?, auth?);
+        let shared = Arc::new(Shared {
+            settings: ArcSwap::from_pointee(settings),
+            identity,
+            end: CancellationToken::new(),
+        });
+        let (crew, threads) = worker::start(&shared).map_err(BindError::Threads)?;
+        let live = [client, auth].map(|bound| Listener::start(bound, &crew));
+        Ok(Self {
+            shared,
+            crew,
+            threads,
+            listeners: Mutex::new(Listeners {
+                live,
+                draining: Vec::new(),
+            }),
+        })
+    }
+
+    /// Takes over new settings. A listener that moves opens at its new address first, and what the old one had
+    /// accepted goes on for up to the drain timeout; everything else changes in place.
+    ///
+    /// # Errors
+    /// A new address cannot be opened; then nothing has changed.
+    pub async fn update(&self, settings: MeshSettings) -> Result<(), BindError> {
+        let mut listeners = self.listeners.lock().await;
+        let old = self.settings();
+        let moved: Vec<_> = Role::ALL
+            .into_iter()
+            .enumerate()
+            .filter(|(_, role)| role.addr(&old) != role.addr(&settings))
+            .collect();
+        let mut bound = Vec::new();
+        for (slot, role) in moved {
+            bound.push((slot, listener::bind(role, role.addr(&settings))?));
+        }
+
+        // From here on nothing can fail.
+        self.shared.settings.store(Arc::new(settings));
+        for (slot, bound) in bound {
+            let new = Listener::start(bound, &self.crew);
+            let old = std::mem::replace(&mut listeners.live[slot], new);
+            old.stop();
+            listeners.draining.push(old);
+        }
+        listeners.draining.retain(|listener| !listener.is_done());
+        Ok(())
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<MeshSettings> {
+        self.shared.settings.load_full()
+    }
+
+    /// Where the listeners are now.
+    pub async fn local_addrs(&self) -> LocalAddrs {
+        let listeners = self.listeners.lock().await;
+        let [client, auth] = &listeners.live;
+        LocalAddrs {
+            client: client.addr,
+            auth: auth.addr,
+        }
+    }
+
+    /// Accepts nothing more, lets open requests end for up to the drain timeout, cuts the rest, and joins the threads.
+    pub async fn shutdown(mut self) {
+        let threads = std::mem::take(&mut self.threads);
+        let listeners = self.listeners.lock().await;
+        let all = || listeners.live.iter().chain(&listeners.draining);
+        all().for_each(Listener::stop);
+        for listener in all() {
+            listener.done().await;
+        }
+        self.shared.end.cancel();
+        threads.join().await;
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        self.shared.end.cancel();
+    }
 }

@@ -1,5 +1,6 @@
 //! Verifies a presented chain up to the KMS root and tells whose it is.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -175,19 +176,35 @@ pub(super) fn verify(
     })
 }
 
+/// Reads a leaf whose chain somebody else verified (nginx hands over no more than the leaf): whose it is, and when it is valid.
+///
+/// # Errors
+/// [`ChainError::Malformed`], [`ChainError::NoAppId`] or [`ChainError::WrongUsage`].
+pub fn leaf(certificate: &CertificateDer<'_>) -> Result<(AppId, RangeInclusive<SystemTime>), ChainError> {
+    let leaf = parse(certificate)?;
+    let app_id = app_id_of(&leaf)?.ok_or(ChainError::NoAppId)?;
+    check_usage(&leaf, USAGE_APP)?;
+    Ok((app_id, not_before(&leaf)..=not_after(&leaf)))
+}
+
 /// Older KMS versions write no usage; one that says something else is a certificate of another kind.
-pub(super) fn check_usage(
-    certificate: &X509Certificate<'_>,
-    expected: &'static str,
-) -> Result<(), ChainError> {
+fn check_usage(certificate: &X509Certificate<'_>, expected: &'static str) -> Result<(), ChainError> {
     match usage_of(certificate)? {
         Some(found) if found != expected => Err(ChainError::WrongUsage { found, expected }),
         _ => Ok(()),
     }
 }
 
+fn not_before(certificate: &X509Certificate<'_>) -> SystemTime {
+    system_time(certificate.validity().not_before.timestamp())
+}
+
 fn not_after(certificate: &X509Certificate<'_>) -> SystemTime {
-    let seconds = certificate.validity().not_after.timestamp();
+    system_time(certificate.validity().not_after.timestamp())
+}
+
+/// `seconds` since 1970, or 1970 for what is earlier: a certificate's years end at 9999, so this cannot overflow.
+fn system_time(seconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or(0))
 }
 

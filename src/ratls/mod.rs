@@ -8,6 +8,6 @@ mod chain;
 mod extensions;
 mod verifier;
 
-pub use chain::{ChainError, Purpose, VerifiedPeer, verify_chain};
+pub use chain::{ChainError, Purpose, VerifiedPeer, leaf, verify_chain};
 pub use extensions::{ExtensionError, app_id, usage};
 pub use verifier::{ClientVerifier, PeerVerifier, provider};

@@ -1,5 +1,4 @@
 //! A PKI shaped like a KMS makes it, with a knob for everything an attacker could turn.
-#![allow(dead_code, unreachable_pub)]
 
 use std::sync::Arc;
 

@@ -1,0 +1,178 @@
+//! One listening socket: opened, accepted from, moved away from.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::worker::{Crew, Job};
+use super::{BindError, Role, Shared};
+
+/// Connections the kernel keeps for us until we accept them.
+const BACKLOG: i32 = 4096;
+/// Pause when the process is out of file descriptors, so that the accept loop does not spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// An open socket that nobody accepts from yet.
+pub(super) struct Bound {
+    role: Role,
+    addr: SocketAddr,
+    socket: std::net::TcpListener,
+}
+
+/// Opens `addr`. There is one socket for all workers: with `SO_REUSEPORT` two programs could share a port unnoticed.
+pub(super) fn bind(role: Role, addr: SocketAddr) -> Result<Bound, BindError> {
+    let open = || -> io::Result<Bound> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let socket = std::net::TcpListener::from(socket);
+        let addr = socket.local_addr()?;
+        Ok(Bound { role, addr, socket })
+    };
+    open().map_err(|source| BindError::new(role, addr, source))
+}
+
+/// What the connections of one listener live under.
+pub(super) struct Life {
+    pub(super) role: Role,
+    /// Accept nothing more; finish what was begun.
+    pub(super) stop: CancellationToken,
+    /// Cut what is still open.
+    pub(super) cut: CancellationToken,
+    /// Connections and tunnels.
+    pub(super) tasks: TaskTracker,
+}
+
+/// A socket that is accepted from, or was.
+pub(super) struct Listener {
+    pub(super) addr: SocketAddr,
+    life: Arc<Life>,
+    done: CancellationToken,
+}
+
+impl Listener {
+    /// Accepts on one worker and hands the connections to whichever worker has the fewest.
+    pub(super) fn start(bound: Bound, crew: &Crew) -> Self {
+        let listener = Self {
+            addr: bound.addr,
+            life: Arc::new(Life {
+                role: bound.role,
+                stop: CancellationToken::new(),
+                cut: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            }),
+            done: CancellationToken::new(),
+        };
+        crew.first(Job::Accept(Accepting {
+            bound,
+            crew: crew.clone(),
+            life: Arc::clone(&listener.life),
+            done: listener.done.clone(),
+        }));
+        listener
+    }
+
+    /// Begins the drain.
+    pub(super) fn stop(&self) {
+        self.life.stop.cancel();
+    }
+
+    /// Waits until a stopped listener has let go of its last connection.
+    pub(super) async fn done(&self) {
+        self.done.cancelled().await;
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.done.is_cancelled()
+    }
+}
+
+/// The accept loop, on its way to the worker that runs it.
+pub(super) struct Accepting {
+    bound: Bound,
+    crew: Crew,
+    life: Arc<Life>,
+    done: CancellationToken,
+}
+
+impl Accepting {
+    /// Runs until the listener is stopped and its last connection is gone.
+    pub(super) async fn run(self, shared: Arc<Shared>) {
+        // Also when this panics: whoever waits for the drain must not wait for ever.
+        let _done = self.done.drop_guard();
+        let door = Door {
+            crew: self.crew,
+            life: Arc::clone(&self.life),
+        };
+        match TcpListener::from_std(self.bound.socket) {
+            Ok(socket) => tokio::select! {
+                () = door.accept(&socket) => {}
+                () = door.life.stop.cancelled() => door.accept_waiting(&socket).await,
+            },
+            Err(error) => {
+                tracing::error!(%error, key = self.bound.role.key(), "the listener cannot be polled")
+            }
+        }
+
+        let life = self.life;
+        life.tasks.close();
+        let patience = shared.settings.load().drain_timeout;
+        if timeout(patience, life.tasks.wait()).await.is_err() {
+            tracing::info!(
+                key = life.role.key(),
+                open = life.tasks.len(),
+                "cutting what did not end in time"
+            );
+            life.cut.cancel();
+            life.tasks.wait().await;
+        }
+    }
+}
+
+struct Door {
+    crew: Crew,
+    life: Arc<Life>,
+}
+
+impl Door {
+    async fn accept(&self, socket: &TcpListener) {
+        loop {
+            match socket.accept().await {
+                Ok((stream, _)) => self.let_in(stream),
+                // The caller was gone before we looked.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::warn!(%error, key = self.life.role.key(), "a connection cannot be accepted");
+                    sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// What was connected before the stop would be reset by closing the socket.
+    async fn accept_waiting(&self, socket: &TcpListener) {
+        let mut accept = pin!(socket.accept());
+        while let Poll::Ready(Ok((stream, _))) = futures_util::poll!(accept.as_mut()) {
+            self.let_in(stream);
+            accept.set(socket.accept());
+        }
+    }
+
+    fn let_in(&self, stream: TcpStream) {
+        // It fails for a connection that is already gone.
+        if let Ok(stream) = stream.into_std() {
+            self.crew.least_busy(Job::Serve(stream, Arc::clone(&self.life)));
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! From a name to a connection: DNS, TCP, TLS.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::sleep;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Failure;
+use super::target::Endpoint;
+use crate::names::{Host, HostPort};
+use crate::spec::AgentAddr;
+
+/// How long one address has before the next is tried beside it (RFC 8305 §5).
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// A connection to whatever is on the other side.
+pub(super) enum Stream {
+    Tls(TlsStream<TcpStream>),
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Opens a TLS connection. When this returns, the peer has proved to be whom `config` demands.
+pub(super) async fn tls(
+    endpoint: &Endpoint,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    let at = &endpoint.at;
+    let tcp = tcp(at).await?;
+    let connector = TlsConnector::from(config);
+    let connected = connector.connect(endpoint.name.clone(), tcp).await;
+    connected.map_err(|error| Failure::handshake(at, error))
+}
+
+/// Opens a connection to the guest agent. By path each time: its socket is a new one after it restarts.
+pub(super) async fn agent(addr: &AgentAddr) -> Result<Stream, Failure> {
+    match addr {
+        AgentAddr::Unix(path) => UnixStream::connect(path)
+            .await
+            .map(Stream::Unix)
+            .map_err(Failure::AgentUnreachable),
+        AgentAddr::Http(at) => tcp(at).await.map(Stream::Tcp).map_err(|failure| match failure {
+            Failure::Dns { cause, .. } | Failure::Unreachable { cause, .. } => {
+                Failure::AgentUnreachable(cause)
+            }
+            other => other,
+        }),
+    }
+}
+
+async fn tcp(at: &HostPort) -> Result<TcpStream, Failure> {
+    let addresses = resolve(at).await.map_err(|cause| Failure::Dns {
+        at: at.clone(),
+        cause,
+    })?;
+    let stream = first_that_answers(&addresses).await;
+    let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    stream.map_err(|cause| Failure::Unreachable {
+        at: at.clone(),
+        cause,
+    })
+}
+
+/// All addresses, the families taking turns, so that a broken one costs no more than [`STAGGER`].
+async fn resolve(at: &HostPort) -> io::Result<Vec<SocketAddr>> {
+    let name = match &at.host {
+        Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, at.port)]),
+        Host::Name(name) => name,
+    };
+    // RFC 6761 §6.3: these names are loopback, and no resolver need be asked.
+    if name.as_str() == "localhost" || name.as_str().ends_with(".localhost") {
+        return Ok(vec![
+            (Ipv4Addr::LOCALHOST, at.port).into(),
+            (Ipv6Addr::LOCALHOST, at.port).into(),
+        ]);
+    }
+    let (v6, v4): (Vec<_>, Vec<_>) = lookup_host((name.as_str(), at.port))
+        .await?
+        .partition(SocketAddr::is_ipv6);
+    let rounds = v6.len().max(v4.len());
+    Ok((0..rounds)
+        .flat_map(|round| [v6.get(round), v4.get(round)])
+        .flatten()
+        .copied()
+        .collect())
+}
+
+async fn first_that_answers(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut waiting = addresses.iter();
+    let mut attempts = FuturesUnordered::new();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        attempts.extend(waiting.next().map(|address| TcpStream::connect(*address)));
+        tokio::select! {
+            attempt = attempts.next() => match attempt {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => last = error,
+                None => return Err(last),
+            },
+            () = sleep(STAGGER), if waiting.len() > 0 => {}
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Why a call did not reach its target: the sentence for a person and the code for a program.
+
+use std::io;
+use std::time::Duration;
+
+use hyper::{Response, StatusCode};
+
+use crate::mesh::reply::{self, Body};
+use crate::names::HostPort;
+use crate::ratls::{ChainError, PeerVerifier};
+
+/// Each variant names the hop that failed. None quotes what the caller or a peer sent.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::mesh) enum Failure {
+    #[error("{0}")]
+    BadTarget(&'static str),
+    #[error("{0}")]
+    BadRequest(&'static str),
+    #[error("CONNECT is not served here; name the target in x-dstack-target-app instead")]
+    Connect,
+    #[error(
+        "the gateway's domain is not known yet; set dstack.gateway_domain, or see `dstack-vpc status` for why it could not be detected"
+    )]
+    GatewayUnknown,
+    #[error("this machine has no certificate yet; see `dstack-vpc status` for why the guest agent gave none")]
+    NoIdentity,
+    #[error(
+        "the address of {at} cannot be looked up: {cause}; check dstack.gateway_domain and the machine's DNS"
+    )]
+    Dns { at: HostPort, cause: io::Error },
+    #[error("{at} cannot be reached: {cause}; check that it runs and that dstack.gateway_domain is right")]
+    Unreachable { at: HostPort, cause: io::Error },
+    #[error("{at} did not complete the connection within {} s; check that the target app runs and listens on that port", .after.as_secs_f32())]
+    ConnectTimeout { at: HostPort, after: Duration },
+    #[error(
+        "{at} closed the connection during the TLS handshake; the gateway does that when no instance of the target app runs or none listens on that port"
+    )]
+    TlsClosed { at: HostPort },
+    #[error("the TLS handshake with {at} failed: {cause}")]
+    Tls { at: HostPort, cause: rustls::Error },
+    #[error("the peer behind {at} did not prove to be the target app: {cause}")]
+    Identity { at: HostPort, cause: ChainError },
+    #[error("{hop} closed the connection before it answered; the request may have been carried out")]
+    PeerClosed { hop: &'static str },
+    #[error("{hop} sent something that is not a valid HTTP response")]
+    BadResponse { hop: &'static str },
+    #[error("{hop} did not answer within {} s of the request's end", .after.as_secs_f32())]
+    ResponseTimeout { hop: &'static str, after: Duration },
+    #[error("no guest agent was found; mount its socket into the container or set dstack.agent")]
+    NoAgent,
+    #[error("the guest agent cannot be reached: {0}; check that its socket is mounted and that it runs")]
+    AgentUnreachable(io::Error),
+    #[error("the request's own body broke off")]
+    ClientGone,
+    #[error("an error inside dstack-vpc; its log has the details")]
+    Internal,
+}
+
+impl Failure {
+    /// The stable name in replies and metrics.
+    pub(in crate::mesh) fn code(&self) -> &'static str {
+        match self {
+            Self::BadTarget(_) => "bad_target",
+            Self::BadRequest(_) => "bad_request",
+            Self::Connect => "connect_not_served",
+            Self::GatewayUnknown => "gateway_unknown",
+            Self::NoIdentity => "no_identity",
+            Self::Dns { .. } => "dns",
+            Self::Unreachable { cause, .. } if cause.kind() == io::ErrorKind::ConnectionRefused => {
+                "connect_refused"
+            }
+            Self::Unreachable { .. } => "unreachable",
+            Self::ConnectTimeout { .. } => "connect_timeout",
+            Self::TlsClosed { .. } | Self::Tls { .. } => "tls_failed",
+            Self::Identity { cause, .. } => cause.code(),
+            Self::PeerClosed { .. } => "peer_closed",
+            Self::BadResponse { .. } => "bad_response",
+            Self::ResponseTimeout { .. } => "response_timeout",
+            Self::NoAgent | Self::AgentUnreachable(_) => "agent_unavailable",
+            Self::ClientGone => "client_gone",
+            Self::Internal => "internal",
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadTarget(_) | Self::BadRequest(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// What a failed handshake with `at` means.
+    pub(super) fn handshake(at: &HostPort, error: io::Error) -> Self {
+        let at = at.clone();
+        match error.downcast::<rustls::Error>() {
+            Ok(error) => match PeerVerifier::cause(&error) {
+                Some(cause) => Self::Identity {
+                    at,
+                    cause: cause.clone(),
+                },
+                None => Self::Tls { at, cause: error },
+            },
+            Err(error) if is_close(error.kind()) => Self::TlsClosed { at },
+            Err(cause) => Self::Unreachable { at, cause },
+        }
+    }
+
+    /// What an error on an established connection to `hop` means.
+    pub(super) fn exchange(hop: &'static str, at: Option<&HostPort>, error: &hyper::Error) -> Self {
+        if error.is_user() {
+            return Self::ClientGone;
+        }
+        if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
+            return Self::BadResponse { hop };
+        }
+        // TLS 1.3 tells a client that its certificate was refused only after the handshake.
+        let io = std::error::Error::source(error).and_then(|e| e.downcast_ref::<io::Error>());
+        let tls = io
+            .and_then(io::Error::get_ref)
+            .and_then(|e| e.downcast_ref::<rustls::Error>());
+        match (tls, at) {
+            (Some(cause), Some(at)) => Self::Tls {
+                at: at.clone(),
+                cause: cause.clone(),
+            },
+            _ => Self::PeerClosed { hop },
+        }
+    }
+}
+
+fn is_close(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(kind, UnexpectedEof | ConnectionReset | BrokenPipe)
+}
+
+impl From<Failure> for Response<Body> {
+    fn from(failure: Failure) -> Self {
+        let (status, code) = (failure.status(), failure.code());
+        if status.is_server_error() {
+            tracing::info!(code, "{failure}");
+        }
+        reply::error(status, code, &failure.to_string())
+    }
+}

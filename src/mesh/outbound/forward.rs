@@ -1,0 +1,238 @@
+//! One request over one hop: connect or reuse, send, retry where that is safe, hand the answer back.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Request, Response, StatusCode, Uri, Version};
+use tokio::time::timeout;
+
+use super::connect::{self, Stream};
+use super::link::{Broken, Link};
+use super::pool::{Dial, Slot};
+use super::upload::Upload;
+use super::{Download, Failure, headers, tunnel};
+use crate::mesh::listener::Life;
+use crate::mesh::reply::Body;
+use crate::names::HostPort;
+
+/// Where a request goes, and how long it may take.
+pub(super) struct Hop {
+    /// For people.
+    pub(super) name: &'static str,
+    pub(super) slot: Rc<Slot>,
+    pub(super) connect_timeout: Duration,
+    pub(super) response_timeout: Duration,
+    pub(super) idle_timeout: Duration,
+}
+
+/// The wish of a client to speak another protocol.
+struct Wish<'l> {
+    protocol: HeaderValue,
+    client: OnUpgrade,
+    life: &'l Arc<Life>,
+}
+
+impl Hop {
+    /// Sends the request over HTTP/1.1. `life` is what a tunnel lives under, where the client can ask for one.
+    pub(super) async fn forward(
+        self,
+        mut request: Request<Incoming>,
+        life: Option<&Arc<Life>>,
+    ) -> Result<Response<Body>, Failure> {
+        let wish = headers::upgrade(request.headers(), request.version())
+            .zip(life)
+            .map(|(protocol, life)| Wish {
+                protocol,
+                client: hyper::upgrade::on(&mut request),
+                life,
+            });
+        let mut request = self.outgoing(request)?;
+        frame(&mut request);
+        if let Some(wish) = &wish {
+            headers::set_upgrade(request.headers_mut(), wish.protocol.clone());
+        }
+        let (mut response, link) = self.send(request).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let wish = wish.ok_or(Failure::BadResponse { hop: self.name })?;
+            return tunnel::switch(response, link, wish.client, wish.life);
+        }
+        clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.name })?;
+        *response.version_mut() = Version::HTTP_11;
+        Ok(response.map(|body| Body::Http1(Download::new(body, link, self.slot))))
+    }
+
+    /// What is sent instead of what came in.
+    pub(super) fn outgoing(&self, mut request: Request<Incoming>) -> Result<Request<Upload>, Failure> {
+        let waits = request.version() >= Version::HTTP_11
+            && request
+                .headers()
+                .get(header::EXPECT)
+                .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        address(&mut request, self.at())?;
+        headers::strip_request(request.headers_mut());
+        *request.version_mut() = Version::HTTP_11;
+        request.extensions_mut().clear();
+        let mut request = request.map(|body| Upload::new(body, waits));
+        if let (true, Some(progress)) = (waits, request.body().progress()) {
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE {
+                    progress.go_on();
+                }
+            });
+        }
+        Ok(request)
+    }
+
+    /// Sends a request and brings the head of its response, with the connection its body comes over.
+    ///
+    /// A pooled connection can die at any time. What was certainly not sent is sent on another one; what may have been
+    /// sent is repeated only once, when repeating it changes nothing, it has no body, and not one byte of an answer came.
+    async fn send(&self, request: Request<Upload>) -> Result<(Response<Incoming>, Link), Failure> {
+        let mut request = Box::new(request);
+        let mut pooled = true;
+        loop {
+            let reused = if pooled {
+                self.slot.take(self.idle_timeout)
+            } else {
+                None
+            };
+            let fresh = reused.is_none();
+            let spare = if fresh { None } else { repeatable(&request) };
+            let mut link = match reused {
+                Some(link) => link,
+                None => self.connect().await?,
+            };
+            match link.exchange(*request, self.response_timeout).await {
+                Ok(response) => return Ok((response, link)),
+                Err(Broken::Unsent(unsent, _)) if !fresh => request = unsent,
+                Err(Broken::Lost { heard: false, error }) if !error.is_user() => match spare {
+                    Some(spare) => {
+                        request = spare;
+                        pooled = false;
+                    }
+                    None => return Err(Failure::exchange(self.name, self.at(), &error)),
+                },
+                Err(Broken::Unsent(_, error) | Broken::Lost { error, .. }) => {
+                    return Err(Failure::exchange(self.name, self.at(), &error));
+                }
+                Err(Broken::TimedOut) => return Err(self.timed_out()),
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Link, Failure> {
+        self.in_time(async {
+            let stream = match &self.slot.dial {
+                Dial::Peer { endpoint, http1, .. } => {
+                    Stream::Tls(connect::tls(endpoint, Arc::clone(http1)).await?)
+                }
+                Dial::Agent(addr) => connect::agent(addr).await?,
+            };
+            let opened = Link::open(stream).await;
+            opened.map_err(|error| Failure::exchange(self.name, self.at(), &error))
+        })
+        .await
+    }
+
+    /// Bounds the making of a connection.
+    pub(super) async fn in_time<T>(
+        &self,
+        connecting: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let after = self.connect_timeout;
+        timeout(after, connecting).await.unwrap_or_else(|_| {
+            Err(match self.at() {
+                Some(at) => Failure::ConnectTimeout {
+                    at: at.clone(),
+                    after,
+                },
+                None => Failure::ResponseTimeout {
+                    hop: self.name,
+                    after,
+                },
+            })
+        })
+    }
+
+    pub(super) fn timed_out(&self) -> Failure {
+        Failure::ResponseTimeout {
+            hop: self.name,
+            after: self.response_timeout,
+        }
+    }
+
+    /// The address of a peer.
+    pub(super) fn at(&self) -> Option<&HostPort> {
+        match &self.slot.dial {
+            Dial::Peer { endpoint, .. } => Some(&endpoint.at),
+            Dial::Agent(_) => None,
+        }
+    }
+}
+
+/// A copy of a request that may be sent twice (RFC 9110 §9.2.2).
+fn repeatable(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
+    if !request.method().is_idempotent() || !request.body().is_none() {
+        return None;
+    }
+    let mut copy = Request::new(Upload::none());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(Box::new(copy))
+}
+
+/// Leaves the path in the request line and the authority in `Host` (RFC 9112 §3.2).
+fn address<B>(request: &mut Request<B>, at: Option<&HostPort>) -> Result<(), Failure> {
+    let bad = |_| Failure::BadRequest("the request's host is not valid");
+    if let Some(authority) = request.uri().authority().cloned() {
+        if authority.as_str().contains('@') {
+            return Err(Failure::BadRequest("the request's URL holds a user name"));
+        }
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        *request.uri_mut() = path
+            .parse::<Uri>()
+            .map_err(|_| Failure::BadRequest("the path is not valid"))?;
+        let host = HeaderValue::try_from(authority.as_str()).map_err(bad)?;
+        request.headers_mut().insert(header::HOST, host);
+    } else if !request.headers().contains_key(header::HOST) {
+        match (request.version(), at) {
+            (Version::HTTP_09 | Version::HTTP_10, Some(at)) => {
+                let host = HeaderValue::try_from(at.to_string()).map_err(bad)?;
+                request.headers_mut().insert(header::HOST, host);
+            }
+            _ => return Err(Failure::BadRequest("the Host header is missing")),
+        }
+    }
+    Ok(())
+}
+
+/// Says how long the body is. Without this hyper would leave the body of a GET unframed, and its bytes would be read
+/// as the start of the next request.
+fn frame(request: &mut Request<Upload>) {
+    if request.body().is_none() || request.body().size_hint().exact().is_some() {
+        return;
+    }
+    let headers = request.headers_mut();
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+}
+
+/// Makes a response's headers fit for the client; `None` when the length of its body is in doubt.
+pub(super) fn clean(headers: &mut HeaderMap) -> Option<()> {
+    if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
+        if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return None;
+        }
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    if let Some(length) = headers.get(header::CONTENT_LENGTH).cloned() {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
+    headers::strip_hop_by_hop(headers);
+    Some(())
+}

@@ -1,0 +1,188 @@
+//! What of a message belongs to one hop only (RFC 9110 §7.6.1), and what is ours.
+
+use hyper::Version;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use super::Failure;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// The protocol a client asks to change to, when it asks in the way of RFC 9110 §7.8.
+pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+    let asked =
+        version == Version::HTTP_11 && names(headers).any(|name| name.eq_ignore_ascii_case("upgrade"));
+    headers.get(header::UPGRADE).filter(|_| asked).cloned()
+}
+
+/// Refuses requests that two parsers could read as two different requests.
+pub(super) fn check_framing(headers: &HeaderMap) -> Result<(), Failure> {
+    let many = |name: HeaderName| headers.get_all(name).iter().nth(1).is_some();
+    if many(header::HOST) {
+        return Err(Failure::BadRequest("the Host header is repeated"));
+    }
+    if many(header::CONTENT_LENGTH) {
+        return Err(Failure::BadRequest("the Content-Length header is repeated"));
+    }
+    if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
+        if headers.contains_key(header::CONTENT_LENGTH) {
+            return Err(Failure::BadRequest(
+                "both Content-Length and Transfer-Encoding are set",
+            ));
+        }
+        if many(header::TRANSFER_ENCODING) || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(Failure::BadRequest("the only Transfer-Encoding taken is chunked"));
+        }
+    }
+    Ok(())
+}
+
+/// Takes out of a request what must not reach the next hop: the hop-by-hop headers, the target headers, and any
+/// claim to an app id, which only the receiving side may make.
+pub(super) fn strip_request(headers: &mut HeaderMap) {
+    let trailers = headers
+        .get_all(header::TE)
+        .iter()
+        .any(|te| tokens(te).any(|t| t.eq_ignore_ascii_case("trailers")));
+    strip_hop_by_hop(headers);
+    let ours = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with('x') && {
+            let name = name.replace('_', "-");
+            name.starts_with("x-dstack-target-") || name == "x-dstack-app-id"
+        }
+    };
+    let ours: Vec<_> = headers.keys().filter(|name| ours(name)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Takes out of a message whatever belongs to the connection it came over.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = names(headers)
+            .filter_map(|name| name.parse().ok())
+            .filter(|name| !is_framing(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        header::PROXY_AUTHORIZATION,
+        header::PROXY_AUTHENTICATE,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Marks a message as the one that changes the protocol.
+pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}
+
+/// A `Connection` header may not talk the next hop out of how long the message is or whom it is for.
+fn is_framing(name: &HeaderName) -> bool {
+    [header::CONTENT_LENGTH, header::HOST].contains(name)
+}
+
+/// The header names that `Connection` lists.
+fn names(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers.get_all(header::CONNECTION).iter().flat_map(tokens)
+}
+
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
+    value.to_str().unwrap_or("").split(',').map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(headers: &[(&str, &str)]) -> HeaderMap {
+        headers
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn what_belongs_to_one_hop_stays_there() {
+        let mut headers = map(&[
+            ("connection", "close, X-Secret, host, content-length"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "gzip, trailers"),
+            ("upgrade", "h2c"),
+            ("proxy-authorization", "Basic eA=="),
+            ("x-dstack-target-app", "a"),
+            ("x_dstack_target_port", "1"),
+            ("x-dstack_app-id", "1"),
+            ("x-dstack-app-id", "1"),
+            ("host", "db.internal"),
+            ("content-length", "3"),
+            ("x-kept", "1"),
+        ]);
+        strip_request(&mut headers);
+        let mut left: Vec<_> = headers
+            .iter()
+            .map(|(n, v)| format!("{n}: {}", v.to_str().unwrap()))
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "content-length: 3",
+                "host: db.internal",
+                "te: trailers",
+                "x-kept: 1"
+            ]
+        );
+    }
+
+    #[test]
+    fn ambiguous_framing_is_refused() {
+        let refused = |headers: &[(&str, &str)]| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+            }
+            check_framing(&map).is_err()
+        };
+        assert!(refused(&[("host", "a"), ("host", "b")]));
+        assert!(refused(&[("content-length", "1"), ("content-length", "1")]));
+        assert!(refused(&[
+            ("content-length", "1"),
+            ("transfer-encoding", "chunked")
+        ]));
+        assert!(refused(&[("transfer-encoding", "gzip, chunked")]));
+        assert!(refused(&[
+            ("transfer-encoding", "chunked"),
+            ("transfer-encoding", "chunked")
+        ]));
+        assert!(!refused(&[("transfer-encoding", "Chunked")]));
+        assert!(!refused(&[("content-length", "1")]));
+    }
+
+    #[test]
+    fn an_upgrade_needs_both_headers_and_http_1_1() {
+        let asked = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(
+            upgrade(&asked, Version::HTTP_11),
+            Some(HeaderValue::from_static("websocket"))
+        );
+        assert_eq!(upgrade(&asked, Version::HTTP_10), None);
+        assert_eq!(upgrade(&map(&[("upgrade", "websocket")]), Version::HTTP_11), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! Requests that came in over HTTP/2 go out over HTTP/2 where the peer speaks it: gRPC needs that.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper::header::{self, HeaderMap};
+use hyper::{Request, Response, Uri, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::{Instant, sleep_until};
+
+use super::Failure;
+use super::connect;
+use super::forward::{Hop, clean};
+use super::pool::Dial;
+use super::upload::Upload;
+use crate::mesh::reply::Body;
+use crate::mesh::worker::{KEEP_ALIVE, Local, MAX_HEAD};
+
+impl Hop {
+    /// Sends a request over HTTP/2, or over HTTP/1.1 to a peer that does not speak it.
+    pub(super) async fn forward_http2(self, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
+        let Some(mut sender) = self.http2_sender().await? else {
+            return self.forward(request, None).await;
+        };
+        let mut request = self.outgoing(request)?;
+        *request.uri_mut() = absolute(request.uri(), request.headers())?;
+        *request.version_mut() = Version::HTTP_2;
+        let headers = request.headers_mut();
+        headers.remove(header::HOST);
+        headers.remove(header::EXPECT);
+
+        let failed = |error: &hyper::Error| Failure::exchange(self.name, self.at(), error);
+        sender.ready().await.map_err(|error| failed(&error))?;
+        let upload = request.body().progress();
+        let mut response = pin!(sender.send_request(request));
+        let mut patience = None;
+        let response = poll_fn(|cx| {
+            if let Poll::Ready(response) = response.as_mut().poll(cx) {
+                return Poll::Ready(response.map_err(|error| failed(&error)));
+            }
+            if patience.is_none() && upload.as_ref().is_none_or(|upload| upload.poll_ended(cx)) {
+                patience = Some(Box::pin(sleep_until(Instant::now() + self.response_timeout)));
+            }
+            match &mut patience {
+                Some(patience) => patience.as_mut().poll(cx).map(|()| Err(self.timed_out())),
+                None => Poll::Pending,
+            }
+        });
+        let mut response = response.await?;
+        clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.name })?;
+        *response.version_mut() = Version::HTTP_11;
+        Ok(response.map(Body::Http2))
+    }
+
+    /// The target's one HTTP/2 connection; `None` when the peer chose HTTP/1.1.
+    async fn http2_sender(&self) -> Result<Option<SendRequest<Upload>>, Failure> {
+        if let Some(sender) = self.slot.http2() {
+            return Ok(Some(sender));
+        }
+        let Dial::Peer { endpoint, http2, .. } = &self.slot.dial else {
+            return Ok(None);
+        };
+        if self.slot.only_http1() {
+            return Ok(None);
+        }
+        self.in_time(async {
+            let stream = connect::tls(endpoint, Arc::clone(http2)).await?;
+            if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                self.slot.set_only_http1();
+                return Ok(None);
+            }
+            let (sender, connection) = http2::Builder::new(Local)
+                .timer(TokioTimer::new())
+                .keep_alive_interval(KEEP_ALIVE)
+                .max_header_list_size(MAX_HEAD)
+                .handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| Failure::exchange(self.name, self.at(), &error))?;
+            // It ends when the last sender and the last stream are gone, and with the worker's runtime.
+            tokio::task::spawn_local(connection);
+            self.slot.set_http2(&sender);
+            Ok(Some(sender))
+        })
+        .await
+    }
+}
+
+/// The URI as HTTP/2 wants it: `:authority` is what `Host` was.
+fn absolute(uri: &Uri, headers: &HeaderMap) -> Result<Uri, Failure> {
+    let host = headers.get(header::HOST).map_or(&b""[..], |host| host.as_bytes());
+    Uri::builder()
+        .scheme("https")
+        .authority(host)
+        .path_and_query(uri.path_and_query().map_or("/", |path| path.as_str()))
+        .build()
+        .map_err(|_| Failure::BadRequest("the request's host is not valid"))
+}

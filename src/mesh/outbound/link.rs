@@ -1,0 +1,198 @@
+//! One HTTP/1.1 connection to a peer, driven by the request that uses it.
+//!
+//! There is no task behind a connection: whoever holds it polls it. So its owner is always plain, dropping it closes it,
+//! and a request costs no wake-up between tasks.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::connect::Stream;
+use super::upload::{Progress, Upload};
+
+const MAX_HEADERS: usize = 128;
+/// Of the head of a response, and what is read ahead of a slow client.
+const MAX_BUFFER: usize = 128 * 1024;
+
+/// hyper's side of a connection; its own type has no public name.
+type Connection = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
+
+pub(super) struct Link {
+    sender: SendRequest<Upload>,
+    /// `None` once it has ended.
+    connection: Option<Connection>,
+    /// The peer sent something since the last request was begun.
+    heard: Arc<AtomicBool>,
+    timer: Pin<Box<Sleep>>,
+    pub(super) idle_since: Instant,
+}
+
+/// Why there is no response.
+pub(super) enum Broken {
+    /// Nothing of the request was sent; here it is again.
+    Unsent(Box<Request<Upload>>, hyper::Error),
+    /// The connection broke; `heard`: in the middle of a response.
+    Lost { heard: bool, error: hyper::Error },
+    /// No response in time.
+    TimedOut,
+}
+
+impl Link {
+    pub(super) async fn open(stream: Stream) -> hyper::Result<Self> {
+        let heard = Arc::new(AtomicBool::new(false));
+        let stream = Heard {
+            stream,
+            heard: Arc::clone(&heard),
+        };
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(MAX_BUFFER)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        let now = Instant::now();
+        Ok(Self {
+            sender,
+            connection: Some(Box::pin(connection.with_upgrades())),
+            heard,
+            timer: Box::pin(sleep_until(now)),
+            idle_since: now,
+        })
+    }
+
+    /// Sends a request and waits for the head of its response, no longer than `patience` after the request's end.
+    pub(super) async fn exchange(
+        &mut self,
+        request: Request<Upload>,
+        patience: Duration,
+    ) -> Result<Response<Incoming>, Broken> {
+        let upload = request.body().progress();
+        self.heard.store(false, Ordering::Relaxed);
+        let mut response = pin!(self.sender.try_send_request(request));
+        let mut deadline = None;
+        poll_fn(|cx| {
+            let _ = poll_connection(&mut self.connection, cx);
+            if let Poll::Ready(result) = response.as_mut().poll(cx) {
+                return Poll::Ready(result.map_err(|mut failed| match failed.take_message() {
+                    Some(request) => Broken::Unsent(Box::new(request), failed.into_error()),
+                    None => Broken::Lost {
+                        heard: self.heard.load(Ordering::Relaxed),
+                        error: failed.into_error(),
+                    },
+                }));
+            }
+            if deadline.is_none()
+                && upload
+                    .as_ref()
+                    .is_none_or(|upload: &Arc<Progress>| upload.poll_ended(cx))
+            {
+                deadline = Some(Instant::now() + patience);
+            }
+            if let Some(deadline) = deadline {
+                ready!(poll_deadline(&mut self.timer, deadline, cx));
+                return Poll::Ready(Err(Broken::TimedOut));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Moves bytes in both directions as far as they go now.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        let _ = poll_connection(&mut self.connection, cx);
+    }
+
+    /// True when another request can be sent: both messages ended, the peer is there and sent nothing more.
+    pub(super) fn is_idle(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.connection.is_some() && self.sender.is_ready()
+    }
+
+    /// The raw connection after a 101.
+    pub(super) async fn upgraded(mut self, mut upgrade: OnUpgrade) -> hyper::Result<Upgraded> {
+        poll_fn(|cx| {
+            self.drive(cx);
+            Pin::new(&mut upgrade).poll(cx)
+        })
+        .await
+    }
+}
+
+fn poll_connection(connection: &mut Option<Connection>, cx: &mut Context<'_>) -> Poll<()> {
+    if let Some(running) = connection {
+        // Its error reaches whoever waits for the response or reads the body.
+        let _ = ready!(running.as_mut().poll(cx));
+        *connection = None;
+    }
+    Poll::Ready(())
+}
+
+/// Waits for `deadline` with a timer that mostly still runs from an earlier request: it is set anew only when it fires
+/// too early, once in many requests, and not for each.
+fn poll_deadline(timer: &mut Pin<Box<Sleep>>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    if timer.deadline() > deadline {
+        timer.as_mut().reset(deadline);
+    }
+    loop {
+        ready!(timer.as_mut().poll(cx));
+        if timer.deadline() >= deadline {
+            return Poll::Ready(());
+        }
+        timer.as_mut().reset(deadline);
+    }
+}
+
+/// A stream that notes when it receives something.
+struct Heard {
+    stream: Stream,
+    heard: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            this.heard.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

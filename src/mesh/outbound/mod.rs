@@ -1,0 +1,165 @@
+//! The outbound proxy: from a local app to the app it names, over mutual TLS.
+
+mod connect;
+mod download;
+mod failure;
+mod forward;
+mod headers;
+mod http2;
+mod link;
+mod local;
+mod pool;
+mod target;
+mod tls;
+mod tunnel;
+mod upload;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, Version};
+use tokio::sync::watch;
+
+use super::listener::Life;
+use super::reply::Body;
+use super::{MeshSettings, Shared};
+use crate::identity::Identity;
+use crate::spec::{AgentAddr, Gateway};
+pub(super) use download::Download;
+pub(super) use failure::Failure;
+use forward::Hop;
+use pool::{Dial, Pool, Slot};
+use target::Target;
+use tls::Credentials;
+
+/// How often idle connections are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+const HTTP1: &[&[u8]] = &[b"http/1.1"];
+const HTTP2: &[&[u8]] = &[b"h2", b"http/1.1"];
+
+/// One worker's side of it.
+pub(super) struct Outbound {
+    shared: Arc<Shared>,
+    identity: RefCell<watch::Receiver<Option<Arc<Identity>>>>,
+    era: RefCell<Rc<Era>>,
+    agents: Pool<AgentAddr>,
+}
+
+/// Who answers a request.
+enum Route {
+    /// We did.
+    Here(Response<Body>),
+    /// Whoever is over there.
+    Over(Hop),
+}
+
+/// What holds for as long as identity and gateway stay the same. With a new one every pooled connection and every TLS
+/// session is left behind, and requests that are under way end on the old ones.
+struct Era {
+    gateway: Option<Gateway>,
+    credentials: Option<Credentials>,
+    peers: Pool<Target>,
+}
+
+impl Outbound {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let mut identity = shared.identity.clone();
+        let era = Era::new(&shared.settings.load(), &mut identity);
+        Self {
+            shared,
+            identity: RefCell::new(identity),
+            era: RefCell::new(Rc::new(era)),
+            agents: Pool::new(),
+        }
+    }
+
+    /// Answers a request, whatever happens.
+    pub(super) async fn answer(&self, mut request: Request<Incoming>, life: &Arc<Life>) -> Response<Body> {
+        let answer = match self.route(&mut request) {
+            Ok(Route::Here(response)) => Ok(response),
+            Ok(Route::Over(hop)) if request.version() == Version::HTTP_2 => hop.forward_http2(request).await,
+            Ok(Route::Over(hop)) => hop.forward(request, Some(life)).await,
+            Err(failure) => Err(failure),
+        };
+        answer.unwrap_or_else(Response::from)
+    }
+
+    fn route<B>(&self, request: &mut Request<B>) -> Result<Route, Failure> {
+        if request.method() == Method::CONNECT {
+            return Err(Failure::Connect);
+        }
+        headers::check_framing(request.headers())?;
+        let settings = self.shared.settings.load();
+        let Some(target) = Target::of(request.headers())? else {
+            return self.local(request, &settings);
+        };
+        Ok(Route::Over(Hop {
+            name: "the target app",
+            slot: self.era(&settings).slot(&target)?,
+            connect_timeout: settings.connect_timeout,
+            response_timeout: settings.response_timeout,
+            idle_timeout: settings.idle_timeout,
+        }))
+    }
+
+    fn era(&self, settings: &MeshSettings) -> Rc<Era> {
+        let mut identity = self.identity.borrow_mut();
+        // An error means that nobody will publish another identity: the last one stays.
+        let renewed = identity.has_changed().unwrap_or(false);
+        let mut era = self.era.borrow_mut();
+        if renewed || era.gateway != settings.gateway {
+            *era = Rc::new(Era::new(settings, &mut identity));
+        }
+        Rc::clone(&era)
+    }
+
+    /// Closes idle connections in time, until the worker ends.
+    pub(super) async fn keep_house(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(HOUSEKEEPING).await;
+            let settings = self.shared.settings.load();
+            self.era(&settings).peers.sweep(settings.idle_timeout);
+            self.agents.sweep(settings.idle_timeout);
+        }
+    }
+}
+
+impl Era {
+    fn new(settings: &MeshSettings, identity: &mut watch::Receiver<Option<Arc<Identity>>>) -> Self {
+        let identity = identity.borrow_and_update().clone();
+        let credentials = identity.and_then(|identity| {
+            Credentials::new(&identity)
+                .inspect_err(|error| tracing::error!(dir = %identity.dir.display(), %error, "the certificate cannot be used"))
+                .ok()
+        });
+        Self {
+            gateway: settings.gateway.clone(),
+            credentials,
+            peers: Pool::new(),
+        }
+    }
+
+    fn slot(&self, target: &Target) -> Result<Rc<Slot>, Failure> {
+        self.peers.slot(target, || {
+            let gateway = self.gateway.as_ref().ok_or(Failure::GatewayUnknown)?;
+            let endpoint = target.endpoint(gateway)?;
+            let config = |protocols| {
+                if !target.end_to_end {
+                    return tls::without_identity(protocols).map_err(|_| Failure::Internal);
+                }
+                let credentials = self.credentials.as_ref().ok_or(Failure::NoIdentity)?;
+                credentials
+                    .config(target.app, protocols)
+                    .map_err(|_| Failure::Internal)
+            };
+            Ok(Dial::Peer {
+                endpoint,
+                http1: config(HTTP1)?,
+                http2: config(HTTP2)?,
+            })
+        })
+    }
+}

@@ -1,0 +1,143 @@
+//! Connections that wait for their next request: for each target a few, for few enough targets.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::client::conn::http2::SendRequest;
+use rustls::ClientConfig;
+use tokio::time::Instant;
+
+use super::link::Link;
+use super::target::Endpoint;
+use super::upload::Upload;
+use crate::spec::AgentAddr;
+
+/// Of each worker. Beyond it, the targets that were not called for longest are forgotten.
+const MAX_SLOTS: usize = 1024;
+/// Idle connections kept for one target by each worker.
+const MAX_IDLE: usize = 256;
+
+/// How a slot's connections are made.
+pub(super) enum Dial {
+    Peer {
+        endpoint: Endpoint,
+        /// Offers HTTP/1.1.
+        http1: Arc<ClientConfig>,
+        /// Offers HTTP/2 first.
+        http2: Arc<ClientConfig>,
+    },
+    Agent(AgentAddr),
+}
+
+/// One target's connections.
+pub(super) struct Slot {
+    pub(super) dial: Dial,
+    idle: RefCell<Vec<Link>>,
+    http2: RefCell<Option<SendRequest<Upload>>>,
+    /// The peer was offered HTTP/2 and declined.
+    only_http1: Cell<bool>,
+    used: Cell<Instant>,
+}
+
+impl Slot {
+    pub(super) fn new(dial: Dial) -> Self {
+        Self {
+            dial,
+            idle: RefCell::default(),
+            http2: RefCell::default(),
+            only_http1: Cell::new(false),
+            used: Cell::new(Instant::now()),
+        }
+    }
+
+    /// The connection that was used last, so that the others may grow old.
+    pub(super) fn take(&self, idle_timeout: Duration) -> Option<Link> {
+        let now = Instant::now();
+        self.used.set(now);
+        let link = self.idle.borrow_mut().pop()?;
+        if now - link.idle_since < idle_timeout {
+            return Some(link);
+        }
+        // The others are older still.
+        self.idle.borrow_mut().clear();
+        None
+    }
+
+    pub(super) fn put(&self, mut link: Link) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < MAX_IDLE {
+            link.idle_since = Instant::now();
+            idle.push(link);
+        }
+    }
+
+    /// The HTTP/2 connection, if there is one and it lives.
+    pub(super) fn http2(&self) -> Option<SendRequest<Upload>> {
+        self.used.set(Instant::now());
+        self.http2.borrow().clone().filter(|sender| !sender.is_closed())
+    }
+
+    pub(super) fn set_http2(&self, sender: &SendRequest<Upload>) {
+        *self.http2.borrow_mut() = Some(sender.clone());
+    }
+
+    pub(super) fn only_http1(&self) -> bool {
+        self.only_http1.get()
+    }
+
+    pub(super) fn set_only_http1(&self) {
+        self.only_http1.set(true);
+    }
+
+    /// Drops what the peer closed and what is too old; false when nothing is left that is worth keeping.
+    fn sweep(&self, now: Instant, idle_timeout: Duration) -> bool {
+        let young = |since: Instant| now - since < idle_timeout;
+        self.idle
+            .borrow_mut()
+            .retain_mut(|link| young(link.idle_since) && link.is_idle());
+        young(self.used.get())
+    }
+}
+
+/// Slots by target.
+pub(super) struct Pool<K>(RefCell<HashMap<K, Rc<Slot>>>);
+
+impl<K: Eq + Hash + Clone> Pool<K> {
+    pub(super) fn new() -> Self {
+        Self(RefCell::default())
+    }
+
+    /// The target's slot, made by `dial` when there is none.
+    pub(super) fn slot<E>(&self, key: &K, dial: impl FnOnce() -> Result<Dial, E>) -> Result<Rc<Slot>, E> {
+        let mut slots = self.0.borrow_mut();
+        if let Some(slot) = slots.get(key) {
+            return Ok(Rc::clone(slot));
+        }
+        if slots.len() >= MAX_SLOTS {
+            evict(&mut slots);
+        }
+        let slot = Rc::new(Slot::new(dial()?));
+        slots.insert(key.clone(), Rc::clone(&slot));
+        Ok(slot)
+    }
+
+    pub(super) fn sweep(&self, idle_timeout: Duration) {
+        let now = Instant::now();
+        self.0
+            .borrow_mut()
+            .retain(|_, slot| slot.sweep(now, idle_timeout));
+    }
+}
+
+/// Makes room for many at once, so that a run through ever new targets does not sort for each. A request that still
+/// uses a forgotten slot holds it itself.
+fn evict<K: Eq + Hash>(slots: &mut HashMap<K, Rc<Slot>>) {
+    let mut times: Vec<_> = slots.values().map(|slot| slot.used.get()).collect();
+    let (_, median, _) = times.select_nth_unstable(MAX_SLOTS / 4);
+    let oldest = *median;
+    slots.retain(|_, slot| slot.used.get() > oldest);
+}

@@ -1,0 +1,206 @@
+//! Which app a request is for: the `x-dstack-target-*` headers, parsed once and strictly.
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls_pki_types::ServerName;
+
+use super::Failure;
+use crate::names::{AppId, Host, HostPort, InstanceId, parse_port};
+use crate::spec::Gateway;
+
+const APP: HeaderName = HeaderName::from_static("x-dstack-target-app");
+const INSTANCE: HeaderName = HeaderName::from_static("x-dstack-target-instance");
+const PORT: HeaderName = HeaderName::from_static("x-dstack-target-port");
+const USE_TLS: HeaderName = HeaderName::from_static("x-dstack-target-use-tls");
+
+const DEFAULT_PORT: u16 = 443;
+
+/// One app, or one instance of it, and the port there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Target {
+    /// Whose certificate it must be.
+    pub(super) app: AppId,
+    /// Only this instance; `None`: whichever the gateway picks.
+    pub(super) instance: Option<InstanceId>,
+    pub(super) port: u16,
+    /// False: the gateway ends the TLS connection and nobody's identity is checked.
+    pub(super) end_to_end: bool,
+}
+
+impl Target {
+    /// `None`: the request is not for another app.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, Failure> {
+        let app = only(headers, &APP, "x-dstack-target-app is repeated")?;
+        let instance = only(headers, &INSTANCE, "x-dstack-target-instance is repeated")?;
+        let port = only(headers, &PORT, "x-dstack-target-port is repeated")?;
+        let use_tls = only(headers, &USE_TLS, "x-dstack-target-use-tls is repeated")?;
+        let Some(app) = app else {
+            return match instance.or(port).or(use_tls) {
+                None => Ok(None),
+                Some(_) => Err(Failure::BadTarget(
+                    "x-dstack-target-app is missing beside the other x-dstack-target headers",
+                )),
+            };
+        };
+        Ok(Some(Self {
+            app: text(app)
+                .parse()
+                .ok()
+                .ok_or(Failure::BadTarget("x-dstack-target-app must be 40 hex digits"))?,
+            instance: instance
+                .map(|instance| text(instance).parse())
+                .transpose()
+                .map_err(|_| Failure::BadTarget("x-dstack-target-instance must be 40 hex digits"))?,
+            port: port
+                .map_or(Ok(DEFAULT_PORT), |port| parse_port(text(port)))
+                .map_err(|_| Failure::BadTarget("x-dstack-target-port must be a port from 1 to 65535"))?,
+            end_to_end: match use_tls.map(text) {
+                None => true,
+                Some(text) if text == "1" || text.eq_ignore_ascii_case("true") => true,
+                Some(text) if text == "0" || text.eq_ignore_ascii_case("false") => false,
+                Some(_) => {
+                    return Err(Failure::BadTarget(
+                        "x-dstack-target-use-tls must be true or false",
+                    ));
+                }
+            },
+        }))
+    }
+
+    /// Where the target is reached, and by which name.
+    pub(super) fn endpoint(&self, gateway: &Gateway) -> Result<Endpoint, Failure> {
+        let at = match gateway {
+            Gateway::Fixed(at) => at.clone(),
+            Gateway::Domain { domain, port } => {
+                let id = self
+                    .instance
+                    .map_or_else(|| self.app.to_string(), |i| i.to_string());
+                let suffix = if self.end_to_end { "s" } else { "" };
+                let name = format!("{id}-{}{suffix}.{domain}", self.port);
+                HostPort {
+                    host: Host::Name(name.parse().map_err(|_| Failure::GatewayUnknown)?),
+                    port: *port,
+                }
+            }
+        };
+        let name = match &at.host {
+            Host::Ip(ip) => ServerName::from(*ip),
+            Host::Name(name) => {
+                ServerName::try_from(name.as_str().to_owned()).map_err(|_| Failure::GatewayUnknown)?
+            }
+        };
+        Ok(Endpoint { at, name })
+    }
+}
+
+/// An address and the name that is asked for there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub(super) at: HostPort,
+    pub(super) name: ServerName<'static>,
+}
+
+fn only<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+    repeated: &'static str,
+) -> Result<Option<&'h HeaderValue>, Failure> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        _ => Err(Failure::BadTarget(repeated)),
+    }
+}
+
+/// What is not plain text matches nothing that is looked for here.
+fn text(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "AA00000000000000000000000000000000000001";
+
+    fn parse(headers: &[(&str, &str)]) -> Result<Option<Target>, Failure> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name: HeaderName = name.parse().unwrap();
+            map.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        Target::of(&map)
+    }
+
+    fn url(headers: &[(&str, &str)], gateway: &Gateway) -> String {
+        let endpoint = parse(headers).unwrap().unwrap().endpoint(gateway).unwrap();
+        format!("{} as {}", endpoint.at, endpoint.name.to_str())
+    }
+
+    #[test]
+    fn targets_become_gateway_names() {
+        let gateway = Gateway::Domain {
+            domain: "apps.example.com".parse().unwrap(),
+            port: 9443,
+        };
+        let instance = "Bb00000000000000000000000000000000000002";
+        for (headers, expected) in [
+            (
+                &[(APP.as_str(), ID)][..],
+                "aa00000000000000000000000000000000000001-443s",
+            ),
+            (
+                &[(APP.as_str(), ID), (PORT.as_str(), "8080")],
+                "aa00000000000000000000000000000000000001-8080s",
+            ),
+            (
+                &[(APP.as_str(), ID), (USE_TLS.as_str(), "FALSE")],
+                "aa00000000000000000000000000000000000001-443",
+            ),
+            (
+                &[(APP.as_str(), ID), (USE_TLS.as_str(), "1")],
+                "aa00000000000000000000000000000000000001-443s",
+            ),
+            (
+                &[(APP.as_str(), ID), (INSTANCE.as_str(), instance)],
+                "bb00000000000000000000000000000000000002-443s",
+            ),
+        ] {
+            let name = format!("{expected}.apps.example.com");
+            assert_eq!(url(headers, &gateway), format!("{name}:9443 as {name}"));
+        }
+        let fixed = Gateway::Fixed("gw.local:8443".parse().unwrap());
+        assert_eq!(url(&[(APP.as_str(), ID)], &fixed), "gw.local:8443 as gw.local");
+    }
+
+    #[test]
+    fn anything_else_is_no_target() {
+        let id = |s: &'static str| (APP.as_str(), s);
+        for headers in [
+            &[id("127.0.0.1:18443/injected?")][..],
+            &[id("")],
+            &[id("aa0000000000000000000000000000000000001")],
+            &[id("aa000000000000000000000000000000000000011")],
+            &[id("gg00000000000000000000000000000000000001")],
+            &[id("0xaa000000000000000000000000000000000001")],
+            &[id("aa00000000000000000000000000000000000001 ")],
+            &[id("aa0000000000000000000000000000000000000\u{e9}")],
+            &[id(ID), id(ID)],
+            &[id(ID), (PORT.as_str(), "0")],
+            &[id(ID), (PORT.as_str(), "65536")],
+            &[id(ID), (PORT.as_str(), "+443")],
+            &[id(ID), (PORT.as_str(), "")],
+            &[id(ID), (PORT.as_str(), "443s.evil.example")],
+            &[id(ID), (PORT.as_str(), "443"), (PORT.as_str(), "443")],
+            &[id(ID), (INSTANCE.as_str(), "../x")],
+            &[id(ID), (INSTANCE.as_str(), "")],
+            &[id(ID), (USE_TLS.as_str(), "no")],
+            &[id(ID), (USE_TLS.as_str(), "")],
+            &[(PORT.as_str(), "443")],
+            &[(INSTANCE.as_str(), ID)],
+        ] {
+            let error = parse(headers).expect_err(&format!("{headers:?}"));
+            assert_eq!(error.code(), "bad_target", "{headers:?}");
+        }
+        assert_eq!(parse(&[("x-other", "1")]).unwrap(), None);
+    }
+}

@@ -1,0 +1,125 @@
+//! The request's body on its way to the peer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Sleep, sleep};
+
+/// How long a body is held back when the peer is silent about `Expect: 100-continue` (RFC 9110 §10.1.1 leaves it open).
+const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A request body that can be watched, or none. It passes frame by frame, when the peer takes them.
+pub(super) struct Upload(Option<Streaming>);
+
+struct Streaming {
+    body: Incoming,
+    progress: Arc<Progress>,
+    /// Until the peer says `100 Continue`.
+    held: Option<Pin<Box<Sleep>>>,
+}
+
+/// How far an upload is: hyper moves the body out of our sight, so this stays behind.
+#[derive(Default)]
+pub(super) struct Progress {
+    ended: AtomicBool,
+    on_end: AtomicWaker,
+    wanted: AtomicBool,
+    on_wanted: AtomicWaker,
+}
+
+impl Upload {
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
+    /// `held`: wait for [`Progress::go_on`] before the first byte is read.
+    pub(super) fn new(body: Incoming, held: bool) -> Self {
+        if body.is_end_stream() {
+            return Self::none();
+        }
+        Self(Some(Streaming {
+            body,
+            progress: Arc::default(),
+            held: held.then(|| Box::pin(sleep(CONTINUE_PATIENCE))),
+        }))
+    }
+
+    pub(super) fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(super) fn progress(&self) -> Option<Arc<Progress>> {
+        self.0.as_ref().map(|streaming| Arc::clone(&streaming.progress))
+    }
+}
+
+impl Progress {
+    /// The peer wants the body.
+    pub(super) fn go_on(&self) {
+        self.wanted.store(true, Ordering::Release);
+        self.on_wanted.wake();
+    }
+
+    /// True when the last byte was handed over; else the task is woken when it is.
+    pub(super) fn poll_ended(&self, cx: &Context<'_>) -> bool {
+        self.ended.load(Ordering::Acquire) || {
+            self.on_end.register(cx.waker());
+            self.ended.load(Ordering::Acquire)
+        }
+    }
+
+    fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.on_end.wake();
+    }
+}
+
+impl Streaming {
+    fn poll_wanted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(patience) = &mut self.held {
+            self.progress.on_wanted.register(cx.waker());
+            if !self.progress.wanted.load(Ordering::Acquire) {
+                ready!(patience.as_mut().poll(cx));
+            }
+            self.held = None;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let Some(streaming) = &mut self.get_mut().0 else {
+            return Poll::Ready(None);
+        };
+        ready!(streaming.poll_wanted(cx));
+        let frame = ready!(Pin::new(&mut streaming.body).poll_frame(cx));
+        let more = matches!(&frame, Some(Ok(frame)) if frame.is_data()) && !streaming.body.is_end_stream();
+        if !more {
+            streaming.progress.end();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|streaming| streaming.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Some(streaming) => streaming.body.size_hint(),
+            None => SizeHint::with_exact(0),
+        }
+    }
+}

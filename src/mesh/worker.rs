@@ -1,0 +1,238 @@
+//! The threads: each with one single-threaded runtime, and everything a request needs within reach.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::io;
+use std::net::TcpStream;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_util::task::TaskTracker;
+
+use super::auth::Auth;
+use super::listener::{Accepting, Life};
+use super::outbound::{Failure, Outbound};
+use super::reply::Body;
+use super::{Role, Shared};
+
+/// More threads than this bring nothing: the pools get thinner.
+const MAX_WORKERS: usize = 8;
+/// Between two requests, and for the head of one. Above the 60 s after which nginx closes an idle connection itself,
+/// so that it never writes into one that we are just closing.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// The head of a request, in bytes. nginx hands a certificate of up to 16 KiB over in a header, escaped.
+pub(super) const MAX_HEAD: u32 = 128 * 1024;
+const MAX_HEADERS: usize = 128;
+/// How often a silent HTTP/2 connection is asked whether it still lives.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const MAX_H2_STREAMS: u32 = 256;
+
+/// What a worker is asked to do.
+pub(super) enum Job {
+    Accept(Accepting),
+    Serve(TcpStream, Arc<Life>),
+}
+
+/// The way to all workers.
+#[derive(Clone)]
+pub(super) struct Crew(Arc<[Member]>);
+
+struct Member {
+    jobs: UnboundedSender<Job>,
+    /// Open connections.
+    busy: Arc<AtomicUsize>,
+}
+
+impl Crew {
+    pub(super) fn first(&self, job: Job) {
+        // A closed channel is a mesh that is being taken down.
+        let _ = self.0[0].jobs.send(job);
+    }
+
+    pub(super) fn least_busy(&self, job: Job) {
+        if let Some(member) = self.0.iter().min_by_key(|m| m.busy.load(Ordering::Relaxed)) {
+            member.busy.fetch_add(1, Ordering::Relaxed);
+            let _ = member.jobs.send(job);
+        }
+    }
+}
+
+/// The running threads.
+#[derive(Default)]
+pub(super) struct Threads(Vec<JoinHandle<()>>);
+
+impl Threads {
+    /// Waits for threads that were told to end.
+    pub(super) async fn join(self) {
+        let join = || self.0.into_iter().for_each(|thread| drop(thread.join()));
+        // Fails only when a thread panicked, and then there is nothing left to wait for.
+        let _ = tokio::task::spawn_blocking(join).await;
+    }
+}
+
+/// Starts one worker a processor.
+pub(super) fn start(shared: &Arc<Shared>) -> io::Result<(Crew, Threads)> {
+    let count = thread::available_parallelism().map_or(1, |n| n.get().min(MAX_WORKERS));
+    let (mut members, mut threads) = (Vec::new(), Vec::new());
+    for number in 0..count {
+        let (jobs, inbox) = unbounded_channel();
+        let busy = Arc::new(AtomicUsize::new(0));
+        members.push(Member {
+            jobs,
+            busy: Arc::clone(&busy),
+        });
+        let shared = Arc::clone(shared);
+        let (started, outcome) = std::sync::mpsc::channel();
+        let body = move || match Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+        {
+            Ok(runtime) => {
+                let _ = started.send(Ok(()));
+                runtime.block_on(work(shared, inbox, busy));
+            }
+            Err(error) => drop(started.send(Err(error))),
+        };
+        threads.push(
+            thread::Builder::new()
+                .name(format!("mesh-{number}"))
+                .spawn(body)?,
+        );
+        outcome.recv().map_err(io::Error::other)??;
+    }
+    Ok((Crew(members.into()), Threads(threads)))
+}
+
+async fn work(shared: Arc<Shared>, mut inbox: UnboundedReceiver<Job>, busy: Arc<AtomicUsize>) {
+    let worker = Rc::new(Worker::new(Arc::clone(&shared), busy));
+    let tasks = TaskTracker::new();
+    tasks.spawn_local(worker.outbound.clone().keep_house());
+    loop {
+        let job = tokio::select! {
+            job = inbox.recv() => job,
+            () = shared.end.cancelled() => None,
+        };
+        match job {
+            Some(Job::Accept(accepting)) => {
+                tasks.spawn_local(accepting.run(Arc::clone(&shared)));
+            }
+            Some(Job::Serve(stream, life)) => {
+                let worker = Rc::clone(&worker);
+                life.clone().tasks.spawn_local(worker.serve(stream, life));
+            }
+            // The runtime goes down with everything it still runs.
+            None => return,
+        }
+    }
+}
+
+/// What one thread has: nothing here is shared, nothing is locked.
+struct Worker {
+    shared: Arc<Shared>,
+    outbound: Rc<Outbound>,
+    auth: RefCell<Auth>,
+    http: auto::Builder<Local>,
+    busy: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, busy: Arc<AtomicUsize>) -> Self {
+        let mut http = auto::Builder::new(Local);
+        http.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(MAX_HEAD as usize);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEAD)
+            .max_concurrent_streams(MAX_H2_STREAMS)
+            .keep_alive_interval(KEEP_ALIVE);
+        Self {
+            outbound: Rc::new(Outbound::new(Arc::clone(&shared))),
+            shared,
+            auth: RefCell::default(),
+            http,
+            busy,
+        }
+    }
+
+    /// One connection, from its first byte to its last.
+    async fn serve(self: Rc<Self>, stream: TcpStream, life: Arc<Life>) {
+        let _busy = Busy(Arc::clone(&self.busy));
+        let prepared = stream
+            .set_nonblocking(true)
+            .and_then(|()| stream.set_nodelay(true))
+            .and_then(|()| tokio::net::TcpStream::from_std(stream));
+        let Ok(stream) = prepared else {
+            return; // It is already gone.
+        };
+        let (worker, its_life) = (Rc::clone(&self), Arc::clone(&life));
+        let service = service_fn(move |request| Rc::clone(&worker).answer(request, Arc::clone(&its_life)));
+        let mut connection = pin!(
+            self.http
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        );
+        // How a connection ends is the client's affair: what matters to it was answered in HTTP.
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = life.stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! {
+            _ = connection => {}
+            () = life.cut.cancelled() => {}
+        }
+    }
+
+    /// A panic is one request's: it is answered, and the connection and its worker go on.
+    async fn answer(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        life: Arc<Life>,
+    ) -> Result<Response<Body>, Infallible> {
+        let answer = async {
+            match life.role {
+                Role::Client => self.outbound.answer(request, &life).await,
+                Role::Auth => self
+                    .auth
+                    .borrow_mut()
+                    .answer(&request, &self.shared.settings.load()),
+            }
+        };
+        let answer = AssertUnwindSafe(answer).catch_unwind().await;
+        Ok(answer.unwrap_or_else(|_| Failure::Internal.into()))
+    }
+}
+
+/// Counts a connection for as long as it is open.
+struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Runs hyper's own tasks on the thread that asked.
+#[derive(Clone, Copy)]
+pub(super) struct Local;
+
+impl<F: Future<Output: 'static> + 'static> Executor<F> for Local {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}
