@@ -26,7 +26,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 
 /// A connection to whatever is on the other side.
 pub(super) enum Stream {
-    Tls(TlsStream<TcpStream>),
+    Tls(Box<TlsStream<TcpStream>>),
     Tcp(TcpStream),
     Unix(UnixStream),
 }

@@ -128,7 +128,7 @@ impl Hop {
         self.in_time(async {
             let stream = match &self.slot.dial {
                 Dial::Peer { endpoint, http1, .. } => {
-                    Stream::Tls(connect::tls(endpoint, Arc::clone(http1)).await?)
+                    Stream::Tls(Box::new(connect::tls(endpoint, Arc::clone(http1)).await?))
                 }
                 Dial::Agent(addr) => connect::agent(addr).await?,
             };

@@ -120,6 +120,10 @@ fn text(value: &HeaderValue) -> &str {
 mod tests {
     use super::*;
 
+    const APP: &str = "x-dstack-target-app";
+    const INSTANCE: &str = "x-dstack-target-instance";
+    const PORT: &str = "x-dstack-target-port";
+    const USE_TLS: &str = "x-dstack-target-use-tls";
     const ID: &str = "AA00000000000000000000000000000000000001";
 
     fn parse(headers: &[(&str, &str)]) -> Result<Option<Target>, Failure> {
@@ -144,24 +148,21 @@ mod tests {
         };
         let instance = "Bb00000000000000000000000000000000000002";
         for (headers, expected) in [
+            (&[(APP, ID)][..], "aa00000000000000000000000000000000000001-443s"),
             (
-                &[(APP.as_str(), ID)][..],
-                "aa00000000000000000000000000000000000001-443s",
-            ),
-            (
-                &[(APP.as_str(), ID), (PORT.as_str(), "8080")],
+                &[(APP, ID), (PORT, "8080")],
                 "aa00000000000000000000000000000000000001-8080s",
             ),
             (
-                &[(APP.as_str(), ID), (USE_TLS.as_str(), "FALSE")],
+                &[(APP, ID), (USE_TLS, "FALSE")],
                 "aa00000000000000000000000000000000000001-443",
             ),
             (
-                &[(APP.as_str(), ID), (USE_TLS.as_str(), "1")],
+                &[(APP, ID), (USE_TLS, "1")],
                 "aa00000000000000000000000000000000000001-443s",
             ),
             (
-                &[(APP.as_str(), ID), (INSTANCE.as_str(), instance)],
+                &[(APP, ID), (INSTANCE, instance)],
                 "bb00000000000000000000000000000000000002-443s",
             ),
         ] {
@@ -169,12 +170,12 @@ mod tests {
             assert_eq!(url(headers, &gateway), format!("{name}:9443 as {name}"));
         }
         let fixed = Gateway::Fixed("gw.local:8443".parse().unwrap());
-        assert_eq!(url(&[(APP.as_str(), ID)], &fixed), "gw.local:8443 as gw.local");
+        assert_eq!(url(&[(APP, ID)], &fixed), "gw.local:8443 as gw.local");
     }
 
     #[test]
     fn anything_else_is_no_target() {
-        let id = |s: &'static str| (APP.as_str(), s);
+        let id = |s: &'static str| (APP, s);
         for headers in [
             &[id("127.0.0.1:18443/injected?")][..],
             &[id("")],
@@ -185,18 +186,18 @@ mod tests {
             &[id("aa00000000000000000000000000000000000001 ")],
             &[id("aa0000000000000000000000000000000000000\u{e9}")],
             &[id(ID), id(ID)],
-            &[id(ID), (PORT.as_str(), "0")],
-            &[id(ID), (PORT.as_str(), "65536")],
-            &[id(ID), (PORT.as_str(), "+443")],
-            &[id(ID), (PORT.as_str(), "")],
-            &[id(ID), (PORT.as_str(), "443s.evil.example")],
-            &[id(ID), (PORT.as_str(), "443"), (PORT.as_str(), "443")],
-            &[id(ID), (INSTANCE.as_str(), "../x")],
-            &[id(ID), (INSTANCE.as_str(), "")],
-            &[id(ID), (USE_TLS.as_str(), "no")],
-            &[id(ID), (USE_TLS.as_str(), "")],
-            &[(PORT.as_str(), "443")],
-            &[(INSTANCE.as_str(), ID)],
+            &[id(ID), (PORT, "0")],
+            &[id(ID), (PORT, "65536")],
+            &[id(ID), (PORT, "+443")],
+            &[id(ID), (PORT, "")],
+            &[id(ID), (PORT, "443s.evil.example")],
+            &[id(ID), (PORT, "443"), (PORT, "443")],
+            &[id(ID), (INSTANCE, "../x")],
+            &[id(ID), (INSTANCE, "")],
+            &[id(ID), (USE_TLS, "no")],
+            &[id(ID), (USE_TLS, "")],
+            &[(PORT, "443")],
+            &[(INSTANCE, ID)],
         ] {
             let error = parse(headers).expect_err(&format!("{headers:?}"));
             assert_eq!(error.code(), "bad_target", "{headers:?}");
