@@ -1,10 +1,424 @@
 //! What single values cannot tell: whether they go together.
 
-use super::keys::Spec;
-use super::problem::Problem;
-use super::table::Reader;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
 
-/// Errors and warnings.
-pub(super) fn check(_spec: &Spec, _reader: &Reader<'_>) -> (Vec<Problem>, Vec<Problem>) {
-    (Vec::new(), Vec::new())
+use ipnet::Ipv4Net;
+
+use super::codec::Codec;
+use super::keys::Spec;
+use super::problem::{Origin, Problem};
+use super::table::Reader;
+use super::values::*;
+use crate::names::{DnsName, Host, HostPort};
+
+/// The Host under which peers reach the VPC API of a server.
+const API_HOST: &str = "vpc-server";
+
+/// Everything that does not go together.
+pub(super) fn check(spec: &Spec, reader: &Reader<'_>) -> Vec<Problem> {
+    let mut check = Check {
+        spec,
+        reader,
+        found: Vec::new(),
+    };
+    check.roles();
+    check.listeners();
+    check.backends();
+    check.mesh();
+    check.identity();
+    if spec.role.server {
+        check.server();
+    }
+    check.unused();
+    check.found
+}
+
+struct Check<'a> {
+    spec: &'a Spec,
+    reader: &'a Reader<'a>,
+    found: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn origin(&self, key: &str) -> Origin {
+        self.reader.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    fn is_set(&self, key: &str) -> bool {
+        self.origin(key) != Origin::Default
+    }
+
+    /// `vpc.toml:3`, to point at a second place.
+    fn place(&self, key: &str) -> String {
+        match (self.origin(key), self.reader.source) {
+            (Origin::File(spot), Some(source)) => format!("{}:{}", source.path, spot.line),
+            (Origin::Variable { name, .. }, _) => format!("`{name}`"),
+            _ => "the default".into(),
+        }
+    }
+
+    /// Nothing is concluded from keys whose value was not read: what stands there is only a default.
+    fn known(&self, keys: &[&str]) -> bool {
+        keys.iter().all(|key| !self.reader.failed.contains(*key))
+    }
+
+    /// An error about several keys, shown at the first that was set.
+    fn error(&mut self, keys: &[&str], message: impl Into<String>, expected: impl Into<String>, help: &str) {
+        if self.known(keys) {
+            let problem = self
+                .about(keys, message.into(), expected.into())
+                .help(help.to_owned());
+            self.found.push(problem);
+        }
+    }
+
+    fn warn(&mut self, keys: &[&str], message: impl Into<String>, expected: impl Into<String>, help: &str) {
+        if self.known(keys) {
+            let problem = self
+                .about(keys, message.into(), expected.into())
+                .help(help.to_owned());
+            self.found.push(problem.warning());
+        }
+    }
+
+    fn about(&self, keys: &[&str], message: String, expected: String) -> Problem {
+        let shown = keys.iter().find(|key| self.is_set(key)).or(keys.first());
+        let origin = shown.map_or(Origin::Default, |key| self.origin(key));
+        let problem = Problem::new(message, origin).expected(expected);
+        match keys.first() {
+            Some(key) => problem.key(*key),
+            None => problem,
+        }
+    }
+
+    fn roles(&mut self) {
+        let Spec {
+            role,
+            allowed_apps,
+            node,
+            ..
+        } = self.spec;
+        if role.server && !self.is_set("allowed_apps") {
+            self.error(&["allowed_apps", "role"],
+                "a server needs `allowed_apps`",
+                "with this role it has to say who may register", "set `allowed_apps = [\"<app id>\", …]`, or `\"any\"`, before the first section; or VPC_ALLOWED_APPS");
+        } else if role.server && *allowed_apps == AllowedApps::Any {
+            self.warn(
+                &["allowed_apps"],
+                "every app of this KMS may register with the server",
+                "anyone with a valid certificate",
+                "list the app ids that belong to this VPC",
+            );
+        }
+        if role.node && node.name.is_none() {
+            self.error(
+                &["node.name", "role"],
+                "a node needs a name",
+                "with this role `node.name` has to be given",
+                "set `name = \"db-1\"` in [node]; or VPC_NODE_NAME",
+            );
+        }
+        if role.node && !role.server && !self.is_set("node.server_app_id") {
+            self.warn(
+                &["node.server_app_id", "role"],
+                "this node looks for the VPC server in its own app",
+                "`node.server_app_id` is \"self\" by default",
+                "set `server_app_id` in [node], or VPC_SERVER_APP_ID; write \"self\" if that is meant",
+            );
+        }
+    }
+
+    /// Every address this role listens on.
+    fn listening(&self) -> Vec<(&'static str, SocketAddr)> {
+        let Spec {
+            role, mesh, server, ..
+        } = self.spec;
+        let mut all = vec![
+            ("mesh.client_listen", mesh.client_listen),
+            ("mesh.auth_listen", mesh.auth_listen),
+            ("mesh.http_listen", mesh.http_listen),
+            ("mesh.https_listen", mesh.https_listen),
+        ];
+        if role.server {
+            all.push(("server.headscale_listen", server.headscale_listen));
+            all.push(("server.api_listen", server.api_listen));
+        }
+        all
+    }
+
+    fn listeners(&mut self) {
+        let all = self.listening();
+        for (i, (key, addr)) in all.iter().enumerate() {
+            for (other_key, other) in &all[..i] {
+                if collide(*addr, *other) {
+                    let message = format!("`{other_key}` and `{key}` take the same port {}", addr.port());
+                    let shown = if self.is_set(key) {
+                        (*key, *other_key, *other)
+                    } else {
+                        (*other_key, *key, *addr)
+                    };
+                    let (at, than, value) = shown;
+                    let expected = format!("`{than}` is {value} ({})", self.place(than));
+                    self.error(&[at, than], message, expected, "give one of them another port");
+                }
+            }
+        }
+        for (key, addr, risk) in [
+            (
+                "server.api_listen",
+                self.spec.server.api_listen,
+                "can pass for any app",
+            ),
+            (
+                "mesh.client_listen",
+                self.spec.mesh.client_listen,
+                "can call other apps as this one",
+            ),
+        ] {
+            if !addr.ip().is_loopback() && all.iter().any(|(listening, _)| *listening == key) {
+                self.warn(
+                    &[key],
+                    format!("whoever reaches `{key}` {risk}"),
+                    "this address is not the machine's own",
+                    "listen on 127.0.0.1",
+                );
+            }
+        }
+    }
+
+    fn backends(&mut self) {
+        if !self.known(&["backends"]) {
+            return;
+        }
+        let (mut names, mut hosts) = (HashMap::new(), HashMap::new());
+        let listening = self.listening();
+        for (i, backend) in self.spec.backends.iter().enumerate() {
+            let (name, host) = (&backend.name, &backend.server_name);
+            if let Some(first) = names.insert(name, i) {
+                self.twice("name", i, first, format!("two backends are named `{name}`"));
+            }
+            if let Some(first) = hosts.insert(host, i) {
+                let message = match host {
+                    Some(host) => format!("two backends have the server name `{host}`"),
+                    None => "two backends have the server name `_`, which takes every other Host".into(),
+                };
+                self.twice("server_name", i, first, message);
+            }
+            if self.spec.role.server && host.as_ref().is_some_and(|host| host.as_str() == API_HOST) {
+                self.error(
+                    &[&format!("backends[{i}].server_name")],
+                    format!("the server name `{API_HOST}` is taken"),
+                    "on a server it is the VPC API",
+                    "choose another name",
+                );
+            }
+            for upstream in &backend.upstream {
+                self.upstream(i, upstream, &listening);
+            }
+        }
+    }
+
+    fn twice(&mut self, key: &str, second: usize, first: usize, message: String) {
+        let [there, here] = [first, second].map(|i| format!("backends[{i}].{key}"));
+        let [there_at, here_at] = [first, second].map(|i| format!("backends[{i}]"));
+        if self.known(&[&there]) {
+            let place = self.place(if self.is_set(&there) { &there } else { &there_at });
+            self.error(
+                &[&here, &here_at],
+                message,
+                format!("the other is at {place}"),
+                "give each its own",
+            );
+        }
+    }
+
+    fn upstream(&mut self, backend: usize, upstream: &HostPort, listening: &[(&'static str, SocketAddr)]) {
+        for (listener, addr) in listening {
+            // Headscale and the API are programs like any other; the mesh's own listeners lead back here.
+            if listener.starts_with("mesh.") && leads_to(upstream, *addr) {
+                self.error(
+                    &[&format!("backends[{backend}].upstream"), listener],
+                    "the backend is this machine's own mesh",
+                    format!("{upstream} is `{listener}` ({addr}, {})", self.place(listener)),
+                    "give the address where the app itself listens",
+                );
+            }
+        }
+    }
+
+    fn mesh(&mut self) {
+        let Spec {
+            mesh,
+            dstack,
+            reconcile,
+            ..
+        } = self.spec;
+        if mesh.front == Front::Builtin {
+            self.error(
+                &["mesh.front"],
+                "the built-in front is not part of this version",
+                "expected \"nginx\"",
+                "leave `front` out",
+            );
+        }
+        if mesh.idle_timeout >= Duration::from_secs(600) {
+            self.warn(
+                &["mesh.idle_timeout"],
+                "the gateway ends unused connections first",
+                "it does so after 10m",
+                "a shorter time saves calls from finding their connection closed",
+            );
+        }
+        if let GatewayChoice::Is(Gateway::Fixed(at)) = &dstack.gateway_domain {
+            for (key, addr) in [
+                ("mesh.client_listen", mesh.client_listen),
+                ("mesh.http_listen", mesh.http_listen),
+            ] {
+                if leads_to(at, addr) {
+                    self.error(
+                        &["dstack.gateway_domain", key],
+                        "every call would come back to the outbound proxy",
+                        format!("{at} is `{key}` ({addr}, {})", self.place(key)),
+                        "give the address of the gateway, or of a peer's `mesh.https_listen`",
+                    );
+                }
+            }
+        }
+        if reconcile.interval < Duration::from_secs(1) {
+            self.error(
+                &["reconcile.interval"],
+                "`reconcile.interval` is too short",
+                "expected 1s or more",
+                "a change of the file is noticed at once in any case",
+            );
+        }
+    }
+
+    fn identity(&mut self) {
+        let policy = &self.spec.identity;
+        if policy.renew_before >= policy.lifetime {
+            self.error(
+                &["identity.renew_before", "identity.lifetime"],
+                "a certificate would be due for renewal from the start",
+                format!(
+                    "`identity.renew_before` ({}) has to be shorter than `identity.lifetime` ({})",
+                    bare(&policy.renew_before),
+                    bare(&policy.lifetime)
+                ),
+                "a third of the lifetime is usual",
+            );
+        }
+    }
+
+    fn server(&mut self) {
+        let Spec {
+            server,
+            vpn,
+            registry,
+            dstack,
+            ..
+        } = self.spec;
+        let within = |host: &DnsName| host.is_within(&vpn.base_domain);
+        match (&server.url, &dstack.gateway_domain) {
+            (ServerUrl::Is(url), _) => {
+                if let Some(host) = url.host_str().and_then(|host| host.parse().ok()).filter(within) {
+                    self.server_within(&["vpn.base_domain", "server.url"], &host);
+                }
+            }
+            (ServerUrl::Auto, GatewayChoice::Is(Gateway::Domain { domain, .. })) if within(domain) => {
+                let keys = ["vpn.base_domain", "dstack.gateway_domain"];
+                self.server_within(&keys, domain);
+            }
+            _ => {}
+        }
+        let carrier_grade = Ipv4Net::new_assert([100, 64, 0, 0].into(), 10);
+        if vpn.prefix.prefix_len() > 29 {
+            self.error(
+                &["vpn.prefix"],
+                "the VPN has no room for nodes",
+                "expected a network of /29 or larger",
+                "take a part of 100.64.0.0/10, such as 100.64.0.0/16",
+            );
+        } else if !carrier_grade.contains(&vpn.prefix) {
+            self.warn(
+                &["vpn.prefix"],
+                format!("{} lies outside {carrier_grade}", vpn.prefix),
+                "Tailscale clients treat such addresses as foreign: routes only on request, hidden in their status",
+                "for a new VPN take a part of it, such as 100.64.0.0/16; changing it renumbers the nodes",
+            );
+        }
+        match registry.store {
+            Store::Etcd if registry.endpoints.is_empty() => {
+                self.error(
+                    &["registry.endpoints", "registry.store"],
+                    "the store etcd needs `registry.endpoints`",
+                    "where is etcd?",
+                    "set `endpoints = [\"http://10.0.0.1:2379\"]` in [registry]",
+                );
+            }
+            Store::Embedded if !registry.endpoints.is_empty() => self.warn(
+                &["registry.endpoints", "registry.store"],
+                "`registry.endpoints` is not used",
+                "the store is embedded",
+                "set `store = \"etcd\"` in [registry]",
+            ),
+            _ => {}
+        }
+    }
+
+    fn server_within(&mut self, keys: &[&str], host: &DnsName) {
+        let base = &self.spec.vpn.base_domain;
+        let message = format!("the server's host {host} lies within `vpn.base_domain`");
+        self.error(
+            keys,
+            message,
+            format!("nodes would look for it in the VPN, below {base}"),
+            "give the VPN a domain of its own, such as dstack.internal",
+        );
+    }
+
+    /// Sections that this role does not read.
+    fn unused(&mut self) {
+        let role = self.spec.role;
+        for (section, used, wanted) in [
+            ("server", role.server, "server"),
+            ("vpn", role.server, "server"),
+            ("registry", role.server, "server"),
+            ("node", role.node, "node"),
+        ] {
+            let first = self.reader.origins.iter().find(|(key, origin)| {
+                **origin != Origin::Default && key.split_once('.').is_some_and(|(name, _)| name == section)
+            });
+            if let (false, Some((key, _))) = (used, first) {
+                self.warn(
+                    &[key.as_str(), "role"],
+                    format!("[{section}] is not used"),
+                    format!("the role is {}", Role::toml(&role)),
+                    &format!("add `{wanted}` to `role`, or leave the section out"),
+                );
+            }
+        }
+    }
+}
+
+fn bare(duration: &Duration) -> String {
+    Duration::toml(duration).trim_matches('"').to_owned()
+}
+
+/// Two sockets that cannot be open at once. `[::]` takes IPv4 too, unless told otherwise.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// A connection to `target` from this machine reaches the listener, as far as the addresses tell.
+fn leads_to(target: &HostPort, listener: SocketAddr) -> bool {
+    let (all, own) = (listener.ip().is_unspecified(), listener.ip().is_loopback());
+    target.port == listener.port()
+        && match &target.host {
+            Host::Name(name) => name.as_str() == "localhost" && (all || own),
+            Host::Ip(ip) if ip.is_unspecified() => all || own,
+            Host::Ip(ip) => *ip == listener.ip() || (all && ip.is_loopback()),
+        }
 }

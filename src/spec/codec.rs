@@ -171,6 +171,16 @@ macro_rules! text {
 /// Declares the words of a key that takes one of a few.
 macro_rules! choice {
     ($($codec:ty { $($word:literal => $value:expr,)* })*) => {$(
+        impl $codec {
+            /// Each value with the word that stands for it.
+            pub const WORDS: &'static [(&'static str, Self)] = &[$(($word, $value)),*];
+
+            /// The word as it is written in the file.
+            pub fn word(&self) -> &'static str {
+                Self::WORDS.iter().find(|(_, value)| value == self).map_or("", |(word, _)| *word)
+            }
+        }
+
         impl $crate::spec::codec::Codec for $codec {
             type Value = $codec;
 
@@ -193,10 +203,7 @@ macro_rules! choice {
             }
 
             fn toml(value: &$codec) -> String {
-                $(if *value == $value {
-                    return $crate::spec::codec::quoted($word);
-                })*
-                unreachable!("every value of {} has a word", stringify!($codec))
+                $crate::spec::codec::quoted(value.word())
             }
         }
     )*};
@@ -253,13 +260,16 @@ impl<const MIN: u16, const MAX: u16> Codec for Int<MIN, MAX> {
     }
 }
 
+/// How the words for a list end.
+pub(super) const OR_A_LIST: &str = ", or a list of such";
+
 /// Any number of values, or one alone.
 impl<T: Codec> Codec for Vec<T> {
     type Value = Vec<T::Value>;
     const SHAPE: Shape = Shape::List;
 
     fn expects() -> String {
-        format!("{}, or a list of such", T::expects())
+        format!("{}{OR_A_LIST}", T::expects())
     }
 
     fn schema() -> Json {

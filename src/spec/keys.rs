@@ -1,8 +1,8 @@
 //! Every section and key of `vpc.toml`: the one table that loading, environment variables, `explain`, the JSON
 //! schema, the starter file and the reference page are made from.
 //!
-//! A key is `name: Type as Codec = default`. The default is TOML; a key without one has to be given. The text
-//! above it is what users read.
+//! A key is `name: Type as Codec = default`, the default being TOML. A key that has to be given is
+//! `name: Type as Codec => example`. The text above it is what users read.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -58,7 +58,7 @@ section! {
         http_listen: SocketAddr = "0.0.0.0:80";
         /// mTLS from peers to the backends, served by nginx.
         https_listen: SocketAddr = "0.0.0.0:443";
-        /// Who serves `http_listen` and `https_listen`.
+        /// Who serves `http_listen` and `https_listen`. This version has no built-in front yet.
         front: Front = "nginx";
         /// How long TCP and TLS to a peer may take together.
         connect_timeout: Duration = "10s";
@@ -79,7 +79,7 @@ section! {
         /// The Host that selects this backend. "_" is every Host that no other backend names.
         server_name: Option<DnsName> as HostName = "_";
         /// Where the backend listens: host:port, or a list of them, balanced and with failover.
-        upstream: Vec<HostPort> as Some1<HostPort>;
+        upstream: Vec<HostPort> as Some1<HostPort> => "127.0.0.1:8080";
         /// App ids that may call this backend. "any" is everyone with a valid certificate.
         allowed_apps: AllowedApps = "any";
     }

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::check;
 use super::codec::{Codec, Int};
 use super::keys::{Backend, SECTIONS, Spec};
-use super::problem::{Origin, Problem, Problems};
+use super::problem::{Origin, Problem, Problems, Severity};
 use super::table::{Reader, Section, TableReader, Variable, not_a_table};
 use super::text::ConfigText;
 use super::values::Role;
@@ -51,13 +51,13 @@ impl Loaded {
 pub fn load(source: Option<&ConfigText>, env: &BTreeMap<String, String>) -> Result<Loaded, Problems> {
     let text = source.map_or("", |source| &source.text);
     let (root, syntax) = DeTable::parse_recoverable(text);
-    let (overrides, env_problems, env_warnings) = variables::sort_out(env);
+    let (overrides, problems) = variables::sort_out(env);
     let input_hash = hash(source, &overrides);
 
     let mut reader = Reader {
         source,
         variables: overrides.keys.clone(),
-        problems: env_problems,
+        problems,
         origins: BTreeMap::new(),
         failed: BTreeSet::new(),
     };
@@ -66,24 +66,43 @@ pub fn load(source: Option<&ConfigText>, env: &BTreeMap<String, String>) -> Resu
         root: root.get_ref(),
     };
     let spec = document.read(&overrides);
-
-    if let Some(first) = syntax
-        .iter()
-        .filter_map(|e| e.span())
-        .map(|span| span.start)
-        .min()
-    {
-        // Behind the first slip the parser only guesses; what stands before it is certain.
-        let certain = |p: &Problem| match &p.origin {
-            Origin::File(spot) => spot.span.end <= first,
-            Origin::Variable { .. } => true,
-            Origin::Default => false,
-        };
-        reader.problems.retain(certain);
+    if syntax.is_empty() {
+        let found = spec.as_ref().map(|spec| check::check(spec, &reader));
+        reader.problems.extend(found.unwrap_or_default());
+    } else {
+        report_syntax(&mut reader, &syntax, text.len());
     }
+
+    let unusable = reader
+        .problems
+        .iter()
+        .any(|problem| problem.severity == Severity::Error);
+    let problems = Problems::new(reader.problems, source);
+    match spec {
+        Some(spec) if !unusable => Ok(Loaded {
+            spec,
+            warnings: problems,
+            input_hash,
+            file: source.map(|source| source.path.clone()),
+            origins: reader.origins,
+        }),
+        _ => Err(problems),
+    }
+}
+
+/// Puts what the parser did not understand in the place of what was concluded from its guesses.
+fn report_syntax(reader: &mut Reader<'_>, errors: &[toml::de::Error], end: usize) {
+    let spans: Vec<_> = errors.iter().map(|e| e.span().unwrap_or(end..end)).collect();
+    let first = spans.iter().map(|span| span.start).min().unwrap_or(end);
+    // What stands before the first slip is certain; behind it the parser guesses.
+    reader.problems.retain(|problem| match &problem.origin {
+        Origin::File(spot) => spot.span.end <= first,
+        Origin::Variable { .. } => true,
+        Origin::Default => false,
+    });
     let mut lines = BTreeSet::new();
-    for error in &syntax {
-        let origin = reader.in_file(error.span().unwrap_or(text.len()..text.len()));
+    for (error, span) in errors.iter().zip(spans) {
+        let origin = reader.in_file(span);
         let line = if let Origin::File(spot) = &origin {
             spot.line
         } else {
@@ -95,23 +114,6 @@ pub fn load(source: Option<&ConfigText>, env: &BTreeMap<String, String>) -> Resu
                 .problems
                 .push(Problem::new("this is not TOML", origin).expected(error.message()));
         }
-    }
-
-    let mut warnings = env_warnings;
-    if let (Some(spec), true) = (&spec, syntax.is_empty()) {
-        let (found, doubtful) = check::check(spec, &reader);
-        reader.problems.extend(found);
-        warnings.extend(doubtful);
-    }
-    match spec {
-        Some(spec) if reader.problems.is_empty() => Ok(Loaded {
-            spec,
-            warnings: Problems::new(warnings, true, source),
-            input_hash,
-            file: source.map(|source| source.path.clone()),
-            origins: reader.origins,
-        }),
-        _ => Err(Problems::new(reader.problems, false, source)),
     }
 }
 
@@ -293,6 +295,7 @@ impl Document<'_, '_> {
                 (None, None) => Origin::Default,
             };
             let path = format!("backends[{i}]");
+            self.reader.origins.insert(path.clone(), origin.clone());
             let mut table = TableReader {
                 reader: self.reader,
                 path,
@@ -301,7 +304,12 @@ impl Document<'_, '_> {
                 variable: variable.clone(),
             };
             table.refuse_unknown(&Backend::INFO, &[], SECTIONS);
-            backends.extend(Backend::read(&mut table));
+            match Backend::read(&mut table) {
+                Some(backend) => backends.push(backend),
+                None => {
+                    self.reader.failed.insert("backends".into());
+                }
+            }
         }
         backends
     }

@@ -10,6 +10,9 @@ mod effective;
 mod keys;
 mod load;
 mod problem;
+mod reference;
+mod schema;
+mod starter;
 mod suggest;
 mod table;
 mod text;
@@ -22,7 +25,11 @@ pub use keys::{
     Server, Spec, Supervisor, Tailscale, Vpn,
 };
 pub use load::{Loaded, load};
-pub use problem::{Origin, Problem, Problems};
+pub use problem::{Origin, Problem, Problems, Severity};
+pub use reference::{about_key, reference};
+pub use schema::{SCHEMA_FILE, schema};
+pub use starter::starter;
+pub use suggest::did_you_mean;
 pub use table::{Key, SectionInfo};
 pub use text::{ConfigText, MAX_BYTES, ReadError, Spot, read};
 pub use values::*;

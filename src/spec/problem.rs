@@ -23,9 +23,20 @@ pub enum Origin {
     },
 }
 
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The configuration cannot be used.
+    Error,
+    /// It can, and probably is not meant so.
+    Warning,
+}
+
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
+    /// How bad it is.
+    pub severity: Severity,
     /// The key, e.g. `mesh.client_listen`, where one is concerned.
     pub key: Option<String>,
     /// Where it was written.
@@ -44,6 +55,7 @@ impl Problem {
     /// A problem with nothing but a message, to be filled in.
     pub(super) fn new(message: impl Into<String>, origin: Origin) -> Self {
         Self {
+            severity: Severity::Error,
             key: None,
             origin,
             message: message.into(),
@@ -51,6 +63,11 @@ impl Problem {
             help: None,
             secret: false,
         }
+    }
+
+    pub(super) fn warning(mut self) -> Self {
+        self.severity = Severity::Warning;
+        self
     }
 
     pub(super) fn key(mut self, key: impl Into<String>) -> Self {
@@ -73,8 +90,6 @@ impl Problem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems {
     list: Vec<Problem>,
-    /// Warnings do not keep the configuration from being used.
-    warnings: bool,
     source: Option<ConfigText>,
 }
 
@@ -82,7 +97,7 @@ pub struct Problems {
 const SHOWN: usize = 50;
 
 impl Problems {
-    pub(super) fn new(mut list: Vec<Problem>, warnings: bool, source: Option<&ConfigText>) -> Self {
+    pub(super) fn new(mut list: Vec<Problem>, source: Option<&ConfigText>) -> Self {
         list.sort_by_key(|p| match &p.origin {
             Origin::File(spot) => (0, spot.span.start),
             Origin::Variable { .. } => (1, 0),
@@ -90,7 +105,6 @@ impl Problems {
         });
         Self {
             list,
-            warnings,
             source: source.cloned(),
         }
     }
@@ -129,10 +143,9 @@ impl Problems {
     }
 
     fn group<'a>(&'a self, problem: &'a Problem) -> Group<'a> {
-        let level = if self.warnings {
-            Level::WARNING
-        } else {
-            Level::ERROR
+        let level = match problem.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
         };
         let group = Group::with_title(level.primary_title(problem.message.as_str()));
         let group = match (&problem.origin, &self.source) {
@@ -160,14 +173,11 @@ impl Problems {
                 let source = format!("{name}={shown}");
                 let span = name.len() + 1..source.len();
                 group.element(
-                    Snippet::source(source)
-                        .path("environment")
-                        .line_numbering(false)
-                        .annotation(
-                            AnnotationKind::Primary
-                                .span(span)
-                                .label(problem.expected.as_deref()),
-                        ),
+                    Snippet::source(source).line_numbering(false).annotation(
+                        AnnotationKind::Primary
+                            .span(span)
+                            .label(problem.expected.as_deref()),
+                    ),
                 )
             }
             _ => match &problem.expected {
@@ -218,8 +228,12 @@ struct Entry<'a> {
 impl Serialize for Entry<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { problem, of } = self;
-        let mut s = serializer.serialize_struct("Problem", 10)?;
-        s.serialize_field("severity", if of.warnings { "warning" } else { "error" })?;
+        let mut s = serializer.serialize_struct("Problem", 9)?;
+        let severity = match problem.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        s.serialize_field("severity", severity)?;
         s.serialize_field("key", &problem.key)?;
         let (mut file, mut line, mut column, mut variable) = (None, None, None, None);
         match &problem.origin {

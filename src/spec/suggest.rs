@@ -24,10 +24,7 @@ pub(super) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'
 }
 
 /// The sentence for it.
-pub(super) fn did_you_mean<'a>(
-    written: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<String> {
+pub fn did_you_mean<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     nearest(written, candidates).map(|word| format!("did you mean `{word}`?"))
 }
 

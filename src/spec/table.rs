@@ -21,6 +21,8 @@ pub struct Key {
     pub name: &'static str,
     /// As TOML; `None` when it has to be given.
     pub default: Option<&'static str>,
+    /// As TOML, for a key without a default.
+    pub example: Option<&'static str>,
     /// What is accepted, in words.
     pub expects: fn() -> String,
     /// The JSON schema of the value, without its description.
@@ -85,7 +87,7 @@ pub(super) trait Section: Sized {
 
 macro_rules! section {
     ($(#[doc = $about:literal])* $vis:vis $kind:ident $section:literal $Type:ident {
-        $($(#[doc = $doc:literal])* $field:ident $($rename:literal)?: $ty:ty $(as $codec:ty)? $(= $default:tt)?;)*
+        $($(#[doc = $doc:literal])* $field:ident $($rename:literal)?: $ty:ty $(as $codec:ty)? $(= $default:tt)? $(=> $example:tt)?;)*
     }) => {
         $(#[doc = $about])*
         #[derive(Debug, Clone, PartialEq)]
@@ -101,6 +103,7 @@ macro_rules! section {
                 keys: &[$($crate::spec::table::Key {
                     name: $crate::spec::table::section!(@name $field $($rename)?),
                     default: $crate::spec::table::section!(@default $($default)?),
+                    example: $crate::spec::table::section!(@default $($example)?),
                     expects: <$crate::spec::table::section!(@codec $ty $(, $codec)?) as $crate::spec::codec::Codec>::expects,
                     schema: <$crate::spec::table::section!(@codec $ty $(, $codec)?) as $crate::spec::codec::Codec>::schema,
                     about: concat!($($doc, "\n"),*),
@@ -184,13 +187,15 @@ impl Reader<'_> {
                 format!("expected {}", fault.expected),
             ),
         };
-        let mut problem = Problem::new(message, origin)
-            .key(path)
-            .expected(expected)
-            .help(fault.help);
+        let mut problem = Problem::new(message, origin).expected(expected).help(fault.help);
         // A URL with a password in it is refused, and not repeated.
         problem.secret = value.contains("://") && value.contains('@');
-        self.problems.push(problem);
+        self.fail(path, problem);
+    }
+
+    /// Notes that the value of a key could not be read.
+    pub(super) fn fail(&mut self, path: &str, problem: Problem) {
+        self.problems.push(problem.key(path));
         self.failed.insert(path.to_owned());
     }
 }

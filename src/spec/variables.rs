@@ -122,9 +122,9 @@ fn paths() -> impl Iterator<Item = String> {
 }
 
 /// Sorts the variables out: what sets what, what is wrong, and what looks wrong.
-pub(super) fn sort_out(env: &BTreeMap<String, String>) -> (Overrides, Vec<Problem>, Vec<Problem>) {
+pub(super) fn sort_out(env: &BTreeMap<String, String>) -> (Overrides, Vec<Problem>) {
     let mut found = Overrides::default();
-    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+    let mut problems = Vec::new();
     let names: BTreeMap<String, String> = paths().map(|path| (variable_of(&path), path)).collect();
     for (name, value) in env {
         let value = value.trim();
@@ -137,13 +137,14 @@ pub(super) fn sort_out(env: &BTreeMap<String, String>) -> (Overrides, Vec<Proble
         };
         if let Some(path) = names.get(name) {
             if let Some(other) = found.keys.insert(path.clone(), variable) {
-                warnings.push(
+                problems.push(
                     Problem::new(
                         format!("`{}` and `{name}` both set `{path}`", other.name),
                         other.origin(),
                     )
                     .key(path)
-                    .expected(format!("`{name}` is used")),
+                    .expected(format!("`{name}` is used"))
+                    .warning(),
                 );
             }
         } else if name.starts_with("VPC__") {
@@ -161,13 +162,14 @@ pub(super) fn sort_out(env: &BTreeMap<String, String>) -> (Overrides, Vec<Proble
                 }
             }
         } else if let Some(near) = nearest(name, ALIASES.iter().map(|alias| alias.name)) {
-            warnings.push(
+            problems.push(
                 Problem::new(format!("the variable `{name}` is not read"), variable.origin())
-                    .help(format!("did you mean `{near}`?")),
+                    .help(format!("did you mean `{near}`?"))
+                    .warning(),
             );
         }
     }
-    (found, problems, warnings)
+    (found, problems)
 }
 
 fn unknown(variable: &Variable, names: &BTreeMap<String, String>) -> Problem {
