@@ -1,1 +1,6 @@
 //! One file a command, thin.
+
+pub mod check_report;
+pub mod explain;
+pub mod init;
+pub mod schema;

@@ -1,0 +1,170 @@
+//! `explain`: each effective value, where it comes from, and what was detected in its place.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::facts::{Facts, Row};
+use crate::spec::{Loaded, SECTIONS, about_key, did_you_mean};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A key such as mesh.client_listen, or a section [default: all of them]
+    key: Option<String>,
+    /// Print a list of objects as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One effective value.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Line {
+    /// `mesh.client_listen`, `backends[0].name`, or `detected.app_id`.
+    pub key: String,
+    /// As TOML; what was detected is plain text.
+    pub value: String,
+    /// `vpc.toml:3`, a variable, `default`, or who told us.
+    pub source: String,
+    /// What the value "auto" or "self" turned out to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detected: Option<String>,
+    /// Seconds since what was detected was last heard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age: Option<u64>,
+}
+
+/// Every effective value of the configuration, then every fact about the machine; or those below `key`.
+///
+/// The error says that there is no such key, and which one may have been meant.
+pub fn lines(loaded: &Loaded, facts: &Facts, key: Option<&str>) -> Result<Vec<Line>, String> {
+    let rows = facts.rows();
+    let row = |name: &str| rows.iter().find(|row| row.key == name);
+    let mut all: Vec<Line> = loaded
+        .spec
+        .values()
+        .into_iter()
+        .map(|(key, value)| {
+            let detected = detected_as(&key, &value).and_then(row);
+            Line {
+                source: loaded.source(&key),
+                detected: detected.map(|row| row.value.clone()),
+                age: detected.and_then(|row| row.age).map(|age| age.as_secs()),
+                key,
+                value,
+            }
+        })
+        .collect();
+    all.extend(rows.iter().map(of_machine));
+    let Some(wanted) = key else { return Ok(all) };
+    let below = |key: &str| {
+        key.strip_prefix(wanted)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    let found: Vec<Line> = all.iter().filter(|line| below(&line.key)).cloned().collect();
+    if found.is_empty() && !SECTIONS.iter().any(|section| section.name == wanted) {
+        let sections = SECTIONS.iter().map(|section| section.name);
+        let keys = all.iter().map(|line| line.key.as_str());
+        let last = |key: &str| key.rsplit('.').next() == Some(wanted);
+        let help = match all.iter().find(|line| last(&line.key)) {
+            Some(line) => format!("did you mean `{}`?", line.key),
+            None => did_you_mean(wanted, keys.chain(sections))
+                .unwrap_or_else(|| "`dstack-vpc explain` lists every key".into()),
+        };
+        return Err(format!("there is no key `{}`; {help}", wanted.escape_debug()));
+    }
+    Ok(found)
+}
+
+/// The fact that stands in for a value that leaves it open.
+fn detected_as(key: &str, value: &str) -> Option<&'static str> {
+    match (key, value) {
+        ("dstack.agent", "\"auto\"") => Some("agent"),
+        ("dstack.gateway_domain", "\"auto\"") => Some("gateway"),
+        ("node.server_app_id", "\"self\"") => Some("app_id"),
+        ("nginx.user", "\"auto\"") => Some("host.web_user"),
+        ("nginx.program", _) => Some("programs.nginx"),
+        ("supervisor.program", _) => Some("programs.supervisord"),
+        ("headscale.program", _) => Some("programs.headscale"),
+        ("tailscale.program", _) => Some("programs.tailscaled"),
+        _ => None,
+    }
+}
+
+fn of_machine(row: &Row) -> Line {
+    Line {
+        key: format!("detected.{}", row.key),
+        value: row.value.clone(),
+        source: row.source.clone(),
+        detected: None,
+        age: row.age.map(|age| age.as_secs()),
+    }
+}
+
+/// The lines for a person. A single key comes with what it is for and what it accepts.
+pub fn text(lines: &[Line]) -> String {
+    /// Longer values are cut in a table, and whole when they are asked for alone.
+    const WIDEST: usize = 60;
+    let dim = anstyle::Style::new().dimmed();
+    let mut out = String::new();
+    if let [line] = lines {
+        let _ = writeln!(out, "{} = {}", line.key, line.value);
+        let _ = writeln!(out, "From {}.", from(line));
+        let of_key = |path: &str| {
+            let generic = path.split_once('[').map_or(path.to_owned(), |(list, rest)| {
+                format!("{list}{}", rest.split_once(']').map_or("", |(_, key)| key))
+            });
+            let sections = SECTIONS
+                .iter()
+                .flat_map(|section| section.keys.iter().map(move |key| (section, key)));
+            sections
+                .into_iter()
+                .find(|(section, key)| section.path(key) == generic)
+        };
+        if let Some((section, key)) = of_key(&line.key) {
+            let _ = writeln!(out, "\n{}", about_key(section, key));
+        }
+        return out;
+    }
+    let shown: Vec<String> = lines
+        .iter()
+        .map(|line| match line.value.char_indices().nth(WIDEST) {
+            Some((at, _)) => format!("{} = {}…", line.key, &line.value[..at]),
+            None => format!("{} = {}", line.key, line.value),
+        })
+        .collect();
+    let width = shown
+        .iter()
+        .map(|text| text.chars().count())
+        .filter(|n| *n <= WIDEST)
+        .max()
+        .unwrap_or(0);
+    for (text, line) in shown.iter().zip(lines) {
+        let _ = writeln!(out, "{text:width$}  {dim}# {}{dim:#}", from(line));
+    }
+    out
+}
+
+fn from(line: &Line) -> String {
+    let mut out = line.source.clone();
+    if let Some(detected) = &line.detected {
+        let _ = write!(out, ", here {detected}");
+    }
+    if out.is_empty() {
+        return "not known".into();
+    }
+    if let Some(age) = line.age {
+        let _ = write!(out, ", {age} s ago");
+    }
+    out
+}
+
+/// Prints what was asked for.
+pub fn explain(loaded: &Loaded, facts: &Facts, args: &Args) -> anyhow::Result<ExitCode> {
+    let lines = lines(loaded, facts, args.key.as_deref()).map_err(anyhow::Error::msg)?;
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&lines)?),
+        false => anstream::print!("{}", text(&lines)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
