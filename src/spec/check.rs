@@ -16,6 +16,11 @@ use crate::names::{DnsName, Host, HostPort};
 /// The Host under which peers reach the VPC API of a server.
 const API_HOST: &str = "vpc-server";
 
+/// Where it was said that this is a server, when that is not where `role` was set.
+pub(super) const SERVER_ROLE: &str = "role:server";
+/// The same for a node.
+pub(super) const NODE_ROLE: &str = "role:node";
+
 /// Everything that does not go together.
 pub(super) fn check(spec: &Spec, reader: &Reader<'_>) -> Vec<Problem> {
     let mut check = Check {
@@ -101,7 +106,7 @@ impl Check<'_> {
             ..
         } = self.spec;
         if role.server && !self.is_set("allowed_apps") {
-            self.error(&["allowed_apps", "role"],
+            self.error(&["allowed_apps", SERVER_ROLE, "role"],
                 "a server needs `allowed_apps`",
                 "with this role it has to say who may register", "set `allowed_apps = [\"<app id>\", …]`, or `\"any\"`, before the first section; or VPC_ALLOWED_APPS");
         } else if role.server && *allowed_apps == AllowedApps::Any {
@@ -114,7 +119,7 @@ impl Check<'_> {
         }
         if role.node && node.name.is_none() {
             self.error(
-                &["node.name", "role"],
+                &["node.name", NODE_ROLE, "role"],
                 "a node needs a name",
                 "with this role `node.name` has to be given",
                 "set `name = \"db-1\"` in [node]; or VPC_NODE_NAME",
@@ -122,7 +127,7 @@ impl Check<'_> {
         }
         if role.node && !role.server && !self.is_set("node.server_app_id") {
             self.warn(
-                &["node.server_app_id", "role"],
+                &["node.server_app_id", NODE_ROLE, "role"],
                 "this node looks for the VPC server in its own app",
                 "`node.server_app_id` is \"self\" by default",
                 "set `server_app_id` in [node], or VPC_SERVER_APP_ID; write \"self\" if that is meant",

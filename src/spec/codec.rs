@@ -57,29 +57,25 @@ pub(super) struct Fault {
     /// The type that was found, when the type is the matter.
     pub(super) found: Option<&'static str>,
     pub(super) help: Option<String>,
+    /// The text that was written, to tell it from others in the same variable.
+    pub(super) text: Option<String>,
 }
 
 impl<'a> Raw<'a> {
-    /// The text of a string.
-    pub(super) fn text(self, expected: impl FnOnce() -> String) -> Result<&'a str, Vec<Fault>> {
-        match self.value.get_ref() {
-            DeValue::String(text) => Ok(text),
-            other => Err(vec![Fault {
-                span: self.value.span(),
-                expected: expected(),
-                found: Some(type_name(other)),
-                help: None,
-            }]),
-        }
-    }
-
     pub(super) fn fault(self, expected: impl Into<String>, help: Option<String>) -> Vec<Fault> {
         vec![Fault {
             span: self.value.span(),
             expected: expected.into(),
             found: None,
             help,
+            text: self.value.get_ref().as_str().map(str::to_owned),
         }]
+    }
+
+    pub(super) fn wrong_type(self, expected: impl Into<String>) -> Vec<Fault> {
+        let mut faults = self.fault(expected, None);
+        faults[0].found = Some(type_name(self.value.get_ref()));
+        faults
     }
 
     /// The items of a list; a single value is a list of one.
@@ -157,7 +153,15 @@ macro_rules! text {
 
             fn read(raw: $crate::spec::codec::Raw<'_>) -> Result<$value, Vec<$crate::spec::codec::Fault>> {
                 let parse: fn(&str) -> Result<$value, Option<String>> = $parse;
-                parse(raw.text(Self::expects)?).map_err(|help| raw.fault(Self::expects(), help))
+                match raw.value.get_ref() {
+                    toml::de::DeValue::String(text) => parse(text).map_err(|help| raw.fault(Self::expects(), help)),
+                    other => {
+                        let mut faults = raw.wrong_type(Self::expects());
+                        // A bare number gets the help that the same digits in quotes would get.
+                        faults[0].help = other.as_integer().and_then(|digits| parse(digits.as_str()).err()?);
+                        Err(faults)
+                    }
+                }
             }
 
             fn toml(value: &$value) -> String {
@@ -193,12 +197,13 @@ macro_rules! choice {
             }
 
             fn read(raw: $crate::spec::codec::Raw<'_>) -> Result<$codec, Vec<$crate::spec::codec::Fault>> {
-                match raw.text(Self::expects)? {
-                    $($word => Ok($value),)*
-                    other => Err(raw.fault(
+                match raw.value.get_ref().as_str() {
+                    $(Some($word) => Ok($value),)*
+                    Some(other) => Err(raw.fault(
                         Self::expects(),
                         $crate::spec::suggest::did_you_mean(other, [$($word),*]),
                     )),
+                    None => Err(raw.wrong_type(Self::expects())),
                 }
             }
 
@@ -247,11 +252,7 @@ impl<const MIN: u16, const MAX: u16> Codec for Int<MIN, MAX> {
                 .filter(|n| (MIN..=MAX).contains(n))
                 .ok_or_else(|| raw.fault(Self::expects(), None)),
             DeValue::String(_) if raw.from_variable => Err(raw.fault(Self::expects(), None)),
-            other => {
-                let mut faults = raw.fault(Self::expects(), None);
-                faults[0].found = Some(type_name(other));
-                Err(faults)
-            }
+            _ => Err(raw.wrong_type(Self::expects())),
         }
     }
 
@@ -360,11 +361,7 @@ impl Codec for AllowedApps {
                 return Err(raw.fault(Self::expects(), help));
             }
             DeValue::String(_) | DeValue::Array(_) => {}
-            other => {
-                let mut faults = raw.fault(Self::expects(), None);
-                faults[0].found = Some(type_name(other));
-                return Err(faults);
-            }
+            _ => return Err(raw.wrong_type(Self::expects())),
         }
         let (mut apps, mut faults) = (BTreeSet::new(), Vec::new());
         for (item, from_variable) in raw.items() {
@@ -401,7 +398,7 @@ text! {
             let bare = s.trim().trim_start_matches("0x");
             match bare.parse::<AppId>() {
                 Ok(id) => Some(format!("did you mean `{id}`?")),
-                Err(_) if s.bytes().all(|b| b.is_ascii_hexdigit()) => Some(format!("this has {} digits", s.len())),
+                Err(_) if s.len() >= 20 && s.bytes().all(|b| b.is_ascii_hexdigit()) => Some(format!("this has {} digits", s.len())),
                 Err(_) => None,
             }
         }),

@@ -110,10 +110,18 @@ fn report_syntax(reader: &mut Reader<'_>, errors: &[toml::de::Error], end: usize
         };
         // One slip makes the parser stumble several times on its line.
         if lines.insert(line) {
-            reader
-                .problems
-                .push(Problem::new("this is not TOML", origin).expected(error.message()));
+            let problem = Problem::new("this is not TOML", origin).expected(syntax_words(error));
+            reader.problems.push(problem);
         }
+    }
+}
+
+/// The parser's words, but for two common slips.
+fn syntax_words(error: &toml::de::Error) -> String {
+    match error.message().strip_prefix("string values must be quoted") {
+        Some(_) if error.span().is_some_and(|span| span.is_empty()) => "a value is missing".into(),
+        Some(_) => "text has to stand in quotes".into(),
+        None => error.message().to_owned(),
     }
 }
 
@@ -169,7 +177,7 @@ impl Document<'_, '_> {
         let sections: Vec<&str> = SECTIONS
             .iter()
             .map(|section| section.name)
-            .filter(|_| name.is_empty())
+            .filter(|section| name.is_empty() && !section.is_empty())
             .collect();
         let mut table = TableReader {
             reader: self.reader,
@@ -201,7 +209,8 @@ impl Document<'_, '_> {
                 "true" | "1" | "yes" | "on" => {
                     if !role.server {
                         role.server = true;
-                        self.reader.origins.insert("role".into(), variable.origin());
+                        self.origin("role", variable);
+                        self.origin(check::SERVER_ROLE, variable);
                     }
                 }
                 "false" | "0" | "no" | "off" => {}
@@ -217,8 +226,13 @@ impl Document<'_, '_> {
         }
         if let (Some(variable), false) = (&overrides.node, role.node) {
             role.node = true;
-            self.reader.origins.insert("role".into(), variable.origin());
+            self.origin("role", variable);
+            self.origin(check::NODE_ROLE, variable);
         }
+    }
+
+    fn origin(&mut self, key: &str, variable: &Variable) {
+        self.reader.origins.insert(key.into(), variable.origin());
     }
 
     /// `VPC_SERVER_PORT` is the port of `server.headscale_listen` only.
@@ -230,7 +244,7 @@ impl Document<'_, '_> {
         match crate::names::parse_port(&variable.value) {
             Ok(port) => {
                 spec.server.headscale_listen.set_port(port);
-                self.reader.origins.insert(KEY.into(), variable.origin());
+                self.origin(KEY, variable);
             }
             Err(_) => self.reader.problems.push(
                 Problem::new(

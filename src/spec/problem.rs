@@ -47,8 +47,6 @@ pub struct Problem {
     pub expected: Option<String>,
     /// What to write instead.
     pub help: Option<String>,
-    /// The value is not repeated in any output.
-    pub secret: bool,
 }
 
 impl Problem {
@@ -61,7 +59,6 @@ impl Problem {
             message: message.into(),
             expected: None,
             help: None,
-            secret: false,
         }
     }
 
@@ -149,36 +146,31 @@ impl Problems {
         };
         let group = Group::with_title(level.primary_title(problem.message.as_str()));
         let group = match (&problem.origin, &self.source) {
-            (Origin::File(spot), Some(source)) if problem.secret => group.element(Element::from(
-                SnippetOrigin::path(source.path.as_str())
-                    .line(spot.line)
-                    .char_column(spot.column),
-            )),
             (Origin::File(spot), Some(source)) => {
                 let (start, line) = source.line(spot.line);
                 let in_line = |at: usize| at.saturating_sub(start).min(line.len());
-                group.element(
-                    Snippet::source(line)
+                let marked = AnnotationKind::Primary
+                    .span(in_line(spot.span.start)..in_line(spot.span.end))
+                    .label(problem.expected.as_deref());
+                if may_hold_password(line) {
+                    let place = SnippetOrigin::path(source.path.as_str());
+                    group.element(Element::from(place.line(spot.line).char_column(spot.column)))
+                } else {
+                    let snippet = Snippet::source(line)
                         .path(source.path.as_str())
-                        .line_start(spot.line)
-                        .annotation(
-                            AnnotationKind::Primary
-                                .span(in_line(spot.span.start)..in_line(spot.span.end))
-                                .label(problem.expected.as_deref()),
-                        ),
-                )
+                        .line_start(spot.line);
+                    group.element(snippet.annotation(marked))
+                }
             }
-            (Origin::Variable { name, value }, _) if !problem.secret => {
-                let shown = one_line(value);
-                let source = format!("{name}={shown}");
-                let span = name.len() + 1..source.len();
-                group.element(
-                    Snippet::source(source).line_numbering(false).annotation(
-                        AnnotationKind::Primary
-                            .span(span)
-                            .label(problem.expected.as_deref()),
-                    ),
-                )
+            (Origin::Variable { name, value }, _) if !may_hold_password(value) => {
+                let source = format!("{name}={}", one_line(value));
+                let marked = AnnotationKind::Primary
+                    .span(name.len() + 1..source.len())
+                    .label(problem.expected.as_deref());
+                group.element(Snippet::source(source).line_numbering(false).annotation(marked))
+            }
+            (Origin::Variable { name, .. }, _) => {
+                group.element(Level::NOTE.message(format!("set by {name}")))
             }
             _ => match &problem.expected {
                 Some(expected) => group.element(Level::NOTE.message(expected.as_str())),
@@ -190,6 +182,11 @@ impl Problems {
             None => group,
         }
     }
+}
+
+/// A URL with a user in it is refused everywhere, and nothing that may hold one is repeated.
+pub(super) fn may_hold_password(text: &str) -> bool {
+    text.contains("://") && text.contains('@')
 }
 
 /// The start of a variable's text, without control characters.

@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::codec::{Codec, Fault, Raw, Shape, type_name};
-use super::problem::{Origin, Problem};
+use super::problem::{Origin, Problem, may_hold_password};
 use super::suggest::nearest;
 use super::text::ConfigText;
 
@@ -172,24 +172,25 @@ impl Reader<'_> {
             .map_or(Origin::Default, |source| Origin::File(source.spot(span)))
     }
 
-    pub(super) fn report(&mut self, path: &str, value: &str, fault: Fault, variable: Option<&Variable>) {
+    pub(super) fn report(&mut self, path: &str, fault: Fault, variable: Option<&Variable>) {
         let origin = match variable {
             Some(variable) => variable.origin(),
             None => self.in_file(fault.span),
         };
-        let (message, expected) = match fault.found {
-            Some(found) => (
-                format!("`{path}` has the wrong type"),
-                format!("expected {}, found {found}", fault.expected),
-            ),
-            None => (
-                format!("`{path}` has a value that cannot be used"),
-                format!("expected {}", fault.expected),
-            ),
+        let message = match fault.found {
+            Some(_) => format!("`{path}` has the wrong type"),
+            None => format!("`{path}` has a value that cannot be used"),
         };
-        let mut problem = Problem::new(message, origin).expected(expected).help(fault.help);
-        // A URL with a password in it is refused, and not repeated.
-        problem.secret = value.contains("://") && value.contains('@');
+        let mut expected = format!("expected {}", fault.expected);
+        if let Some(found) = fault.found {
+            expected += &format!(", found {found}");
+        } else if let (Some(variable), Some(text)) = (variable, &fault.text) {
+            // The caret cannot show which of several it is.
+            if *text != variable.value && !may_hold_password(text) {
+                expected += &format!(", found `{}`", text.escape_debug());
+            }
+        }
+        let problem = Problem::new(message, origin).expected(expected).help(fault.help);
         self.fail(path, problem);
     }
 
@@ -231,9 +232,8 @@ impl TableReader<'_, '_> {
             }) {
                 Ok(value) => found = Some(value),
                 Err(faults) => {
-                    let text = value.get_ref().as_str().unwrap_or_default();
                     for fault in faults {
-                        self.reader.report(&path, text, fault, self.variable.as_ref());
+                        self.reader.report(&path, fault, self.variable.as_ref());
                     }
                 }
             }
@@ -244,7 +244,7 @@ impl TableReader<'_, '_> {
                 Ok(value) => found = Some(value),
                 Err(faults) => {
                     for fault in faults {
-                        self.reader.report(&path, &variable.value, fault, Some(&variable));
+                        self.reader.report(&path, fault, Some(&variable));
                     }
                 }
             }
@@ -329,6 +329,7 @@ fn read_variable<C: Codec>(text: &str) -> Result<C::Value, Vec<Fault>> {
                 span: 0..0,
                 expected: C::expects(),
                 found: None,
+                text: None,
                 help: Some(format!(
                     "a value that starts with `[` is read as a TOML list: {}",
                     e.message()

@@ -173,7 +173,7 @@ text! {
     ServerUrl => ServerUrl {
         expects: "\"auto\" or a URL of a host, such as https://vpn.example.com",
         pattern: format!("^(auto|https?://{HOST}(:[0-9]{{1,5}})?/?)$"),
-        parse: |s| if s == "auto" { Ok(ServerUrl::Auto) } else { parse_url(s).map(ServerUrl::Is) },
+        parse: |s| if s == "auto" { Ok(ServerUrl::Auto) } else { parse_url(s, "https").map(ServerUrl::Is) },
         show: |url| match url {
             ServerUrl::Auto => "auto".into(),
             ServerUrl::Is(url) => show_url(url),
@@ -183,7 +183,7 @@ text! {
     Url => Url {
         expects: "a URL of a host and port, such as http://10.0.0.1:2379",
         pattern: format!("^https?://{HOST}(:[0-9]{{1,5}})?/?$"),
-        parse: parse_url,
+        parse: |s| parse_url(s, "http"),
         show: show_url,
     }
 
@@ -265,7 +265,7 @@ fn parse_listen(s: &str) -> Result<SocketAddr, Option<String>> {
             {
                 Some(format!("did you mean `127.0.0.1:{port}`?"))
             } else if let Ok(ip) = s.parse::<IpAddr>() {
-                Some(format!("add the port: `{}`", SocketAddr::new(ip, 8080)))
+                Some(format!("add a port, as in `{}`", SocketAddr::new(ip, 8081)))
             } else {
                 None
             },
@@ -285,7 +285,7 @@ fn host_port_help(s: &str) -> Option<String> {
     } else if bare != s && bare.parse::<HostPort>().is_ok() {
         Some(format!("did you mean `{bare}`?"))
     } else if bare.parse::<crate::names::Host>().is_ok() {
-        Some(format!("add the port: `{}:8080`", bare))
+        Some(format!("add the port, as in `{bare}:8081`"))
     } else {
         None
     }
@@ -336,17 +336,12 @@ fn parse_gateway(s: &str) -> Result<GatewayChoice, Option<String>> {
 }
 
 /// `http(s)://host[:port]`, nothing after it and nobody's password in it.
-fn parse_url(s: &str) -> Result<Url, Option<String>> {
-    let Ok(url) = Url::parse(s) else {
-        let help = !s.contains("://") && s.parse::<HostPort>().is_ok();
-        return Err(help.then(|| format!("did you mean `http://{s}`?")));
-    };
+fn parse_url(s: &str, usual_scheme: &str) -> Result<Url, Option<String>> {
+    let bare = s.parse::<HostPort>().is_ok() || s.parse::<DnsName>().is_ok();
+    let completed = || bare.then(|| format!("did you mean `{usual_scheme}://{s}`?"));
+    let url = Url::parse(s).map_err(|_| completed())?;
     if !matches!(url.scheme(), "http" | "https") {
-        let help = s
-            .parse::<HostPort>()
-            .is_ok()
-            .then(|| format!("did you mean `http://{s}`?"));
-        return Err(help.or(Some("the scheme is http or https".into())));
+        return Err(completed().or(Some("the scheme is http or https".into())));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Some("a user and password do not belong in this file".into()));
