@@ -75,9 +75,9 @@ impl Observed {
         }
     }
 
-    /// A fact that was known stays when the agent fails.
+    /// A fact that was known stays when the agent fails. A certificate of another app does not stay.
     pub(super) fn take_agent(&mut self, answer: AgentAnswer, retry_in: Option<Duration>) {
-        let Self { facts, .. } = self;
+        let Self { facts, identity, .. } = self;
         if let Ok(info) = &answer.info {
             let source = match &answer.addr {
                 Some(addr) => format!("guest agent at {}", addr.value),
@@ -85,6 +85,13 @@ impl Observed {
             };
             facts.app_id = Some(Fact::now(info.app_id, &source));
             facts.instance_id = info.instance_id.map(|id| Fact::now(id, &source));
+            if identity
+                .as_ref()
+                .is_some_and(|it| it.app_id.is_some_and(|app_id| app_id != info.app_id))
+            {
+                *identity = None;
+                facts.identity = None;
+            }
         }
         facts.agent = answer.addr;
         self.set_problem(Topic::Agent, answer.info.err(), retry_in);

@@ -260,8 +260,12 @@ impl Keeper {
 
     fn publish_identity(&self, stored: identity::Stored, agent: &AgentAddr) {
         let new = Arc::new(stored.identity);
-        let old = self.identity.send_replace(Some(new.clone()));
-        if old.is_some_and(|old| old.root != new.root) {
+        if self
+            .identity
+            .borrow()
+            .as_ref()
+            .is_some_and(|old| old.root != new.root)
+        {
             tracing::warn!(
                 "the new certificate has another KMS root: apps of the former KMS are strangers now"
             );
@@ -327,6 +331,12 @@ impl Keeper {
                 tracing::info!(about = old.what.name(), "well again");
             }
             observed.differs_from(&before)
+        });
+        let now = self.observed.borrow().identity.clone();
+        self.identity.send_if_modified(|identity| {
+            let is_other = identity.as_ref().map(Arc::as_ptr) != now.as_ref().map(Arc::as_ptr);
+            *identity = now;
+            is_other
         });
     }
 

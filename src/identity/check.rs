@@ -82,9 +82,10 @@ pub fn check(
             return Err(CheckError::Length(chain.len()));
         }
     }
-    let (Some(root), false) = (chain.pop(), chain.is_empty()) else {
+    if chain.len() < 2 {
         return Err(CheckError::Length(chain.len()));
-    };
+    }
+    let root = chain.remove(chain.len() - 1);
     check_key(&key, &chain)?;
 
     let seen = || describe(chain.iter().chain([&root]));

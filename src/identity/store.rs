@@ -259,8 +259,12 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A folder that only this user may enter, and its parents.
+/// A folder that only this user may enter. Folders above it are made so that others may pass: nginx's workers
+/// serve files from the same state directory.
 pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
+    if let Some(above) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(above)?;
+    }
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
@@ -331,14 +335,14 @@ mod tests {
                 let mut step = 0;
                 let result = store_in_steps(&state, new, None, &mut |_| {
                     step += 1;
-                    assert_private(home.path());
+                    assert_private(&state.identity());
                     if step > stop_at {
                         Err(io::Error::other("killed"))
                     } else {
                         Ok(())
                     }
                 });
-                assert_private(home.path());
+                assert_private(&state.identity());
                 let found = current(&state).map(|(_, leaf)| leaf);
                 assert!(allowed.contains(&found), "stopped at step {stop_at}");
 
@@ -354,7 +358,7 @@ mod tests {
 
     /// Nothing below is readable by anybody else, at this moment.
     fn assert_private(dir: &Path) {
-        for entry in fs::read_dir(dir).unwrap().flatten() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let about = entry.metadata().unwrap();
             assert!(
                 about.is_symlink() || about.permissions().mode() & 0o077 == 0,
