@@ -522,7 +522,7 @@ async fn gateways_are_tried_in_turn_and_each_failure_is_told() {
         "http://127.0.0.1".to_owned(),
     ];
 
-    home.host_says(&[&bad[..], &[good.clone()]].concat());
+    home.host_says(&[&bad[..], std::slice::from_ref(&good)].concat());
     let started = Instant::now();
     let observed = facts::look(&home.spec(), &home.state(), PATIENCE).await;
     assert_eq!(
