@@ -107,6 +107,9 @@ pub fn text(lines: &[Line]) -> String {
     const WIDEST: usize = 60;
     let dim = anstyle::Style::new().dimmed();
     let mut out = String::new();
+    if lines.is_empty() {
+        out.push_str("none\n");
+    }
     if let [line] = lines {
         let _ = writeln!(out, "{} = {}", line.key, line.value);
         let _ = writeln!(out, "From {}.", from(line));
@@ -167,4 +170,83 @@ pub fn explain(loaded: &Loaded, facts: &Facts, args: &Args) -> anyhow::Result<Ex
         false => anstream::print!("{}", text(&lines)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::facts::assume;
+    use crate::paths::StateDir;
+    use crate::spec::{ConfigText, load};
+
+    fn example() -> (Loaded, Facts) {
+        let file = ConfigText::new(
+            "vpc.toml",
+            "[mesh]\nfront = \"nginx\"\n\n[[backends]]\nupstream = \"a:1\"\n",
+        );
+        let env = BTreeMap::from([("VPC__LOG__LEVEL".to_owned(), "debug".to_owned())]);
+        let loaded = load(Some(&file), &env).unwrap();
+        let assumed = [("gateway_domain".to_owned(), "apps.example.com".to_owned())];
+        let facts = assume(&assumed, &loaded.spec, &StateDir::new("/state")).unwrap();
+        (loaded, facts)
+    }
+
+    fn said(key: Option<&str>) -> String {
+        let (loaded, facts) = example();
+        anstream::adapter::strip_str(&text(&lines(&loaded, &facts, key).unwrap())).to_string()
+    }
+
+    #[test]
+    fn each_value_comes_with_its_source() {
+        let all = said(None);
+        for line in [
+            "mesh.front = \"nginx\"  # vpc.toml:2",
+            "mesh.http_listen = \"0.0.0.0:80\"  # default",
+            "log.level = \"debug\"  # VPC__LOG__LEVEL",
+            "backends[0].upstream = [\"a:1\"]  # vpc.toml:5",
+            "dstack.gateway_domain = \"auto\"  # default, here apps.example.com:443, 0 s ago",
+            "detected.app_id = unknown  # not known",
+        ] {
+            let found = all
+                .lines()
+                .any(|said| said.split_whitespace().eq(line.split_whitespace()));
+            assert!(found, "{line}\n{all}");
+        }
+        assert!(!all.contains("…"), "{all}");
+    }
+
+    #[test]
+    fn a_section_a_list_or_one_key() {
+        assert_eq!(said(Some("log")).lines().count(), 2);
+        assert_eq!(said(Some("backends")).lines().count(), 4);
+        assert_eq!(said(Some("backends[0]")).lines().count(), 4);
+        let one = said(Some("log.level"));
+        assert!(
+            one.starts_with("log.level = \"debug\"\nFrom VPC__LOG__LEVEL.\n"),
+            "{one}"
+        );
+        assert!(one.contains("Accepts \"error\", \"warn\","), "{one}");
+        assert!(said(Some("backends[0].name")).contains("Names the backend"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_answered_with_a_near_one() {
+        let (loaded, facts) = example();
+        let error = |key| lines(&loaded, &facts, Some(key)).unwrap_err();
+        assert_eq!(
+            error("mesh.frnt"),
+            "there is no key `mesh.frnt`; did you mean `mesh.front`?"
+        );
+        assert_eq!(
+            error("http_listen"),
+            "there is no key `http_listen`; did you mean `mesh.http_listen`?"
+        );
+        assert_eq!(error("loog"), "there is no key `loog`; did you mean `log`?");
+        assert_eq!(
+            error("zzz"),
+            "there is no key `zzz`; `dstack-vpc explain` lists every key"
+        );
+    }
 }
