@@ -1,104 +1,103 @@
-//! What `check` says: everything that is wrong with the configuration, and what its consumers object to.
-
-use std::process::ExitCode;
+//! What `check` says: everything that is wrong with the configuration, and the word of each consumer's own checker.
 
 use serde::Serialize;
 
 use crate::spec::{Loaded, Problems, Severity};
 
+/// The word of a program that will read a rendered file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Checked {
+    /// The command, e.g. `nginx -t`.
+    pub checker: String,
+    /// What it said.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+/// What a checker said of a rendered file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "verdict", content = "message", rename_all = "lowercase")]
+pub enum Verdict {
+    /// It would take it.
+    Passed,
+    /// It would not, in its own words.
+    Failed(String),
+    /// It was not asked, and why.
+    Skipped(String),
+}
+
 /// Everything `check` found.
 #[derive(Debug, Serialize)]
-struct Report<'a> {
-    ok: bool,
-    problems: &'a Problems,
-    objections: Vec<Objection<'a>>,
+pub struct CheckReport<'a> {
+    /// No error, no checker that refuses.
+    pub ok: bool,
+    /// Errors and warnings.
+    pub problems: &'a Problems,
+    /// In the order they were asked.
+    pub checkers: Vec<Checked>,
 }
 
-/// What a program has against the file that was rendered for it.
-#[derive(Debug, Serialize)]
-struct Objection<'a> {
-    program: &'a str,
-    message: &'a str,
-}
-
-/// Says why a configuration cannot be loaded; exit code 1.
-pub fn refused(problems: &Problems, json: bool) -> ExitCode {
-    print(
-        &Report {
-            ok: false,
-            problems,
-            objections: Vec::new(),
-        },
-        json,
-    )
-}
-
-/// Says what is doubtful about a configuration that can be loaded, and what the programs that will read the
-/// rendered files object to, in their own words; exit code 1 if they do.
-pub fn accepted(loaded: &Loaded, objections: &[(&str, String)], json: bool) -> ExitCode {
-    let objections: Vec<_> = objections
-        .iter()
-        .map(|(program, message)| Objection {
-            program,
-            message: message.trim(),
-        })
-        .collect();
-    print(
-        &Report {
-            ok: objections.is_empty(),
-            problems: &loaded.warnings,
-            objections,
-        },
-        json,
-    )
-}
-
-fn print(report: &Report<'_>, json: bool) -> ExitCode {
-    match json {
-        // Strings, numbers and lists of them: this cannot fail.
-        true => println!("{:#}", serde_json::json!(report)),
-        false => anstream::print!("{}", text(report)),
-    }
-    if report.ok {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-/// For a person; the last line sums it up.
-fn text(report: &Report<'_>) -> String {
-    // Colours are taken out again where standard output is no terminal.
-    let mut out = report.problems.render(true);
-    for Objection { program, message } in &report.objections {
-        out += &format!("{program} refuses the file rendered for it:\n");
-        out.extend(message.lines().map(|line| format!("  {line}\n")));
-        out.push('\n');
-    }
-    let count = |severity| {
-        report
-            .problems
+impl<'a> CheckReport<'a> {
+    /// Of a configuration that was loaded, or was not; in that case nothing was rendered that could be checked.
+    pub fn new(loaded: Result<&'a Loaded, &'a Problems>, checkers: Vec<Checked>) -> Self {
+        let refused = checkers
             .iter()
-            .filter(|problem| problem.severity == severity)
-            .count()
-    };
-    let counts: Vec<String> = [
-        (count(Severity::Error), "error"),
-        (report.objections.len(), "objection"),
-        (count(Severity::Warning), "warning"),
-    ]
-    .into_iter()
-    .filter(|(n, _)| *n > 0)
-    .map(|(n, what)| format!("{n} {what}{}", if n == 1 { "" } else { "s" }))
-    .collect();
-    let verdict = if report.ok {
-        "the configuration can be used"
-    } else {
-        "the configuration cannot be used"
-    };
-    out + &match counts.is_empty() {
-        true => format!("{verdict}\n"),
-        false => format!("{verdict}: {}\n", counts.join(", ")),
+            .any(|checked| matches!(checked.verdict, Verdict::Failed(_)));
+        Self {
+            ok: loaded.is_ok() && !refused,
+            problems: loaded.map_or_else(|problems| problems, |loaded| &loaded.warnings),
+            checkers,
+        }
+    }
+
+    /// For a person; the last line sums it up.
+    pub fn text(&self, color: bool) -> String {
+        let mut out = self.problems.render(color);
+        for Checked { checker, verdict } in &self.checkers {
+            out += &match verdict {
+                Verdict::Passed => format!("{checker}: passed\n"),
+                Verdict::Skipped(why) => format!("{checker}: not asked, {why}\n"),
+                Verdict::Failed(words) => {
+                    let words: String = words
+                        .trim_end()
+                        .lines()
+                        .map(|line| format!("  {line}\n"))
+                        .collect();
+                    format!("{checker}: refused\n{words}")
+                }
+            };
+        }
+        let count = |severity| {
+            self.problems
+                .iter()
+                .filter(|problem| problem.severity == severity)
+                .count()
+        };
+        let refused = self
+            .checkers
+            .iter()
+            .filter(|checked| matches!(checked.verdict, Verdict::Failed(_)))
+            .count();
+        let mut sum = Vec::new();
+        for (n, one, many) in [
+            (count(Severity::Error), "error", "errors"),
+            (count(Severity::Warning), "warning", "warnings"),
+            (refused, "refused by a program", "refused by programs"),
+        ] {
+            if n > 0 {
+                sum.push(format!("{n} {}", if n == 1 { one } else { many }));
+            }
+        }
+        let verdict = if self.ok {
+            "The configuration can be used"
+        } else {
+            "The configuration cannot be used"
+        };
+        out += &match sum.is_empty() {
+            true => format!("{verdict}.\n"),
+            false => format!("{verdict}: {}.\n", sum.join(", ")),
+        };
+        out
     }
 }
 
@@ -109,49 +108,58 @@ mod tests {
     use super::*;
     use crate::spec::{ConfigText, load};
 
-    fn plain(report: &Report<'_>) -> String {
-        anstream::adapter::strip_str(&text(report)).to_string()
+    fn checked(checker: &str, verdict: Verdict) -> Checked {
+        Checked {
+            checker: checker.to_owned(),
+            verdict,
+        }
     }
 
     #[test]
     fn the_last_line_sums_it_up() {
         let bad = ConfigText::new("vpc.toml", "rol = 1\nrole = 2\n");
         let problems = load(Some(&bad), &BTreeMap::new()).unwrap_err();
-        let report = Report {
-            ok: false,
-            problems: &problems,
-            objections: Vec::new(),
-        };
+        let text = CheckReport::new(Err(&problems), Vec::new()).text(false);
         assert!(
-            plain(&report).ends_with("\nthe configuration cannot be used: 2 errors\n"),
-            "{}",
-            plain(&report)
+            text.ends_with("\nThe configuration cannot be used: 2 errors.\n"),
+            "{text}"
         );
 
         let loaded = load(None, &BTreeMap::new()).unwrap();
-        let report = Report {
-            ok: true,
-            problems: &loaded.warnings,
-            objections: Vec::new(),
-        };
-        assert_eq!(plain(&report), "the configuration can be used\n");
-
-        let objections = vec![Objection {
-            program: "nginx",
-            message: "unknown directive\nin line 2",
-        }];
-        let report = Report {
-            ok: false,
-            problems: &loaded.warnings,
-            objections,
-        };
+        let passed = vec![
+            checked("nginx -t", Verdict::Passed),
+            checked(
+                "headscale configtest",
+                Verdict::Skipped("it is not installed here".into()),
+            ),
+        ];
         assert_eq!(
-            plain(&report),
-            "nginx refuses the file rendered for it:\n  unknown directive\n  in line 2\n\n\
-             the configuration cannot be used: 1 objection\n"
+            CheckReport::new(Ok(&loaded), passed).text(false),
+            "nginx -t: passed\nheadscale configtest: not asked, it is not installed here\n\
+             The configuration can be used.\n"
         );
-        let said = serde_json::json!(report);
-        assert_eq!(said["objections"][0]["program"], "nginx");
-        assert_eq!(said["ok"], false);
+
+        let refused = checked(
+            "nginx -t",
+            Verdict::Failed("unknown directive\nin line 2\n".into()),
+        );
+        let report = CheckReport::new(Ok(&loaded), vec![refused]);
+        assert_eq!(
+            report.text(false),
+            "nginx -t: refused\n  unknown directive\n  in line 2\n\
+             The configuration cannot be used: 1 refused by a program.\n"
+        );
+        assert_eq!(
+            serde_json::json!(report),
+            serde_json::json!({
+                "ok": false,
+                "problems": [],
+                "checkers": [{
+                    "checker": "nginx -t",
+                    "verdict": "failed",
+                    "message": "unknown directive\nin line 2\n",
+                }],
+            })
+        );
     }
 }
