@@ -424,6 +424,17 @@ async fn another_spec_is_followed() {
         .until("the gateway that is set", |o| gateway(o) == wanted)
         .await;
 
+    home.host_says(&[]);
+    spec.dstack.gateway_domain = GatewayChoice::Auto;
+    watched.spec.send_replace(Arc::new(spec.clone()));
+    let observed = watched
+        .until_problem(Topic::Gateway, "gateway_urls is missing")
+        .await;
+    assert_eq!(
+        observed.facts.gateway, None,
+        "what the spec named stands no longer"
+    );
+
     spec.dstack.agent = AgentChoice::At(other.socket());
     spec.nginx.program = "/bin/true".into();
     watched.spec.send_replace(Arc::new(spec));

@@ -6,10 +6,13 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::CertificateDer;
 
 use super::{Fact, IdentityFiles, Observed, Problem, Topic, gateway, host_shared, remember};
-use crate::agent::{self, AgentClient, Info};
+use crate::agent::{self, AgentClient, Discovered, Info};
 use crate::identity::{self, Identity, Stored};
 use crate::paths::StateDir;
 use crate::spec::{AgentAddr, Gateway, GatewayChoice, Spec};
+
+/// The source of a gateway that the spec names.
+pub(super) const CHOSEN: &str = "dstack.gateway_domain";
 
 /// The agent's address as far as it is known, and its answer or why there is none.
 pub(super) struct AgentAnswer {
@@ -20,11 +23,12 @@ pub(super) struct AgentAnswer {
 /// Finds the agent and asks it who we are.
 pub(super) async fn ask_agent(spec: &Spec) -> AgentAnswer {
     match agent::discover(&spec.dstack.agent) {
-        Ok(found) => {
-            let client = AgentClient::new(found.addr.clone(), spec.dstack.agent_timeout);
+        Ok(discovered) => {
+            let at = found(discovered);
+            let client = AgentClient::new(at.value.clone(), spec.dstack.agent_timeout);
             AgentAnswer {
-                addr: Some(Fact::now(found.addr, found.source)),
                 info: client.info().await.map_err(|e| e.to_string()),
+                addr: Some(at),
             }
         }
         Err(e) => AgentAnswer {
@@ -39,8 +43,8 @@ pub(super) async fn ask_gateway(
     spec: &Spec,
     root: Option<&CertificateDer<'static>>,
 ) -> Result<Fact<Gateway>, String> {
-    if let GatewayChoice::Is(gateway) = &spec.dstack.gateway_domain {
-        return Ok(Fact::now(gateway.clone(), "dstack.gateway_domain"));
+    if let Some(gateway) = chosen_gateway(spec) {
+        return Ok(gateway);
     }
     let config = host_shared::read(&spec.dstack.host_shared_dir).map_err(|e| e.to_string())?;
     gateway::ask(&config.gateways, root)
@@ -48,11 +52,28 @@ pub(super) async fn ask_gateway(
         .map_err(|e| e.to_string())
 }
 
+fn found(agent: Discovered) -> Fact<AgentAddr> {
+    Fact::now(agent.addr, agent.source)
+}
+
+/// The gateway, when nobody needs to be asked for it.
+pub(super) fn chosen_gateway(spec: &Spec) -> Option<Fact<Gateway>> {
+    match &spec.dstack.gateway_domain {
+        GatewayChoice::Is(gateway) => Some(Fact::now(gateway.clone(), CHOSEN)),
+        GatewayChoice::Auto => None,
+    }
+}
+
 impl Observed {
-    /// What is known without asking anybody: the memory and the stored certificate, with when that was obtained.
-    pub(super) fn recalled(state: &StateDir) -> (Self, Option<SystemTime>) {
+    /// What is known without asking anybody: the spec's own words, the memory, and the stored certificate with when
+    /// that was obtained.
+    pub(super) fn recalled(spec: &Spec, state: &StateDir) -> (Self, Option<SystemTime>) {
         let mut observed = Self::default();
         remember::recall(state, &mut observed.facts);
+        observed.facts.agent = agent::discover(&spec.dstack.agent).ok().map(found);
+        if let Some(gateway) = chosen_gateway(spec) {
+            observed.facts.gateway = Some(gateway);
+        }
         let instance_id = observed.facts.instance_id.as_ref().map(|fact| fact.value);
         match identity::load(state, instance_id, SystemTime::now()) {
             Ok(None) => (observed, None),
@@ -103,7 +124,11 @@ impl Observed {
                 self.facts.gateway = Some(gateway);
                 self.set_problem(Topic::Gateway, None, None);
             }
-            Err(message) => self.set_problem(Topic::Gateway, Some(message), retry_in),
+            Err(message) => {
+                // One that the spec named stands no longer: there it would have been no question.
+                self.facts.gateway.take_if(|gateway| gateway.source == CHOSEN);
+                self.set_problem(Topic::Gateway, Some(message), retry_in);
+            }
         }
     }
 

@@ -2,8 +2,9 @@
 
 use crate::names::NotA;
 use crate::paths::StateDir;
-use crate::spec::{GatewayChoice, Spec};
+use crate::spec::Spec;
 
+use super::ask::chosen_gateway;
 use super::{Fact, Facts, HostFacts, IdentityFiles, Installed, Programs, Version};
 
 /// The keys that can be assumed.
@@ -65,11 +66,9 @@ pub fn assume(pairs: &[(String, String)], spec: &Spec, state: &StateDir) -> Resu
             tun: true,
             ipv6: true,
         },
+        gateway: chosen_gateway(spec),
         ..Facts::default()
     };
-    if let GatewayChoice::Is(gateway) = &spec.dstack.gateway_domain {
-        facts.gateway = Some(Fact::now(gateway.clone(), "dstack.gateway_domain"));
-    }
     for (key, value) in pairs {
         take(&mut facts, key, value)?;
     }

@@ -15,7 +15,7 @@ use crate::spec::Spec;
 /// What is known after at most `patience`. Inert: reads, asks the agent who we are and the gateways for their
 /// domain; writes nothing, fetches no certificate.
 pub async fn look(spec: &Spec, state: &StateDir, patience: Duration) -> Observed {
-    let (mut observed, _) = Observed::recalled(state);
+    let (mut observed, _) = Observed::recalled(spec, state);
     let root = observed.identity.as_ref().map(|identity| identity.root.clone());
     let scanner = ProgramScanner::default();
     let (agent, gateway, programs) = tokio::join!(

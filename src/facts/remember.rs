@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::ask::CHOSEN;
 use super::{Fact, Facts};
 use crate::paths::StateDir;
 
@@ -54,7 +55,12 @@ pub(super) fn remember(state: &StateDir, facts: &Facts) -> std::io::Result<()> {
     let memory = Remembered {
         app_id: facts.app_id.as_ref().map(Entry::from_fact),
         instance_id: facts.instance_id.as_ref().map(Entry::from_fact),
-        gateway: facts.gateway.as_ref().map(Entry::from_fact),
+        // What the spec names is known without a memory, and only as long as it does.
+        gateway: facts
+            .gateway
+            .as_ref()
+            .filter(|fact| fact.source != CHOSEN)
+            .map(Entry::from_fact),
     };
     let run = state.run();
     crate::identity::make_private_dir(&run)?;

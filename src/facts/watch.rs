@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::ask::{ask_agent, ask_gateway};
-use super::{Fact, Observed, ProgramScanner, Topic, host_facts, remember};
+use super::{Observed, ProgramScanner, Topic, host_facts, remember};
 use crate::agent::AgentClient;
 use crate::identity::{self, Identity};
 use crate::names::AppId;
@@ -22,7 +22,7 @@ const REFRESH: Duration = Duration::from_secs(60);
 const RESCAN: Duration = Duration::from_secs(30);
 
 /// The wall clock can jump, so nothing sleeps towards a date for longer than this.
-const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// The owner of the facts: one task until it is cancelled.
 pub struct Watcher {
@@ -40,7 +40,7 @@ impl Watcher {
     /// Starts with what is remembered and stored, and asks for everything at once. Returns when the machine has
     /// been looked at, so that a program that is not in `observed` then is not installed.
     pub async fn start(spec: watch::Receiver<Arc<Spec>>, state: StateDir, cancel: CancellationToken) -> Self {
-        let (recalled, obtained) = Observed::recalled(&state);
+        let (recalled, obtained) = Observed::recalled(&spec.borrow(), &state);
         let keeper = Keeper {
             spec,
             state,
@@ -64,6 +64,8 @@ impl Watcher {
                     keeper.keep_identity(obtained),
                     keeper.keep_machine(looked),
                 );
+                // With the ages of now.
+                keeper.remember();
             }),
         };
         // An error means that it was cancelled meanwhile.
@@ -110,8 +112,9 @@ impl Keeper {
                 return;
             };
             let wait = backoff.after(answer.info.is_ok());
-            self.publish(|observed| observed.take_agent(answer, Some(wait)));
-            self.remember();
+            if self.publish(|observed| observed.take_agent(answer, Some(wait))) {
+                self.remember();
+            }
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -135,8 +138,9 @@ impl Keeper {
                 return;
             };
             let wait = backoff.after(answer.is_ok());
-            self.publish(|observed| observed.take_gateway(answer, Some(wait)));
-            self.remember();
+            if self.publish(|observed| observed.take_gateway(answer, Some(wait))) {
+                self.remember();
+            }
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -297,22 +301,14 @@ impl Keeper {
 
     fn remember(&self) {
         let facts = self.observed.borrow().facts.clone();
-        let all = [
-            facts.app_id.as_ref().map(Fact::is_remembered),
-            facts.instance_id.as_ref().map(Fact::is_remembered),
-            facts.gateway.as_ref().map(Fact::is_remembered),
-        ];
-        let anything_new = all.contains(&Some(false));
-        if let Err(e) = remember::remember(&self.state, &facts)
-            && anything_new
-        {
+        if let Err(e) = remember::remember(&self.state, &facts) {
             tracing::warn!(error = %e, "cannot remember the facts in {}", self.state.run().display());
         }
     }
 
-    /// Wakes the readers only when `change` made a difference to them.
-    fn publish(&self, change: impl FnOnce(&mut Observed)) {
-        self.observed.send_if_modified(|observed| {
+    /// Wakes the readers only when `change` made a difference to them, and tells whether it did.
+    fn publish(&self, change: impl FnOnce(&mut Observed)) -> bool {
+        let is_different = self.observed.send_if_modified(|observed| {
             let before = observed.clone();
             change(observed);
             for new in &observed.problems {
@@ -338,6 +334,7 @@ impl Keeper {
             *identity = now;
             is_other
         });
+        is_different
     }
 
     fn spec(&self) -> Arc<Spec> {

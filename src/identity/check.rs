@@ -6,6 +6,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::x509::X509Name;
 
 use crate::names::AppId;
 use crate::ratls::{self, ChainError, Purpose};
@@ -41,20 +42,22 @@ pub enum CheckError {
     KeyMismatch,
     #[error("the certificate is for the app {certificate}, and this is the app {expected}")]
     OtherApp { certificate: AppId, expected: AppId },
-    /// The chain does not hold: which one was seen is told in full.
-    #[error("{source}. The chain seen: {seen}. {ADVICE}")]
-    Chain { source: ChainError, seen: String },
-    #[error(
-        "the last certificate of the chain is no root: it was issued by {issuer}. The chain seen: {seen}. {ADVICE}"
-    )]
-    NoRoot { issuer: String, seen: String },
+    /// The chain holds together badly: the whole of it is told.
+    #[error("the chain does not lead to its root \"{root}\" ({reason}). Seen: {seen}. {ADVICE}")]
+    Untrusted {
+        root: String,
+        reason: String,
+        seen: String,
+    },
+    #[error(transparent)]
+    Chain(ChainError),
     #[error("the certificate made without a KMS is not valid now: {0}")]
     SelfSignedTime(String),
 }
 
-/// Certificates that do not verify come from the platform's side, not from this machine's configuration.
-const ADVICE: &str = "Some platform images make chains that do not verify (the 0.5.4 release image does, its dev image \
-                      does not): deploy the app with another image version";
+/// The agent made this chain, so nothing in this machine's configuration can mend it.
+const ADVICE: &str = "Some platform images make such chains (the 0.5.4 release image does, its dev image does not): deploy \
+                      the app with another image version";
 
 /// Checks a key and chain as `GetTlsKey` answers them (PEM, leaf first, root last) at the time `now`.
 ///
@@ -88,9 +91,24 @@ pub fn check(
     let root = chain.remove(chain.len() - 1);
     check_key(&key, &chain)?;
 
-    let seen = || describe(chain.iter().chain([&root]));
-    let chain_error = |source| CheckError::Chain { source, seen: seen() };
-    check_is_root(&root, seen)?;
+    let untrusted = |reason| CheckError::Untrusted {
+        root: subject(&root),
+        reason,
+        seen: chain
+            .iter()
+            .chain([&root])
+            .enumerate()
+            .map(describe)
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    let chain_error = |source| match source {
+        ChainError::Untrusted { reason, .. } => untrusted(reason),
+        source => CheckError::Chain(source),
+    };
+    if !is_self_issued(&root) {
+        return Err(untrusted("the last certificate is no root".to_owned()));
+    }
     let leaf_app = ratls::app_id(&chain[0]).map_err(|e| chain_error(e.into()))?;
     let (app_id, not_after) = match leaf_app {
         // Leaf and self-signed CA: nothing that could be verified says whose this is.
@@ -125,27 +143,12 @@ fn check_key(key: &PrivateKeyDer<'static>, chain: &[CertificateDer<'static>]) ->
     match CertifiedKey::new(chain.to_vec(), key).keys_match() {
         Ok(()) => Ok(()),
         Err(rustls::Error::InconsistentKeys(_)) => Err(CheckError::KeyMismatch),
-        Err(e) => Err(CheckError::Chain {
-            source: ratls::ExtensionError::NotACertificate.into(),
-            seen: e.to_string(),
-        }),
+        Err(_) => Err(CheckError::Chain(ratls::ExtensionError::NotACertificate.into())),
     }
 }
 
-fn check_is_root(root: &CertificateDer<'_>, seen: impl Fn() -> String) -> Result<(), CheckError> {
-    let Ok((_, parsed)) = X509Certificate::from_der(root) else {
-        return Err(CheckError::Chain {
-            source: ratls::ExtensionError::NotACertificate.into(),
-            seen: seen(),
-        });
-    };
-    if parsed.subject().as_raw() == parsed.issuer().as_raw() {
-        return Ok(());
-    }
-    Err(CheckError::NoRoot {
-        issuer: printable(&parsed.issuer().to_string()),
-        seen: seen(),
-    })
+fn is_self_issued(root: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(root).is_ok_and(|(_, root)| root.subject().as_raw() == root.issuer().as_raw())
 }
 
 /// The end of the validity, when `now` lies in it.
@@ -163,23 +166,28 @@ fn check_time(leaf: &CertificateDer<'_>, now: SystemTime) -> Result<SystemTime, 
     Ok(not_after)
 }
 
-/// A chain as a person reads it: subjects and issuers, leaf first.
-fn describe<'a>(chain: impl Iterator<Item = &'a CertificateDer<'static>>) -> String {
-    let each = chain
-        .enumerate()
-        .map(|(i, der)| match X509Certificate::from_der(der) {
-            Ok((_, c)) => format!(
-                "{}. \"{}\" issued by \"{}\"",
-                i + 1,
-                printable(&c.subject().to_string()),
-                printable(&c.issuer().to_string())
-            ),
-            Err(_) => format!("{}. unreadable", i + 1),
-        });
-    each.collect::<Vec<_>>().join(", ")
+/// A certificate of a chain as a person reads it.
+fn describe((place, der): (usize, &CertificateDer<'_>)) -> String {
+    match X509Certificate::from_der(der) {
+        Ok((_, certificate)) => format!(
+            "{}. \"{}\" issued by \"{}\"",
+            place + 1,
+            printable(certificate.subject()),
+            printable(certificate.issuer())
+        ),
+        Err(_) => format!("{}. unreadable", place + 1),
+    }
+}
+
+fn subject(der: &CertificateDer<'_>) -> String {
+    X509Certificate::from_der(der).map_or_else(|_| "unreadable".to_owned(), |(_, c)| printable(c.subject()))
 }
 
 /// Names in certificates are somebody else's text.
-fn printable(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).take(100).collect()
+fn printable(name: &X509Name<'_>) -> String {
+    name.to_string()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(100)
+        .collect()
 }
