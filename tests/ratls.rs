@@ -1,11 +1,13 @@
 //! Identity under attack: every way a chain can claim an app id that is not its own.
 
-mod mesh_kit;
+#[path = "mesh/kit/pki.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod pki;
 
 use std::time::Duration;
 
 use dstack_vpc::ratls::{ChainError, Purpose, VerifiedPeer, app_id, usage, verify_chain};
-use mesh_kit::pki::{Shape, Signed, app, id, octets};
+use pki::{Shape, Signed, app, id, octets};
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls_pki_types::{CertificateDer, UnixTime};
 

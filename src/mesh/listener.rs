@@ -58,6 +58,7 @@ pub(super) struct Life {
 pub(super) struct Listener {
     pub(super) addr: SocketAddr,
     life: Arc<Life>,
+    closed: CancellationToken,
     done: CancellationToken,
 }
 
@@ -72,12 +73,14 @@ impl Listener {
                 cut: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),
+            closed: CancellationToken::new(),
             done: CancellationToken::new(),
         };
         crew.first(Job::Accept(Accepting {
             bound,
             crew: crew.clone(),
             life: Arc::clone(&listener.life),
+            closed: listener.closed.clone(),
             done: listener.done.clone(),
         }));
         listener
@@ -86,6 +89,11 @@ impl Listener {
     /// Begins the drain.
     pub(super) fn stop(&self) {
         self.life.stop.cancel();
+    }
+
+    /// Waits until a stopped listener's address is free.
+    pub(super) async fn closed(&self) {
+        self.closed.cancelled().await;
     }
 
     /// Waits until a stopped listener has let go of its last connection.
@@ -103,14 +111,16 @@ pub(super) struct Accepting {
     bound: Bound,
     crew: Crew,
     life: Arc<Life>,
+    closed: CancellationToken,
     done: CancellationToken,
 }
 
 impl Accepting {
     /// Runs until the listener is stopped and its last connection is gone.
     pub(super) async fn run(self, shared: Arc<Shared>) {
-        // Also when this panics: whoever waits for the drain must not wait for ever.
+        // Guards, so that nobody waits for ever should this panic.
         let _done = self.done.drop_guard();
+        let closed = self.closed.drop_guard();
         let door = Door {
             crew: self.crew,
             life: Arc::clone(&self.life),
@@ -125,6 +135,7 @@ impl Accepting {
             }
         }
 
+        drop(closed);
         let life = self.life;
         life.tasks.close();
         let patience = shared.settings.load().drain_timeout;

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::identity::Identity;
 use crate::names::BackendName;
 use crate::spec::{AgentAddr, AllowedApps, Gateway};
-use listener::Listener;
+use listener::{Bound, Listener};
 use worker::{Crew, Threads};
 
 /// Everything the listeners need besides the identity. Equal settings mean nothing to do.
@@ -162,23 +162,15 @@ impl Mesh {
     pub async fn update(&self, settings: MeshSettings) -> Result<(), BindError> {
         let mut listeners = self.listeners.lock().await;
         let old = self.settings();
-        let moved: Vec<_> = Role::ALL
-            .into_iter()
-            .enumerate()
-            .filter(|(_, role)| role.addr(&old) != role.addr(&settings))
+        let moving: Vec<usize> = (0..Role::ALL.len())
+            .filter(|slot| Role::ALL[*slot].addr(&old) != Role::ALL[*slot].addr(&settings))
             .collect();
-        let mut bound = Vec::new();
-        for (slot, role) in moved {
-            bound.push((slot, listener::bind(role, role.addr(&settings))?));
-        }
+        let bound = listeners.open(&moving, &settings, &self.crew).await?;
 
         // From here on nothing can fail.
         self.shared.settings.store(Arc::new(settings));
         for (slot, bound) in bound {
-            let new = Listener::start(bound, &self.crew);
-            let old = std::mem::replace(&mut listeners.live[slot], new);
-            old.stop();
-            listeners.draining.push(old);
+            listeners.replace(slot, bound, &self.crew);
         }
         listeners.draining.retain(|listener| !listener.is_done());
         Ok(())
@@ -210,6 +202,61 @@ impl Mesh {
         }
         self.shared.end.cancel();
         threads.join().await;
+    }
+}
+
+impl Listeners {
+    /// Opens the new addresses of the listeners in `moving`, all or none.
+    async fn open(
+        &mut self,
+        moving: &[usize],
+        settings: &MeshSettings,
+        crew: &Crew,
+    ) -> Result<Vec<(usize, Bound)>, BindError> {
+        let mut bound = Vec::new();
+        let mut gave_way = Vec::new();
+        for &slot in moving {
+            let role = Role::ALL[slot];
+            let addr = role.addr(settings);
+            let mut opened = listener::bind(role, addr);
+            if matches!(opened, Err(BindError::Taken { .. })) {
+                // It may be one of ours that is moving away itself: then that one goes first.
+                for &other in moving {
+                    let ours = &self.live[other];
+                    if ours.addr.port() == addr.port() && !gave_way.contains(&other) {
+                        ours.stop();
+                        ours.closed().await;
+                        gave_way.push(other);
+                    }
+                }
+                opened = listener::bind(role, addr);
+            }
+            match opened {
+                Ok(opened) => bound.push((slot, opened)),
+                Err(error) => {
+                    drop(bound);
+                    self.take_back(&gave_way, crew);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Opens again what was closed to make way.
+    fn take_back(&mut self, slots: &[usize], crew: &Crew) {
+        for &slot in slots {
+            match listener::bind(Role::ALL[slot], self.live[slot].addr) {
+                Ok(bound) => self.replace(slot, bound, crew),
+                Err(error) => tracing::error!(%error, "a listener that made way cannot be opened again"),
+            }
+        }
+    }
+
+    fn replace(&mut self, slot: usize, bound: Bound, crew: &Crew) {
+        let old = std::mem::replace(&mut self.live[slot], Listener::start(bound, crew));
+        old.stop();
+        self.draining.push(old);
     }
 }
 

@@ -14,13 +14,15 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::rt::Executor;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use super::auth::Auth;
@@ -39,6 +41,8 @@ pub(super) const MAX_HEAD: u32 = 128 * 1024;
 const MAX_HEADERS: usize = 128;
 /// How often a silent HTTP/2 connection is asked whether it still lives.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// How long a silent connection is left open after its listener was told to stop.
+const IDLE_GRACE: Duration = Duration::from_secs(1);
 const MAX_H2_STREAMS: u32 = 256;
 
 /// What a worker is asked to do.
@@ -190,8 +194,15 @@ impl Worker {
         // How a connection ends is the client's affair: what matters to it was answered in HTTP.
         tokio::select! {
             _ = connection.as_mut() => return,
-            () = life.stop.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = life.stop.cancelled() => {}
         }
+        // Closing an idle connection at once would meet the requests that are just being written into it. From now on
+        // answers say `Connection: close`; what is still silent after a while is not about to speak.
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = sleep(IDLE_GRACE.min(self.shared.settings.load().drain_timeout / 2)) => {}
+        }
+        connection.as_mut().graceful_shutdown();
         tokio::select! {
             _ = connection => {}
             () = life.cut.cancelled() => {}
@@ -204,6 +215,7 @@ impl Worker {
         request: Request<Incoming>,
         life: Arc<Life>,
     ) -> Result<Response<Body>, Infallible> {
+        let http1 = request.version() < Version::HTTP_2;
         let answer = async {
             match life.role {
                 Role::Client => self.outbound.answer(request, &life).await,
@@ -214,7 +226,12 @@ impl Worker {
             }
         };
         let answer = AssertUnwindSafe(answer).catch_unwind().await;
-        Ok(answer.unwrap_or_else(|_| Failure::Internal.into()))
+        let mut answer = answer.unwrap_or_else(|_| Failure::Internal.into());
+        if http1 && life.stop.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            answer.headers_mut().insert(CONNECTION, close);
+        }
+        Ok(answer)
     }
 }
 

@@ -15,7 +15,8 @@ pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderVal
     headers.get(header::UPGRADE).filter(|_| asked).cloned()
 }
 
-/// Refuses requests that two parsers could read as two different requests.
+/// Refuses requests that two parsers could read as two different requests. (Of a length beside a coding hyper leaves only
+/// the coding, as RFC 9112 §6.3 has it.)
 pub(super) fn check_framing(headers: &HeaderMap) -> Result<(), Failure> {
     let many = |name: HeaderName| headers.get_all(name).iter().nth(1).is_some();
     if many(header::HOST) {

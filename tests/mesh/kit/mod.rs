@@ -64,7 +64,7 @@ pub fn settings(gateway: Option<Gateway>) -> MeshSettings {
         connect_timeout: Duration::from_secs(3),
         response_timeout: Duration::from_secs(3),
         idle_timeout: Duration::from_secs(60),
-        drain_timeout: Duration::from_secs(3),
+        drain_timeout: Duration::from_millis(200),
         agent_timeout: Duration::from_secs(3),
     }
 }
@@ -376,4 +376,13 @@ pub fn request(method: &str, path: &str, more: &str) -> String {
         "{method} {path} HTTP/1.1\r\nHost: service.internal\r\nx-dstack-target-app: {}\r\n{more}\r\n",
         them()
     )
+}
+
+/// The head of the next request, up to its empty line; `None` at the end of the connection.
+pub async fn read_head(stream: &mut TlsStream<TcpStream>) -> Option<Vec<u8>> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(head)
 }

@@ -1,0 +1,295 @@
+//! Nobody but the target app receives anything, whatever it shows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dstack_vpc::spec::Gateway;
+use rcgen::ExtendedKeyUsagePurpose;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::kit::pki::{Shape, Signed, app, id, octets};
+use crate::kit::*;
+
+/// A peer that answers whatever it is sent, or before it is sent anything, and notes all it receives.
+async fn impostor(certificate: &Certificate, versions: &[&'static rustls::SupportedProtocolVersion]) -> Peer {
+    let seen = Arc::default();
+    let into: Arc<std::sync::Mutex<Vec<u8>>> = Arc::clone(&seen);
+    let mut peer = Peer::scripted(
+        certificate.acceptor(versions, &["h2", "http/1.1"]),
+        move |mut stream, _| {
+            let into = Arc::clone(&into);
+            async move {
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nbad")
+                    .await;
+                let _ = stream.flush().await;
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                    into.lock().unwrap().extend(&buffer[..count]);
+                }
+            }
+        },
+    )
+    .await;
+    peer.seen = seen;
+    peer
+}
+
+#[tokio::test]
+async fn impostors_are_refused_in_the_handshake() {
+    let root = Signed::root(&Shape::root());
+    let other_root = Signed::root(&Shape::root());
+    let them = id(THEM);
+    let (ca, leaf) = (Shape::app_ca(them), Shape::leaf(them));
+    let chain = |ca: &Shape, leaf: &Shape| {
+        let ca = root.sign(ca);
+        let leaf = ca.sign(leaf);
+        Certificate::new(&root, &leaf, &[&ca])
+    };
+    let now = time::OffsetDateTime::now_utc();
+    let own = |whose| {
+        let (leaf, ca) = app(&root, whose);
+        (leaf, ca)
+    };
+    let (stolen_leaf, _) = own(them);
+    let (_, other_ca) = own(id(0xbb));
+    let forged = other_ca.sign(&leaf);
+
+    let cases = [
+        (
+            "right chain, wrong app",
+            Certificate::of(&root, id(0xbb)),
+            "identity_mismatch",
+        ),
+        (
+            "another root",
+            Certificate::of(&other_root, them),
+            "untrusted_chain",
+        ),
+        (
+            "id on the leaf only",
+            chain(&ca.clone().with(|s| s.app_ids.clear()), &leaf),
+            "identity_mismatch",
+        ),
+        (
+            "id on the CA only",
+            chain(&ca, &leaf.clone().with(|s| s.app_ids.clear())),
+            "no_app_id",
+        ),
+        (
+            "two ids",
+            chain(&ca, &leaf.clone().with(|s| s.app_ids.push(octets(&[0xbb; 20])))),
+            "bad_certificate",
+        ),
+        (
+            "usage of a KMS",
+            chain(&ca, &leaf.clone().with(|s| s.usages = vec![octets(b"kms:rpc")])),
+            "wrong_usage",
+        ),
+        (
+            "expired",
+            chain(
+                &ca,
+                &leaf.clone().with(|s| s.not_after = now - Duration::from_secs(9)),
+            ),
+            "expired",
+        ),
+        (
+            "too early",
+            chain(
+                &ca,
+                &leaf
+                    .clone()
+                    .with(|s| s.not_before = now + Duration::from_secs(99)),
+            ),
+            "not_yet_valid",
+        ),
+        (
+            "client only",
+            chain(
+                &ca,
+                &leaf
+                    .clone()
+                    .with(|s| s.eku = vec![ExtendedKeyUsagePurpose::ClientAuth]),
+            ),
+            "wrong_usage",
+        ),
+        (
+            "no App CA",
+            Certificate::new(&root, &stolen_leaf, &[]),
+            "untrusted_chain",
+        ),
+        (
+            "another app's CA",
+            Certificate::new(&root, &stolen_leaf, &[&other_ca]),
+            "untrusted_chain",
+        ),
+        (
+            "signed by another app",
+            Certificate::new(&root, &forged, &[&other_ca]),
+            "identity_mismatch",
+        ),
+    ];
+    for (what, certificate, code) in cases {
+        for versions in [&[&rustls::version::TLS12][..], &[&rustls::version::TLS13]] {
+            let peer = impostor(&certificate, versions).await;
+            let us = OurSide::start(&root, settings(peer.gateway())).await;
+            let mut client = Client::connect(us.client).await;
+            for round in 0..2 {
+                let answer = client
+                    .call(&(request("POST", "/secret", "content-length: 6\r\n") + "secret"))
+                    .await;
+                assert_eq!(answer.status, 502, "{what}, {round}");
+                assert_eq!(answer.code(), code, "{what}: {}", answer.text());
+                assert!(!answer.text().contains("secret"));
+            }
+            assert!(peer.seen.lock().unwrap().is_empty(), "{what}: something was sent");
+            us.mesh.shutdown().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_right_app_is_reached_over_tls_1_2_and_1_3() {
+    let root = Signed::root(&Shape::root());
+    for versions in [&[&rustls::version::TLS12][..], &[&rustls::version::TLS13]] {
+        let acceptor = Certificate::of(&root, id(THEM)).acceptor(versions, &[]);
+        let peer = Peer::serve(acceptor, |_| async { answer("hello") }).await;
+        let us = OurSide::start(&root, settings(peer.gateway())).await;
+        assert_eq!(call(us.client, &get("/", "")).await.text(), "hello");
+        us.mesh.shutdown().await;
+    }
+}
+
+/// Two targets behind one address: a session or a connection of one must never serve the other.
+#[tokio::test]
+async fn targets_behind_one_address_stay_apart() {
+    let root = Signed::root(&Shape::root());
+    let peer = echo_head(&root).await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    let mut client = Client::connect(us.client).await;
+    for _ in 0..3 {
+        assert_eq!(client.call(&get("/", "")).await.status, 200);
+        let other = format!(
+            "GET / HTTP/1.1\r\nhost: h\r\nx-dstack-target-app: {}\r\n\r\n",
+            id(0xcc)
+        );
+        let answer = client.call(&other).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (502, "identity_mismatch")
+        );
+    }
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_new_root_ends_trust_in_the_old_one_at_once() {
+    let (old, new) = (Signed::root(&Shape::root()), Signed::root(&Shape::root()));
+    let peer = echo_head(&old).await;
+    let us = OurSide::start(&old, settings(peer.gateway())).await;
+    let mut client = Client::connect(us.client).await;
+    assert_eq!(client.call(&get("/", "")).await.status, 200);
+
+    us.identity.send(Some(identity(&new, id(US)))).unwrap();
+    let answer = client.call(&get("/", "")).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (502, "untrusted_chain"),
+        "{}",
+        answer.text()
+    );
+    us.identity.send(Some(identity(&old, id(US)))).unwrap();
+    assert_eq!(client.call(&get("/", "")).await.status, 200);
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn without_identity_or_gateway_calls_say_so() {
+    let root = Signed::root(&Shape::root());
+    let peer = echo_head(&root).await;
+    let us = OurSide::start(&root, settings(None)).await;
+    let answer = call(us.client, &get("/", "")).await;
+    assert_eq!((answer.status, answer.code().as_str()), (502, "gateway_unknown"));
+
+    us.mesh.update(settings(peer.gateway())).await.unwrap();
+    us.identity.send(None).unwrap();
+    let answer = call(us.client, &get("/", "")).await;
+    assert_eq!((answer.status, answer.code().as_str()), (502, "no_identity"));
+
+    us.identity.send(Some(identity(&root, id(US)))).unwrap();
+    assert_eq!(call(us.client, &get("/", "")).await.status, 200);
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn our_own_certificate_is_shown() {
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let root_der = root.der.clone();
+    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+        let verifier = dstack_vpc::ratls::ClientVerifier::new(root_der.clone());
+        async move {
+            let chain = stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .unwrap_or_default()
+                .to_vec();
+            let caller = verifier.peer(&chain).unwrap().app_id.to_string();
+            while read_head(&mut stream).await.is_some() {
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n{caller}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
+            }
+        }
+    })
+    .await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    assert_eq!(call(us.client, &get("/", "")).await.text(), id(US).to_string());
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_refuses_our_certificate_is_named() {
+    let (root, theirs) = (Signed::root(&Shape::root()), Signed::root(&Shape::root()));
+    for versions in [&[&rustls::version::TLS12][..], &[&rustls::version::TLS13]] {
+        let mut certificate = Certificate::of(&root, id(THEM));
+        certificate.root = theirs.der.clone();
+        let peer = Peer::serve(certificate.acceptor(versions, &[]), |_| async { answer("") }).await;
+        let us = OurSide::start(&root, settings(peer.gateway())).await;
+        let answer = call(us.client, &get("/", "")).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (502, "tls_failed"),
+            "{}",
+            answer.text()
+        );
+        us.mesh.shutdown().await;
+    }
+}
+
+/// With `use-tls: false` the gateway ends the TLS connection: nothing is verified and nothing of ours is shown.
+#[tokio::test]
+async fn use_tls_false_checks_and_shows_nothing() {
+    let (root, gateways) = (Signed::root(&Shape::root()), Signed::root(&Shape::root()));
+    let acceptor = Certificate::of(&gateways, id(0xdd)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+        assert!(stream.get_ref().1.peer_certificates().is_none());
+        let name = stream.get_ref().1.server_name().unwrap_or("").to_owned();
+        read_head(&mut stream).await.unwrap();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+    })
+    .await;
+    let gateway = Gateway::Domain {
+        domain: "gw.localhost".parse().unwrap(),
+        port: peer.addr.port(),
+    };
+    let us = OurSide::start(&root, settings(Some(gateway))).await;
+    let more = "x-dstack-target-use-tls: false\r\nx-dstack-target-port: 8080\r\n";
+    let answer = call(us.client, &get("/", more)).await;
+    assert_eq!(answer.text(), format!("{}-8080.gw.localhost", them()));
+    us.mesh.shutdown().await;
+}

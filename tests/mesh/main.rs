@@ -1,0 +1,9 @@
+//! The mesh through its own doors: real listeners, real TLS peers, clients that write bytes.
+
+mod auth;
+mod http;
+mod identity;
+mod kit;
+mod live;
+mod pool;
+mod streams;

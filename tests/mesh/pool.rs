@@ -1,0 +1,486 @@
+//! Connections: reused, retried, replaced, given up in time.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use dstack_vpc::spec::{AgentAddr, Gateway};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::kit::pki::{Shape, Signed, id};
+use crate::kit::*;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// A peer that answers `lives[n]` requests on its n-th connection, takes one more head and then breaks off.
+async fn mortal(root: &Signed, lives: &'static [usize]) -> (Peer, Arc<Mutex<Vec<String>>>) {
+    let acceptor = Certificate::of(root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&heads);
+    let peer = Peer::scripted(acceptor, move |mut stream, number| {
+        let into = Arc::clone(&into);
+        async move {
+            let mut left = lives.get(number).copied().unwrap_or(usize::MAX);
+            while let Some(head) = read_head(&mut stream).await {
+                into.lock()
+                    .unwrap()
+                    .push(String::from_utf8_lossy(&head).into_owned());
+                if left == 0 {
+                    return;
+                }
+                left -= 1;
+                stream.write_all(OK).await.unwrap();
+                stream.flush().await.unwrap();
+            }
+        }
+    });
+    (peer.await, heads)
+}
+
+#[tokio::test]
+async fn an_idempotent_request_survives_a_stale_connection_once() {
+    let root = Signed::root(&Shape::root());
+    let (peer, heads) = mortal(&root, &[1]).await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    let mut client = Client::connect(us.client).await;
+    assert_eq!(client.call(&get("/first", "")).await.status, 200);
+    assert_eq!(client.call(&get("/second", "")).await.status, 200);
+    assert_eq!(peer.count(), 2);
+    assert_eq!(
+        heads.lock().unwrap().len(),
+        3,
+        "the second request went out twice"
+    );
+
+    let (peer, heads) = mortal(&root, &[1, 0]).await;
+    us.mesh.update(settings(peer.gateway())).await.unwrap();
+    let mut client = Client::connect(us.client).await;
+    assert_eq!(client.call(&get("/first", "")).await.status, 200);
+    let answer = client.call(&get("/second", "")).await;
+    assert_eq!((answer.status, answer.code().as_str()), (502, "peer_closed"));
+    assert_eq!(heads.lock().unwrap().len(), 3, "no third time");
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn nothing_else_is_sent_twice() {
+    let root = Signed::root(&Shape::root());
+    for second in [
+        request("POST", "/second", ""),
+        request("POST", "/second", "content-length: 1\r\n") + "x",
+        request("PUT", "/second", "content-length: 1\r\n") + "x",
+        request("PATCH", "/second", ""),
+    ] {
+        let (peer, heads) = mortal(&root, &[1]).await;
+        let us = OurSide::start(&root, settings(peer.gateway())).await;
+        let mut client = Client::connect(us.client).await;
+        assert_eq!(client.call(&get("/first", "")).await.status, 200);
+        let answer = client.call(&second).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (502, "peer_closed"),
+            "{second}"
+        );
+        assert_eq!(heads.lock().unwrap().len(), 2, "{second}");
+        us.mesh.shutdown().await;
+    }
+    // On a connection of its own not even a GET is repeated.
+    let (peer, heads) = mortal(&root, &[0]).await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    assert_eq!(call(us.client, &get("/", "")).await.code(), "peer_closed");
+    assert_eq!(heads.lock().unwrap().len(), 1);
+    us.mesh.shutdown().await;
+}
+
+/// Half an answer must not look like a whole one, and must not be asked for again.
+#[tokio::test]
+async fn a_broken_answer_shows_as_broken() {
+    let root = Signed::root(&Shape::root());
+    for half in [
+        &b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"[..],
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ] {
+        let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+        let peer = Peer::scripted(acceptor, move |mut stream, _| async move {
+            read_head(&mut stream).await.unwrap();
+            stream.write_all(half).await.unwrap();
+            stream.shutdown().await.unwrap();
+        })
+        .await;
+        let us = OurSide::start(&root, settings(peer.gateway())).await;
+        let mut client = Client::connect(us.client).await;
+        client.send(get("/", "")).await;
+        assert!(
+            client.response(false).await.is_none(),
+            "the truncation was hidden"
+        );
+        us.mesh.shutdown().await;
+    }
+    // Part of a head on a reused connection: no retry.
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&requests);
+    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+        let counter = Arc::clone(&counter);
+        async move {
+            while read_head(&mut stream).await.is_some() {
+                if counter.fetch_add(1, Ordering::SeqCst) > 0 {
+                    stream.write_all(b"HTTP/1.1 200 O").await.unwrap();
+                    stream.shutdown().await.unwrap();
+                    return;
+                }
+                stream.write_all(OK).await.unwrap();
+                stream.flush().await.unwrap();
+            }
+        }
+    })
+    .await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    let mut client = Client::connect(us.client).await;
+    assert_eq!(client.call(&get("/", "")).await.status, 200);
+    assert_eq!(client.call(&get("/", "")).await.code(), "peer_closed");
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn bytes_nobody_asked_for_poison_only_their_connection() {
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+        while read_head(&mut stream).await.is_some() {
+            stream.write_all(OK).await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+                .await
+                .unwrap();
+            stream.flush().await.unwrap();
+        }
+    })
+    .await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    let mut client = Client::connect(us.client).await;
+    for _ in 0..5 {
+        assert_eq!(client.call(&get("/", "")).await.text(), "ok");
+    }
+    assert_eq!(peer.count(), 5, "no connection was used again");
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn silence_ends_in_504() {
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+        let mut sink = Vec::new();
+        let _ = stream.read_to_end(&mut sink).await;
+    })
+    .await;
+    let mut wanted = settings(peer.gateway());
+    wanted.response_timeout = Duration::from_millis(300);
+    wanted.connect_timeout = Duration::from_millis(300);
+    let us = OurSide::start(&root, wanted.clone()).await;
+    let answer = call(us.client, &get("/", "")).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (504, "response_timeout"),
+        "{}",
+        answer.text()
+    );
+
+    // The clock starts when the request has ended.
+    let mut client = Client::connect(us.client).await;
+    let begin = Instant::now();
+    client.send(request("POST", "/", "content-length: 4\r\n")).await;
+    for byte in ["a", "b", "c", "d"] {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        client.send(byte).await;
+    }
+    let answer = client.response(false).await.unwrap();
+    assert_eq!((answer.status, answer.code().as_str()), (504, "response_timeout"));
+    assert!(
+        begin.elapsed() >= Duration::from_millis(900),
+        "{:?}",
+        begin.elapsed()
+    );
+
+    // Takes the connection, says nothing in the handshake.
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    wanted.gateway = fixed(mute.local_addr().unwrap());
+    us.mesh.update(wanted).await.unwrap();
+    let answer = call(us.client, &get("/", "")).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (504, "connect_timeout"),
+        "{}",
+        answer.text()
+    );
+    us.mesh.shutdown().await;
+}
+
+/// The timer of a pooled connection runs on from earlier requests: it must neither fire early nor not at all.
+#[tokio::test]
+async fn a_reused_connection_keeps_time_for_each_request() {
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+        for round in 0.. {
+            if read_head(&mut stream).await.is_none() || round == 4 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            stream.write_all(OK).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    })
+    .await;
+    let mut wanted = settings(peer.gateway());
+    wanted.response_timeout = Duration::from_millis(400);
+    let us = OurSide::start(&root, wanted).await;
+    let mut client = Client::connect(us.client).await;
+    for round in 0..4 {
+        assert_eq!(client.call(&get("/", "")).await.status, 200, "round {round}");
+    }
+    let begin = Instant::now();
+    assert_eq!(client.call(&get("/", "")).await.code(), "response_timeout");
+    let took = begin.elapsed();
+    assert!(
+        (Duration::from_millis(390)..Duration::from_millis(900)).contains(&took),
+        "{took:?}"
+    );
+    assert_eq!(peer.count(), 1);
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_reached_is_told_apart() {
+    let root = Signed::root(&Shape::root());
+    let us = OurSide::start(&root, settings(None)).await;
+
+    let free = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    us.mesh.update(settings(fixed(free))).await.unwrap();
+    assert_eq!(call(us.client, &get("/", "")).await.code(), "connect_refused");
+
+    let closing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    us.mesh
+        .update(settings(fixed(closing.local_addr().unwrap())))
+        .await
+        .unwrap();
+    let hang_up = tokio::spawn(async move { drop(closing.accept().await) });
+    let answer = call(us.client, &get("/", "")).await;
+    assert_eq!(answer.code(), "tls_failed", "{}", answer.text());
+    assert!(answer.text().contains("no instance"), "{}", answer.text());
+    hang_up.await.unwrap();
+
+    let nowhere = Gateway::Domain {
+        domain: "nowhere.invalid".parse().unwrap(),
+        port: 443,
+    };
+    us.mesh.update(settings(Some(nowhere))).await.unwrap();
+    let answer = call(us.client, &get("/", "")).await;
+    assert!(
+        ["dns", "connect_timeout"].contains(&answer.code().as_str()),
+        "{}",
+        answer.text()
+    );
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_domain_form_names_the_target() {
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+        let name = stream.get_ref().1.server_name().unwrap_or("").to_owned();
+        while read_head(&mut stream).await.is_some() {
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+    })
+    .await;
+    let gateway = Gateway::Domain {
+        domain: "apps.localhost".parse().unwrap(),
+        port: peer.addr.port(),
+    };
+    let us = OurSide::start(&root, settings(Some(gateway))).await;
+    let name = |answer: Wire| answer.text();
+    assert_eq!(
+        name(call(us.client, &get("/", "")).await),
+        format!("{}-443s.apps.localhost", them())
+    );
+    let instance = "BB000000000000000000000000000000000000CC";
+    let more = format!("x-dstack-target-instance: {instance}\r\nx-dstack-target-port: 8443\r\n");
+    let expected = format!("{}-8443s.apps.localhost", instance.to_lowercase());
+    assert_eq!(name(call(us.client, &get("/", &more)).await), expected);
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_restarts_is_found_again() {
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serve = |listener: TcpListener| {
+        let acceptor = acceptor.clone();
+        async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                while read_head(&mut stream).await.is_some() {
+                    stream.write_all(OK).await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+            }
+        }
+    };
+    let us = OurSide::start(&root, settings(fixed(addr))).await;
+    let mut client = Client::connect(us.client).await;
+    let first = tokio::spawn(serve(listener));
+    assert_eq!(client.call(&get("/", "")).await.status, 200);
+    first.abort();
+    let _ = first.await;
+    assert_eq!(client.call(&get("/", "")).await.code(), "connect_refused");
+
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(addr).unwrap();
+    let second = tokio::spawn(serve(socket.listen(16).unwrap()));
+    assert_eq!(client.call(&get("/", "")).await.status, 200);
+    second.abort();
+    us.mesh.shutdown().await;
+}
+
+/// A guest agent on a unix socket that answers with the head it got.
+async fn agent(listener: UnixListener) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let text = String::from_utf8(head).unwrap();
+        let mut body = String::new();
+        if text.contains("content-length: 7") {
+            let mut bytes = [0; 7];
+            stream.read_exact(&mut bytes).await.unwrap();
+            body = String::from_utf8(bytes.to_vec()).unwrap();
+        }
+        let text = text + &body;
+        let answer = format!(
+            "HTTP/1.1 400 Bad\r\nx-agent: 1\r\ncontent-length: {}\r\n\r\n{text}",
+            text.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn without_a_target_the_guest_agent_answers() {
+    let root = Signed::root(&Shape::root());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.sock");
+    let us = OurSide::start(&root, settings(None)).await;
+    let plain =
+        |method: &str, path: &str, more: &str| format!("{method} {path} HTTP/1.1\r\nhost: h\r\n{more}\r\n");
+    assert_eq!(
+        call(us.client, &plain("GET", "/info", "")).await.code(),
+        "agent_unavailable"
+    );
+
+    let mut wanted = settings(None);
+    wanted.agent = Some(AgentAddr::Unix(path.clone()));
+    us.mesh.update(wanted.clone()).await.unwrap();
+    let answer = call(us.client, &plain("GET", "/info", "")).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (502, "agent_unavailable")
+    );
+
+    let mut running = tokio::spawn(agent(UnixListener::bind(&path).unwrap()));
+    let mut client = Client::connect(us.client).await;
+    for round in 0..2 {
+        let answer = client
+            .call(&plain(
+                "GET",
+                "/get_tls_key?subject=a_b",
+                "x-kept: 1\r\nkeep-alive: 1\r\n",
+            ))
+            .await;
+        assert_eq!(
+            (answer.status, answer.all("x-agent").len()),
+            (400, 1),
+            "{}",
+            answer.text()
+        );
+        assert_eq!(
+            answer.text(),
+            "GET /GetTlsKey?subject=a_b HTTP/1.1\r\nhost: localhost\r\nx-kept: 1\r\n\r\n"
+        );
+        let json = "content-type: application/json\r\ncontent-length: 7\r\n";
+        let answer = client
+            .call(&(plain("POST", "/prpc/Info", json) + "{\"a\":1}"))
+            .await;
+        assert!(
+            answer.text().starts_with("POST /Info HTTP/1.1\r\n"),
+            "{}",
+            answer.text()
+        );
+        assert!(
+            answer.text().contains("content-type: application/json"),
+            "{}",
+            answer.text()
+        );
+        assert!(
+            answer.text().ends_with("{\"a\":1}"),
+            "round {round}: {}",
+            answer.text()
+        );
+
+        // It restarts: a new socket under the same name.
+        running.abort();
+        let _ = running.await;
+        std::fs::remove_file(&path).unwrap();
+        running = tokio::spawn(agent(UnixListener::bind(&path).unwrap()));
+    }
+    running.abort();
+
+    assert_eq!(client.call(&plain("GET", "/health", "")).await.text(), "OK");
+    let gateway = client.call(&plain("GET", "/gateway", "")).await.text();
+    assert_eq!(gateway, r#"{"gateway_domain":null}"#);
+    wanted.gateway = Some(Gateway::Domain {
+        domain: "apps.example.com".parse().unwrap(),
+        port: 443,
+    });
+    us.mesh.update(wanted).await.unwrap();
+    let gateway = client.call(&plain("GET", "/gateway", "")).await.text();
+    assert_eq!(gateway, r#"{"gateway_domain":"apps.example.com:443"}"#);
+    us.mesh.shutdown().await;
+}
+
+/// Far more targets than are kept: none is refused for the others' sake, and the pool does not grow without end.
+#[tokio::test]
+async fn thousands_of_targets() {
+    let root = Signed::root(&Shape::root());
+    let peer = echo_head(&root).await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    let mut client = Client::connect(us.client).await;
+    for port in 1..=3000 {
+        if port % 500 == 0 {
+            let more = format!("x-dstack-target-port: {port}\r\n");
+            assert_eq!(client.call(&get("/", &more)).await.status, 200);
+        }
+        // A slot is made before the gateway is reached; without TLS it costs least.
+        let more = format!("x-dstack-target-port: {port}\r\nx-dstack-target-use-tls: 0\r\n");
+        let request = get("/", &more).replace("HTTP/1.1\r\nHost: service.internal", "HTTP/1.1");
+        assert_eq!(client.call(&request).await.status, 400, "no host");
+    }
+    us.mesh.shutdown().await;
+}
