@@ -11,10 +11,11 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use url::Url;
 
-use super::codec::{Int, Some1};
+use super::lists::Some1;
 use super::load::Document;
+use super::numbers::{FileVersion, Int, Workers};
 use super::table::{Section, SectionInfo, join, section};
-use super::types::{AbsolutePath, FileVersion, HostName, ProgramPath, UserName, Workers};
+use super::types::{AbsolutePath, HostName, ProgramPath, UserName};
 use super::values::*;
 use crate::names::{BackendName, DnsName, HostPort, NodeName, NodeType};
 

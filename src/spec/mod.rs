@@ -1,14 +1,16 @@
 //! `vpc.toml` and the environment, parsed once into a [`Spec`] that cannot be wrong.
 //!
 //! `keys.rs` is the table of every key. [`read`] gets the file's text, [`load`] makes a [`Spec`] of it and the
-//! environment and remembers where each value came from. Nothing here does I/O except [`read`] and
-//! [`environment`].
+//! environment and remembers where each value came from. Nothing here does I/O except [`read`].
 
+mod backends;
 mod check;
 mod codec;
 mod effective;
 mod keys;
+mod lists;
 mod load;
+mod numbers;
 mod problem;
 mod reference;
 mod schema;
@@ -33,4 +35,4 @@ pub use suggest::did_you_mean;
 pub use table::{Key, SectionInfo};
 pub use text::{ConfigText, MAX_BYTES, ReadError, Spot, read};
 pub use values::*;
-pub use variables::{ALIASES, Alias, environment, variable_of};
+pub use variables::{ALIASES, Alias, variable_of};

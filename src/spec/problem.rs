@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use annotate_snippets::{AnnotationKind, Element, Group, Level, Origin as SnippetOrigin, Renderer, Snippet};
+use annotate_snippets::{
+    AnnotationKind, Element, Group, Level, Origin as SnippetOrigin, Renderer, Snippet,
+    normalize_untrusted_str,
+};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::text::{ConfigText, Spot};
@@ -178,7 +181,8 @@ impl Problems {
             },
         };
         match &problem.help {
-            Some(help) => group.element(Level::HELP.message(help.as_str())),
+            // Help quotes what was written, and only this text is not made harmless by the renderer.
+            Some(help) => group.element(Level::HELP.message(normalize_untrusted_str(help))),
             None => group,
         }
     }

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::codec::OR_A_LIST;
 use super::keys::SECTIONS;
+use super::lists::OR_A_LIST;
 use super::table::{Key, SectionInfo};
 use super::variables::{ALIASES, variable_of};
 

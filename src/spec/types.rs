@@ -4,13 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
-use serde_json::{Value as Json, json};
 use url::Url;
 
-use super::codec::{Codec, Fault, Int, Raw, Shape, choice, quoted, text};
+use super::codec::{choice, text};
 use super::suggest::did_you_mean;
 use super::values::*;
-use crate::names::{BackendName, DnsName, HostPort, NodeName, NodeType, parse_port};
+use crate::names::{AppId, BackendName, DnsName, HostPort, NodeName, NodeType, parse_port};
 
 choice! {
     Role {
@@ -56,9 +55,6 @@ pub(super) struct HostName;
 /// The user of nginx's workers.
 pub(super) struct UserName;
 
-/// A number of workers, or `auto` for 0.
-pub(super) struct Workers;
-
 /// An absolute path.
 pub(super) struct AbsolutePath;
 
@@ -68,6 +64,20 @@ pub(super) struct ProgramPath;
 const HOST: &str = r"([0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?|\[[0-9A-Fa-f:.]+\])";
 
 text! {
+    AppId => AppId {
+        expects: "an app id (40 hex digits)",
+        pattern: "^[0-9a-fA-F]{40}$",
+        parse: |s| s.parse().map_err(|_| {
+            let bare = s.trim().trim_start_matches("0x");
+            match bare.parse::<AppId>() {
+                Ok(id) => Some(format!("did you mean `{id}`?")),
+                Err(_) if s.len() >= 20 && s.bytes().all(|b| b.is_ascii_hexdigit()) => Some(format!("this has {} digits", s.len())),
+                Err(_) => None,
+            }
+        }),
+        show: ToString::to_string,
+    }
+
     SocketAddr => SocketAddr {
         expects: "an IP address and port, such as 127.0.0.1:8091",
         pattern: r"^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
@@ -372,69 +382,5 @@ fn absolute(s: &str) -> Result<PathBuf, Option<String>> {
         printable(s)
     } else {
         Err(Some("start it with `/`".into()))
-    }
-}
-
-impl Codec for Workers {
-    type Value = u16;
-    const SHAPE: Shape = Shape::Number;
-
-    fn expects() -> String {
-        "\"auto\" or a number from 1 to 1024".into()
-    }
-
-    fn schema() -> Json {
-        json!({ "anyOf": [{ "type": "string", "enum": ["auto"] }, Int::<1, 1024>::schema()] })
-    }
-
-    fn read(raw: Raw<'_>) -> Result<u16, Vec<Fault>> {
-        match raw.value.get_ref().as_str() {
-            Some("auto") => Ok(0),
-            Some(other) => Err(raw.fault(Self::expects(), did_you_mean(other, ["auto"]))),
-            None => Int::<1, 1024>::read(raw).map_err(|mut faults| {
-                faults
-                    .iter_mut()
-                    .for_each(|fault| fault.expected = Self::expects());
-                faults
-            }),
-        }
-    }
-
-    fn toml(value: &u16) -> String {
-        if *value == 0 {
-            quoted("auto")
-        } else {
-            value.to_string()
-        }
-    }
-}
-
-/// The `version` of the file.
-pub(super) struct FileVersion;
-
-impl Codec for FileVersion {
-    type Value = u16;
-    const SHAPE: Shape = Shape::Number;
-
-    fn expects() -> String {
-        "1, the only version there is".into()
-    }
-
-    fn schema() -> Json {
-        json!({ "type": "integer", "enum": [1] })
-    }
-
-    fn read(raw: Raw<'_>) -> Result<u16, Vec<Fault>> {
-        Int::<1, 1>::read(raw).map_err(|mut faults| {
-            for fault in &mut faults {
-                fault.expected = Self::expects();
-                fault.help = Some("a file of a later version needs a later dstack-vpc".into());
-            }
-            faults
-        })
-    }
-
-    fn toml(value: &u16) -> String {
-        value.to_string()
     }
 }

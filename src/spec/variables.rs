@@ -89,17 +89,6 @@ pub(super) struct Overrides {
     pub(super) node: Option<Variable>,
 }
 
-/// The variables of this process that may concern the configuration.
-///
-/// What is not text has its bad bytes replaced: the message about it names the variable.
-pub fn environment() -> BTreeMap<String, String> {
-    let text = |s: std::ffi::OsString| s.to_string_lossy().into_owned();
-    std::env::vars_os()
-        .map(|(name, value)| (text(name), text(value)))
-        .filter(|(name, _)| concerns_us(name))
-        .collect()
-}
-
 /// The variable `VPC__SECTION__KEY` of a key path.
 pub fn variable_of(path: &str) -> String {
     format!("VPC__{}", path.replace('.', "__").to_ascii_uppercase())

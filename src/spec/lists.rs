@@ -1,0 +1,140 @@
+//! Keys that take several values.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value as Json, json};
+use toml::de::DeValue;
+
+use super::codec::{Codec, Fault, Raw, Shape, quoted};
+use super::suggest::did_you_mean;
+use super::values::AllowedApps;
+use crate::names::AppId;
+
+/// How the words for a list end.
+pub(super) const OR_A_LIST: &str = ", or a list of such";
+
+/// Any number of values, or one alone.
+impl<T: Codec> Codec for Vec<T> {
+    type Value = Vec<T::Value>;
+    const SHAPE: Shape = Shape::List;
+
+    fn expects() -> String {
+        format!("{}{OR_A_LIST}", T::expects())
+    }
+
+    fn schema() -> Json {
+        let item = T::schema();
+        json!({ "anyOf": [item, { "type": "array", "items": item }] })
+    }
+
+    fn read(raw: Raw<'_>) -> Result<Self::Value, Vec<Fault>> {
+        let (mut values, mut faults) = (Vec::new(), Vec::new());
+        for item in raw.items() {
+            match T::read(Raw {
+                value: &item,
+                from_variable: false,
+            }) {
+                Ok(value) => values.push(value),
+                Err(why) => faults.extend(why),
+            }
+        }
+        if faults.is_empty() {
+            Ok(values)
+        } else {
+            Err(faults)
+        }
+    }
+
+    fn toml(value: &Self::Value) -> String {
+        list(value.iter().map(T::toml))
+    }
+}
+
+/// One value or more.
+pub(super) struct Some1<T>(std::marker::PhantomData<T>);
+
+impl<T: Codec> Codec for Some1<T> {
+    type Value = Vec<T::Value>;
+    const SHAPE: Shape = Shape::List;
+
+    fn expects() -> String {
+        Vec::<T>::expects()
+    }
+
+    fn schema() -> Json {
+        let item = T::schema();
+        json!({ "anyOf": [item, { "type": "array", "items": item, "minItems": 1 }] })
+    }
+
+    fn read(raw: Raw<'_>) -> Result<Self::Value, Vec<Fault>> {
+        let values = Vec::<T>::read(raw)?;
+        if values.is_empty() {
+            Err(raw.fault(format!("at least one: {}", T::expects()), None))
+        } else {
+            Ok(values)
+        }
+    }
+
+    fn toml(value: &Self::Value) -> String {
+        Vec::<T>::toml(value)
+    }
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    format!("[{}]", items.collect::<Vec<_>>().join(", "))
+}
+
+impl Codec for AllowedApps {
+    type Value = Self;
+    const SHAPE: Shape = Shape::List;
+
+    fn expects() -> String {
+        "\"any\" or a list of app ids (40 hex digits each)".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "anyOf": [
+            { "type": "string", "enum": ["any"] },
+            { "type": "array", "items": AppId::schema() },
+        ] })
+    }
+
+    fn read(raw: Raw<'_>) -> Result<Self, Vec<Fault>> {
+        match raw.value.get_ref() {
+            DeValue::String(text) if text == "any" => return Ok(Self::Any),
+            DeValue::String(text) if !raw.from_variable => {
+                let help = match text.parse::<AppId>() {
+                    Ok(id) => Some(format!("did you mean `[\"{id}\"]`?")),
+                    Err(_) => did_you_mean(text, ["any"]),
+                };
+                return Err(raw.fault(Self::expects(), help));
+            }
+            DeValue::String(_) | DeValue::Array(_) => {}
+            _ => return Err(raw.wrong_type(Self::expects())),
+        }
+        let (mut apps, mut faults) = (BTreeSet::new(), Vec::new());
+        for item in raw.items() {
+            match AppId::read(Raw {
+                value: &item,
+                from_variable: false,
+            }) {
+                Ok(id) => {
+                    apps.insert(id);
+                }
+                Err(why) => faults.extend(why),
+            }
+        }
+        if faults.is_empty() {
+            Ok(Self::Only(apps))
+        } else {
+            Err(faults)
+        }
+    }
+
+    fn toml(value: &Self) -> String {
+        match value {
+            Self::Any => quoted("any"),
+            Self::Only(apps) => list(apps.iter().map(AppId::toml)),
+        }
+    }
+}
