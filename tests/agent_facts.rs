@@ -340,7 +340,7 @@ async fn renewed_on_demand_and_the_old_one_stays_when_that_fails() {
         .await;
     assert_eq!(observed.identity.unwrap().dir, second.dir);
     agent.set_faults(|f| f.kms_down = false);
-    watched.watcher.renew_now();
+    // What was asked for is still wanted.
     watched
         .until("renewed again", |o| {
             whole(o) && o.identity.as_ref().unwrap().dir != second.dir
@@ -352,7 +352,7 @@ async fn renewed_on_demand_and_the_old_one_stays_when_that_fails() {
 #[tokio::test]
 async fn renewed_before_the_end_whatever_lifetime_the_agent_gives() {
     let home = Home::new();
-    let _agent = home.agent(app(1), faults(|f| f.lifetime_s = 4)).await;
+    let _agent = home.agent(app(1), faults(|f| f.lifetime_s = 7)).await;
     let mut watched = watch(home.spec(), home.state()).await;
     let first = watched.until("well", whole).await.identity.unwrap();
     let is_new = |o: &Observed| {
@@ -365,6 +365,29 @@ async fn renewed_before_the_end_whatever_lifetime_the_agent_gives() {
     // Neither at once nor in a loop.
     let made = std::fs::read_dir(home.state().identity()).unwrap().count();
     assert_eq!(made, 3, "two folders and the link");
+    watched.watcher.join().await;
+}
+
+#[tokio::test]
+async fn one_that_expires_while_the_agent_is_away_is_told_and_then_replaced() {
+    let home = Home::new();
+    let agent = home.agent(app(1), faults(|f| f.lifetime_s = 2)).await;
+    let mut watched = watch(home.spec(), home.state()).await;
+    watched.until("well", whole).await;
+    agent.stop().await;
+    watched.watcher.rescan();
+    watched
+        .until_problem(Topic::Identity, "The present certificate has expired")
+        .await;
+    watched.watcher.join().await;
+    // Ends are whole seconds, and included.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    let mut watched = watch(home.spec(), home.state()).await;
+    let observed = watched.until_problem(Topic::Identity, "expired").await;
+    assert!(observed.identity.is_none(), "not taken up again");
+    let _agent = home.agent(app(1), Faults::default()).await;
+    watched.until("well", whole).await;
     watched.watcher.join().await;
 }
 

@@ -218,6 +218,30 @@ fn keys_and_chains_must_belong_together() {
     }
 }
 
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+
+    /// Whatever byte of leaf or App CA is another, it is no identity, and nothing panics over it.
+    #[test]
+    fn no_byte_can_be_changed(which in 0..2usize, place in proptest::prelude::any::<usize>(), flip in 1..=255u8) {
+        static ISSUED: std::sync::LazyLock<Issued> = std::sync::LazyLock::new(|| issue(LeafRequest::both()));
+        let mut ders = ISSUED.chain().iter().map(|der| der.to_vec()).collect::<Vec<_>>();
+        let place = place % ders[which].len();
+        ders[which][place] ^= flip;
+        let issued = Issued {
+            key_pem: ISSUED.key_pem.clone(),
+            chain_pems: ders.into_iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der))).collect(),
+        };
+        proptest::prop_assert!(checked(&issued).is_err(), "byte {place} of certificate {which} ^ {flip:#x}");
+    }
+
+    /// Nor over text that is anything.
+    #[test]
+    fn any_text_is_refused(key in ".*", chain in ".*") {
+        proptest::prop_assert!(check(&key, &chain, None, SystemTime::now()).is_err());
+    }
+}
+
 /// The only test here that writes: the umask belongs to the whole process.
 #[test]
 fn nothing_stored_can_be_read_by_others_at_any_moment_whatever_the_umask() {

@@ -2,8 +2,10 @@
 
 mod ask;
 mod assume;
+mod backoff;
 mod gateway;
 mod host_shared;
+mod keep_identity;
 mod look;
 pub mod ports;
 mod programs;

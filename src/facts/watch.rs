@@ -1,28 +1,21 @@
 //! Keeps the facts: asks, asks again, and tells when one is different.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::ask::{ask_agent, ask_gateway};
-use super::{Observed, ProgramScanner, Topic, host_facts, remember};
-use crate::agent::AgentClient;
-use crate::identity::{self, Identity};
-use crate::names::AppId;
+use super::backoff::Backoff;
+use super::{Observed, ProgramScanner, host_facts, remember};
+use crate::identity::Identity;
 use crate::paths::StateDir;
-use crate::spec::{AgentAddr, Spec};
-
-/// How long a good answer of the agent or the gateway stands before it is asked for again.
-const REFRESH: Duration = Duration::from_secs(60);
+use crate::spec::Spec;
 
 /// How often the machine is looked at for programs that came or went.
 const RESCAN: Duration = Duration::from_secs(30);
-
-/// The wall clock can jump, so nothing sleeps towards a date for longer than this.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// The owner of the facts: one task until it is cancelled.
 pub struct Watcher {
@@ -92,14 +85,15 @@ impl Watcher {
     }
 }
 
-struct Keeper {
+/// What the loops share; each keeps one kind of fact and all of them run in one task.
+pub(super) struct Keeper {
     spec: watch::Receiver<Arc<Spec>>,
-    state: StateDir,
-    observed: watch::Sender<Observed>,
-    identity: watch::Sender<Option<Arc<Identity>>>,
-    renew: watch::Sender<()>,
+    pub(super) state: StateDir,
+    pub(super) observed: watch::Sender<Observed>,
+    pub(super) identity: watch::Sender<Option<Arc<Identity>>>,
+    pub(super) renew: watch::Sender<()>,
     rescan: watch::Sender<()>,
-    cancel: CancellationToken,
+    pub(super) cancel: CancellationToken,
 }
 
 impl Keeper {
@@ -177,128 +171,6 @@ impl Keeper {
         }
     }
 
-    /// `obtained`: when the certificate that is there already was stored.
-    async fn keep_identity(&self, mut obtained: Option<SystemTime>) {
-        let mut renew = self.renew.subscribe();
-        let mut backoff = Backoff::default();
-        while let Some((agent, app_id)) = self.when_due(&mut renew, obtained).await {
-            let policy = self.spec().identity.clone();
-            let fetching = identity::fetch(&agent, Some(app_id), &policy);
-            let Some(fetched) = self.unless_cancelled(fetching).await else {
-                return;
-            };
-            let stored = match fetched {
-                Ok(checked) => self.store(checked).await,
-                Err(e) => Err(e.to_string()),
-            };
-            let wait = backoff.after(stored.is_ok());
-            match stored {
-                Ok(stored) => {
-                    obtained = Some(stored.obtained);
-                    self.publish_identity(stored, agent.addr());
-                }
-                Err(message) => {
-                    let message = message + &self.meanwhile();
-                    self.publish(|observed| observed.set_problem(Topic::Identity, Some(message), Some(wait)));
-                    tokio::select! {
-                        () = self.cancel.cancelled() => return,
-                        () = tokio::time::sleep(wait) => {}
-                        () = changed(&mut renew) => {
-                            renew.mark_changed();
-                            backoff = Backoff::default();
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// The agent to ask, once a certificate is due or asked for and the agent answers; `None` when cancelled.
-    async fn when_due(
-        &self,
-        renew: &mut watch::Receiver<()>,
-        obtained: Option<SystemTime>,
-    ) -> Option<(AgentClient, AppId)> {
-        let mut observed = self.observed.subscribe();
-        let mut asked = false;
-        loop {
-            let spec = self.spec();
-            let now = SystemTime::now();
-            let (agent, due) = {
-                let observed = observed.borrow_and_update();
-                (answering_agent(&observed), due(&observed, &spec, obtained))
-            };
-            let wait = match agent {
-                Some((addr, app_id)) if asked || due <= now => {
-                    return Some((AgentClient::new(addr, spec.dstack.agent_timeout), app_id));
-                }
-                Some(_) => due.duration_since(now).unwrap_or_default(),
-                // Nothing to do until it answers; that problem is told already.
-                None => LONGEST_SLEEP,
-            };
-            tokio::select! {
-                () = self.cancel.cancelled() => return None,
-                () = tokio::time::sleep(wait.min(LONGEST_SLEEP)) => {}
-                () = changed(&mut observed) => {}
-                () = changed(renew) => asked = true,
-                () = self.other_spec(|now| now.identity != spec.identity) => {}
-            }
-        }
-    }
-
-    async fn store(&self, checked: identity::Checked) -> Result<identity::Stored, String> {
-        let instance_id = self
-            .observed
-            .borrow()
-            .facts
-            .instance_id
-            .as_ref()
-            .map(|fact| fact.value);
-        let state = self.state.clone();
-        // On its own thread for the fsyncs, and not cut short when cancelled.
-        match tokio::task::spawn_blocking(move || identity::store(&state, checked, instance_id)).await {
-            Ok(result) => result.map_err(|e| e.to_string()),
-            Err(e) => Err(format!("storing the certificate failed: {e}")),
-        }
-    }
-
-    fn publish_identity(&self, stored: identity::Stored, agent: &AgentAddr) {
-        let new = Arc::new(stored.identity);
-        if self
-            .identity
-            .borrow()
-            .as_ref()
-            .is_some_and(|old| old.root != new.root)
-        {
-            tracing::warn!(
-                "the new certificate has another KMS root: apps of the former KMS are strangers now"
-            );
-        }
-        tracing::info!(
-            dir = %new.dir.display(),
-            app_id = new.app_id.map(tracing::field::display),
-            days = new.not_after.duration_since(stored.obtained).unwrap_or_default().as_secs() / 86_400,
-            "a new certificate"
-        );
-        let source = format!("guest agent at {agent}");
-        self.publish(|observed| observed.take_identity(new, &source, stored.obtained));
-    }
-
-    /// What a failed renewal means until the next attempt.
-    fn meanwhile(&self) -> String {
-        let left = match &*self.identity.borrow() {
-            Some(identity) => identity.not_after.duration_since(SystemTime::now()),
-            None => return ". Until there is one, other apps cannot be called or call this one".to_owned(),
-        };
-        match left {
-            Ok(left) => format!(
-                ". The present certificate is valid for {} h more",
-                left.as_secs() / 3600
-            ),
-            Err(_) => ". The present certificate has expired, so other apps refuse it".to_owned(),
-        }
-    }
-
     fn remember(&self) {
         let facts = self.observed.borrow().facts.clone();
         if let Err(e) = remember::remember(&self.state, &facts) {
@@ -307,7 +179,7 @@ impl Keeper {
     }
 
     /// Wakes the readers only when `change` made a difference to them, and tells whether it did.
-    fn publish(&self, change: impl FnOnce(&mut Observed)) -> bool {
+    pub(super) fn publish(&self, change: impl FnOnce(&mut Observed)) -> bool {
         let is_different = self.observed.send_if_modified(|observed| {
             let before = observed.clone();
             change(observed);
@@ -337,19 +209,19 @@ impl Keeper {
         is_different
     }
 
-    fn spec(&self) -> Arc<Spec> {
+    pub(super) fn spec(&self) -> Arc<Spec> {
         self.spec.borrow().clone()
     }
 
     /// Returns when there is a spec for which `is_other` holds.
-    async fn other_spec(&self, is_other: impl Fn(&Arc<Spec>) -> bool) {
+    pub(super) async fn other_spec(&self, is_other: impl Fn(&Arc<Spec>) -> bool) {
         if self.spec.clone().wait_for(|spec| is_other(spec)).await.is_err() {
             // Nobody will ever write another spec.
             std::future::pending().await
         }
     }
 
-    async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             () = self.cancel.cancelled() => None,
             result = work => Some(result),
@@ -357,73 +229,9 @@ impl Keeper {
     }
 }
 
-/// The agent that answered last time it was asked, and whose agent it says it is.
-fn answering_agent(observed: &Observed) -> Option<(AgentAddr, AppId)> {
-    let agent = observed.facts.agent.as_ref()?;
-    let app_id = observed
-        .facts
-        .app_id
-        .as_ref()
-        .filter(|fact| !fact.is_remembered())?;
-    observed
-        .problem(Topic::Agent)
-        .is_none()
-        .then(|| (agent.value.clone(), app_id.value))
-}
-
-/// When to fetch a certificate: at once when there is none, or one of another app.
-fn due(observed: &Observed, spec: &Spec, obtained: Option<SystemTime>) -> SystemTime {
-    let app_id = observed.facts.app_id.as_ref().map(|fact| fact.value);
-    match (&observed.identity, obtained) {
-        (Some(identity), Some(obtained)) if identity.app_id.is_none() || identity.app_id == app_id => {
-            identity::renew_at(&identity.chain[0], obtained, identity.not_after, &spec.identity)
-        }
-        _ => SystemTime::UNIX_EPOCH,
-    }
-}
-
 /// Returns at the next change; never when there can be none.
-async fn changed<T>(receiver: &mut watch::Receiver<T>) {
+pub(super) async fn changed<T>(receiver: &mut watch::Receiver<T>) {
     if receiver.changed().await.is_err() {
         std::future::pending().await
-    }
-}
-
-/// How long to wait after an attempt: first short, then longer, never in step with other machines.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(200);
-    const LONGEST: Duration = Duration::from_secs(30);
-
-    fn after(&mut self, success: bool) -> Duration {
-        let wait = if success {
-            self.failures = 0;
-            REFRESH
-        } else {
-            self.failures = self.failures.saturating_add(1);
-            let doubled = Self::FIRST.saturating_mul(1 << (self.failures - 1).min(16));
-            doubled.min(Self::LONGEST)
-        };
-        wait.mul_f64(0.75 + 0.25 * fastrand::f64())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_and_start_over() {
-        let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..60).map(|_| backoff.after(false)).collect();
-        assert!(waits[0] <= Duration::from_millis(200) && waits[0] >= Duration::from_millis(150));
-        assert!(waits[59] <= Duration::from_secs(30) && waits[59] >= Duration::from_secs(22));
-        assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(30)));
-        assert!(backoff.after(true) > Duration::from_secs(40));
-        assert!(backoff.after(false) <= Duration::from_millis(200));
     }
 }
