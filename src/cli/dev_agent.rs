@@ -137,3 +137,48 @@ fn gateway(text: &str) -> anyhow::Result<(SocketAddr, Gateway)> {
         gateway,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args, FromArgMatches};
+
+    fn parse(words: &[&str]) -> Result<DevAgentArgs, clap::Error> {
+        let command = DevAgentArgs::augment_args(clap::Command::new("dev-agent"));
+        DevAgentArgs::from_arg_matches(&command.try_get_matches_from([&["dev-agent"], words].concat())?)
+    }
+
+    #[test]
+    fn listeners_name_their_app_or_take_the_common_one() {
+        DevAgentArgs::augment_args(clap::Command::new("dev-agent")).debug_assert();
+        let args = parse(&[]).unwrap();
+        assert_eq!(args.listen[0].0.to_string(), "http://127.0.0.1:8090");
+
+        let app = "aa00000000000000000000000000000000000001";
+        let args = parse(&[
+            "--listen",
+            &format!("unix:/a.sock={app}"),
+            "--listen",
+            "unix:/b.sock",
+        ])
+        .unwrap();
+        let apps: Vec<_> = args
+            .listen
+            .iter()
+            .map(|(_, app)| app.map(|app| app.to_string()))
+            .collect();
+        assert_eq!(apps, [Some(app.to_owned()), None]);
+
+        let args = parse(&["--gateway", "127.0.0.1:9202=apps.localhost:9443"]).unwrap();
+        assert_eq!(args.gateway.unwrap().1.to_string(), "apps.localhost:9443");
+        for bad in [
+            ["--listen", "/a.sock"],
+            ["--listen", "unix:/a.sock=aa"],
+            ["--app-id", "aa"],
+            ["--gateway", "127.0.0.1:9202"],
+            ["--gateway", "127.0.0.1:9202=fixed/127.0.0.1:1"],
+        ] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+}
