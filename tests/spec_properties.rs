@@ -182,6 +182,12 @@ fn every_key_means_the_same_in_the_file_and_in_the_environment() {
             let expected: &[&str] = if path == "node.name" { &["role"] } else { &[] };
             assert!(role.is_empty() || role == expected, "{path}: {role:?}");
             assert_eq!(from_env.source(&path), spec::variable_of(&path));
+            let written = ConfigText::new("effective", from_env.spec.to_toml());
+            assert_eq!(
+                spec::load(Some(&written), &Env::new()).unwrap().spec,
+                from_env.spec,
+                "{path}"
+            );
             assert!(
                 from_file.source(&path).starts_with("vpc.toml:"),
                 "{path}: {}",

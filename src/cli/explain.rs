@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use crate::desired::server_url;
 use crate::facts::{Facts, Row};
 use crate::spec::{Loaded, SECTIONS, about_key, did_you_mean};
 
@@ -46,9 +47,11 @@ pub fn lines(loaded: &Loaded, facts: &Facts, key: Option<&str>) -> Result<Vec<Li
         .into_iter()
         .map(|(key, value)| {
             let detected = detected_as(&key, &value).and_then(row);
+            let made = (key == "server.url" && loaded.spec.role.server)
+                .then(|| server_url(&loaded.spec, facts).unwrap_or_else(|note| note));
             Line {
                 source: loaded.source(&key),
-                detected: detected.map(|row| row.value.clone()),
+                detected: detected.map(|row| row.value.clone()).or(made),
                 age: detected.and_then(|row| row.age).map(|age| age.as_secs()),
                 key,
                 value,
@@ -215,6 +218,25 @@ mod tests {
             assert!(found, "{line}\n{all}");
         }
         assert!(!all.contains("…"), "{all}");
+    }
+
+    #[test]
+    fn the_public_url_of_a_server_is_made_of_what_was_detected() {
+        let env = BTreeMap::from([
+            ("VPC_SERVER_ENABLED".to_owned(), "true".to_owned()),
+            ("VPC_ALLOWED_APPS".to_owned(), "any".to_owned()),
+        ]);
+        let loaded = load(None, &env).unwrap();
+        let app = "aa00000000000000000000000000000000000001";
+        let assumed = [("gateway_domain", "apps.example.com"), ("app_id", app)];
+        let assumed = assumed.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let facts = assume(&assumed, &loaded.spec, &StateDir::new("/state")).unwrap();
+        let found = lines(&loaded, &facts, Some("server.url")).unwrap();
+        assert_eq!(found[0].value, "\"auto\"");
+        assert_eq!(
+            found[0].detected,
+            Some(format!("https://{app}-8080.apps.example.com"))
+        );
     }
 
     #[test]

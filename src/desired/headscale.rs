@@ -105,7 +105,7 @@ struct DerpMap<'a> {
 }
 
 /// `server.url`, or what the gateway would call this app's Headscale port.
-fn server_url(spec: &Spec, facts: &Facts) -> Result<String, String> {
+pub fn server_url(spec: &Spec, facts: &Facts) -> Result<String, String> {
     let url = match (&spec.server.url, &facts.gateway, &facts.app_id) {
         (ServerUrl::Is(url), _, _) => url.clone(),
         (ServerUrl::Auto, None, _) => {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use self::headscale::server_url;
 pub use self::templates::{RenderError, Templates};
 use crate::facts::{Fact, Facts, Installed, Programs};
 use crate::mesh::MeshSettings;

@@ -186,7 +186,7 @@ impl Check<'_> {
                 self.warn(
                     &[key],
                     format!("whoever reaches `{key}` {risk}"),
-                    "this address is not the machine's own",
+                    "others can reach this address",
                     "listen on 127.0.0.1",
                 );
             }
