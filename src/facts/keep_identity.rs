@@ -95,7 +95,14 @@ impl Keeper {
             .map(|fact| fact.value);
         let state = self.state.clone();
         // On its own thread for the fsyncs, and not cut short when cancelled.
-        match tokio::task::spawn_blocking(move || identity::store(&state, checked, instance_id)).await {
+        let store = move || {
+            let stored = identity::store(&state, checked, instance_id)?;
+            if let Err(e) = identity::prune(&state) {
+                tracing::warn!("an old certificate stays: {e}");
+            }
+            Ok::<_, identity::StoreError>(stored)
+        };
+        match tokio::task::spawn_blocking(store).await {
             Ok(result) => result.map_err(|e| e.to_string()),
             Err(e) => Err(format!("storing the certificate failed: {e}")),
         }

@@ -17,7 +17,7 @@ use crate::spec::Spec;
 pub async fn look(spec: &Spec, state: &StateDir, patience: Duration) -> Observed {
     let (mut observed, _) = Observed::recalled(spec, state);
     let root = observed.identity.as_ref().map(|identity| identity.root.clone());
-    let scanner = ProgramScanner::default();
+    let scanner = ProgramScanner::recalled(state);
     let (agent, gateway, programs) = tokio::join!(
         timeout(patience, ask_agent(spec)),
         timeout(patience, ask_gateway(spec, root.as_ref())),

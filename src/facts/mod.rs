@@ -17,6 +17,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use crate::identity::Identity;
 use crate::names::{AppId, InstanceId};
 use crate::spec::{AgentAddr, Gateway};
@@ -125,7 +127,7 @@ pub struct Installed {
 }
 
 /// `major.minor.patch`; what could not be read is 0.0.0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Version(pub u16, pub u16, pub u16);
 
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -2,6 +2,7 @@
 //! nothing answers.
 
 use std::io::Write;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -62,11 +63,15 @@ pub(super) fn remember(state: &StateDir, facts: &Facts) -> std::io::Result<()> {
             .filter(|fact| fact.source != CHOSEN)
             .map(Entry::from_fact),
     };
-    let run = state.run();
-    crate::identity::make_private_dir(&run)?;
-    let mut file = tempfile::NamedTempFile::new_in(&run)?;
-    file.write_all(&serde_json::to_vec_pretty(&memory)?)?;
-    file.persist(run.join(FILE))?;
+    replace_file(&state.run(), FILE, &serde_json::to_vec_pretty(&memory)?)
+}
+
+/// Replaces a file in one step; the folder is made when there is none.
+pub(super) fn replace_file(folder: &Path, name: &str, content: &[u8]) -> std::io::Result<()> {
+    crate::identity::make_private_dir(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    file.persist(folder.join(name))?;
     Ok(())
 }
 

@@ -149,16 +149,19 @@ impl Keeper {
     async fn keep_machine(&self, looked: oneshot::Sender<()>) {
         let mut looked = Some(looked);
         let mut rescan = self.rescan.subscribe();
-        let scanner = ProgramScanner::default();
+        let scanner = ProgramScanner::recalled(&self.state);
         loop {
             let spec = self.spec();
             let Some(programs) = self.unless_cancelled(scanner.scan(&spec)).await else {
                 return;
             };
-            self.publish(|observed| {
+            let is_different = self.publish(|observed| {
                 observed.facts.programs = programs;
                 observed.facts.host = host_facts();
             });
+            if is_different && let Err(e) = scanner.remember(&self.state) {
+                tracing::warn!(error = %e, "cannot remember the programs in {}", self.state.run().display());
+            }
             if let Some(looked) = looked.take() {
                 let _ = looked.send(());
             }

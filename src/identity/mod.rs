@@ -5,6 +5,7 @@
 
 mod check;
 mod fetch;
+mod prune;
 mod schedule;
 mod store;
 
@@ -17,9 +18,10 @@ use crate::names::{AppId, InstanceId};
 
 pub use check::{CheckError, Checked, check};
 pub use fetch::{FetchError, fetch};
+pub use prune::prune;
 pub use schedule::renew_at;
 pub(crate) use store::make_private_dir;
-pub use store::{StoreError, Stored, load, prune, store};
+pub use store::{StoreError, Stored, load, store};
 
 /// A certificate that passed every check, with its key. Lives in memory as `Arc<Identity>` and is published
 /// over a `tokio::sync::watch`, so that a renewal is one assignment.

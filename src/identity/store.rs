@@ -16,7 +16,7 @@ use super::check::{CheckError, Checked, check};
 use crate::names::InstanceId;
 use crate::paths::StateDir;
 
-const CURRENT: &str = "current";
+pub(super) const CURRENT: &str = "current";
 const KEY: &str = "key.pem";
 const CHAIN: &str = "chain.pem";
 const ROOT: &str = "ca.pem";
@@ -167,29 +167,8 @@ pub fn load(
     }
 }
 
-/// Removes the certificates that are neither current, nor newer than it, nor among `in_use` (their folders), and
-/// what a stop left over. The caller names every folder that a kept generation refers to.
-pub fn prune(state: &StateDir, in_use: &[PathBuf]) -> Result<(), StoreError> {
-    let home = state.identity();
-    let current = fs::read_link(home.join(CURRENT)).ok();
-    let is_current = |dir: &Path| dir.file_name() == current.as_ref().and_then(|name| name.file_name());
-    for (_, dir) in numbered(&home) {
-        if current.is_none() || is_current(&dir) {
-            break;
-        }
-        if !in_use.contains(&dir) {
-            remove(&dir).map_err(|source| StoreError::Io {
-                doing: "remove",
-                path: dir,
-                source,
-            })?;
-        }
-    }
-    Ok(())
-}
-
 /// The complete folders with their numbers, oldest first.
-fn numbered(home: &Path) -> Vec<(u64, PathBuf)> {
+pub(super) fn numbered(home: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(home).into_iter().flatten().flatten();
     let mut found: Vec<(u64, PathBuf)> = entries
         .filter_map(|entry| {
@@ -247,7 +226,7 @@ fn key_label(key: &PrivateKeyDer<'_>) -> &'static str {
 }
 
 /// A file, link or folder; what is not there is removed already.
-fn remove(path: &Path) -> io::Result<()> {
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     let result = match fs::symlink_metadata(path) {
         Ok(about) if about.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
@@ -369,24 +348,6 @@ mod tests {
                 assert_private(&entry.path());
             }
         }
-    }
-
-    #[test]
-    fn only_what_nobody_uses_is_removed() {
-        let home = tempfile::tempdir().unwrap();
-        let state = StateDir::new(home.path());
-        prune(&state, &[]).unwrap();
-        let pki = Pki::new().unwrap();
-        for _ in 0..4 {
-            store(&state, checked(&pki), None).unwrap();
-        }
-        prune(&state, &[state.identity().join("000002")]).unwrap();
-        let left: Vec<u64> = numbered(&state.identity())
-            .into_iter()
-            .map(|(number, _)| number)
-            .collect();
-        assert_eq!(left, [2, 4]);
-        assert_eq!(current(&state).unwrap().0, state.identity().join("000004"));
     }
 
     #[test]
