@@ -1,1 +1,482 @@
 //! The only place that changes the machine.
+//!
+//! A generation is staged beside the live one, checked by its consumers, made complete, switched to by one
+//! rename, acted on, and proven by what the listeners answer. Until it is proven a journal says what is owed,
+//! so that a kill at any point leaves the old or the new generation, and no reload forgotten.
+
+pub mod generation;
+pub mod journal;
+mod machine;
+mod probe;
+mod real;
+
+use std::time::{Duration, Instant};
+
+use crate::desired::{Desired, Probe, Program, Reader};
+use crate::mesh::MeshSettings;
+use crate::paths::StateDir;
+use crate::plan::{self, ActionKind, Listeners, Plan, Present, ServiceState};
+pub use generation::DiskError;
+use journal::Journal;
+pub use machine::Machine;
+pub use real::Real;
+
+/// What one apply needs besides the desired state.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Why, for the manifest and the history.
+    pub cause: String,
+    /// Generations to keep.
+    pub keep: usize,
+    /// How long the new state may take to prove itself.
+    pub probe_timeout: Duration,
+}
+
+/// It is live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    pub generation: u32,
+    /// False: the machine already was that way.
+    pub changed: bool,
+    /// False: supervisord is not there yet, so nothing could be proven; the journal remembers.
+    pub proven: bool,
+    pub took: Took,
+}
+
+/// Where the time went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Took {
+    /// Rendering to disk, checks, switch.
+    pub stage_ms: u64,
+    /// The consumers' own checkers, which are part of `stage_ms`.
+    pub check_ms: u64,
+    /// Actions and proof: the programs' own share.
+    pub act_ms: u64,
+}
+
+/// It is not live, and what serves now.
+#[derive(Debug, thiserror::Error)]
+#[error("{failure}")]
+pub struct ApplyError {
+    #[source]
+    pub failure: Failure,
+    pub left: Left,
+}
+
+/// What a failed apply left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// It failed before anything live was touched.
+    Untouched,
+    /// The previous generation serves again, proven.
+    RolledBackTo(u32),
+    /// There is no earlier generation to go back to, or going back failed too.
+    Unproven(String),
+}
+
+/// What went wrong, in the consumer's own words where there are any.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("the state directory could not be changed: {0}")]
+    Disk(#[from] DiskError),
+    #[error("{} refuses its new configuration:\n{words}", consumer(*.reader))]
+    Refused { reader: Reader, words: String },
+    #[error(
+        "{key} = \"{addr}\" cannot be used: the port is taken by {holder}; stop that, or choose another port"
+    )]
+    PortTaken {
+        key: String,
+        addr: std::net::SocketAddr,
+        holder: String,
+    },
+    #[error("{target}: {verb} failed: {words}")]
+    Action {
+        target: &'static str,
+        verb: &'static str,
+        words: String,
+    },
+    #[error("the new configuration did not come to serve: {0}")]
+    Unproven(String),
+}
+
+fn consumer(reader: Reader) -> &'static str {
+    match reader {
+        Reader::Daemon => "dstack-vpc",
+        Reader::Nginx => "nginx",
+        Reader::Headscale => "headscale",
+        Reader::Supervisord => "supervisord",
+    }
+}
+
+/// Looks at the disk and the supervisor; changes nothing.
+pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> std::io::Result<Present> {
+    let generation = generation::current(machine, state)?;
+    Ok(Present {
+        generation,
+        files: generation
+            .map(|n| generation::files(machine, state, n))
+            .unwrap_or_default(),
+        listeners: Listeners::NotOurs,
+        services: machine.services().await,
+        owed: Journal::read(machine, state).is_some(),
+    })
+}
+
+/// Puts right what an interrupted apply left: returns whether anything is still owed to the programs.
+pub fn recover<M: Machine>(machine: &M, state: &StateDir) -> Result<bool, DiskError> {
+    let generations = state.generations();
+    for name in machine.list(&generations).map_err(doing_list(&generations))? {
+        if name.ends_with(".tmp") {
+            let path = generations.join(name);
+            machine
+                .remove(&path)
+                .map_err(generation::doing("removing", &path))?;
+        }
+    }
+    let Some(journal) = Journal::read(machine, state) else {
+        return Ok(false);
+    };
+    let current = generation::current(machine, state).ok().flatten();
+    match (journal.rolling_back, journal.from) {
+        (true, Some(from)) => {
+            generation::switch(machine, state, from)?;
+            remove_generation(machine, state, journal.to)?;
+            Ok(true)
+        }
+        _ if current == Some(journal.to) => Ok(true),
+        // It ended before the switch: the new generation was never seen by anyone.
+        _ => {
+            remove_generation(machine, state, journal.to)?;
+            Journal::clear(machine, state)?;
+            Ok(false)
+        }
+    }
+}
+
+fn doing_list(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> DiskError + '_ {
+    generation::doing("listing", path)
+}
+
+fn remove_generation<M: Machine>(machine: &M, state: &StateDir, number: u32) -> Result<(), DiskError> {
+    let path = generation::dir(state, number);
+    machine
+        .remove(&path)
+        .map_err(generation::doing("removing", &path))
+}
+
+/// Makes the desired state live and proves it, or restores the one before.
+pub async fn apply<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    desired: &Desired,
+    present: &Present,
+    plan: &Plan,
+    order: &Order,
+) -> Result<Applied, ApplyError> {
+    let started = Instant::now();
+    let mut took = Took::default();
+    if plan.is_empty()
+        && !present.owed
+        && let Some(generation) = present.generation
+    {
+        return Ok(Applied {
+            generation,
+            changed: false,
+            proven: true,
+            took,
+        });
+    }
+
+    let untouched = |failure: Failure| ApplyError {
+        failure,
+        left: Left::Untouched,
+    };
+    ports_are_free(machine, state, desired, present).map_err(untouched)?;
+
+    // An unproven generation is never one to go back to.
+    let good = match Journal::read(machine, state) {
+        Some(journal) => journal.from,
+        None => present.generation,
+    };
+    let number = if plan.files.is_empty()
+        && let Some(current) = present.generation
+    {
+        if !present.owed {
+            // No file changes: only programs to start or listeners to tell. Nothing to roll back to.
+            let result = carry_out(
+                machine,
+                plan,
+                present,
+                &desired.mesh,
+                &desired.probes,
+                &desired.tag,
+                order,
+            )
+            .await;
+            machine.settle().await;
+            took.act_ms = millis(started);
+            return match result {
+                Ok(()) => Ok(Applied {
+                    generation: current,
+                    changed: true,
+                    proven: true,
+                    took,
+                }),
+                Err(failure) => Err(untouched(failure)),
+            };
+        }
+        current
+    } else {
+        stage_and_switch(machine, state, desired, plan, good, order, &mut took)
+            .await
+            .map_err(untouched)?
+    };
+    took.stage_ms = millis(started);
+
+    let acting = Instant::now();
+    let result = carry_out(
+        machine,
+        plan,
+        present,
+        &desired.mesh,
+        &desired.probes,
+        &desired.tag,
+        order,
+    )
+    .await;
+    took.act_ms = millis(acting);
+    let failure = match result {
+        Ok(()) if present.services.is_none() => {
+            return Ok(Applied {
+                generation: number,
+                changed: true,
+                proven: false,
+                took,
+            });
+        }
+        Ok(()) => match Journal::clear(machine, state) {
+            Ok(()) => {
+                machine.settle().await;
+                // Only room is at stake here: the next apply tries again.
+                let _ = generation::prune(machine, state, order.keep, &[number]);
+                return Ok(Applied {
+                    generation: number,
+                    changed: true,
+                    proven: true,
+                    took,
+                });
+            }
+            Err(error) => Failure::Disk(error),
+        },
+        Err(failure) => failure,
+    };
+    let left = match good.filter(|good| *good != number) {
+        Some(good) => match roll_back(machine, state, present, &desired.mesh, number, good, order).await {
+            Ok(()) => Left::RolledBackTo(good),
+            Err(second) => Left::Unproven(format!("going back to generation {good} failed too: {second}")),
+        },
+        None => Left::Unproven("there is no earlier generation to go back to".into()),
+    };
+    machine.settle().await;
+    Err(ApplyError { failure, left })
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// nginx itself ignores a taken port at reload, so it is asked for here, before anything changes.
+fn ports_are_free<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    desired: &Desired,
+    present: &Present,
+) -> Result<(), Failure> {
+    let nginx = nginx_pid(present);
+    let held: Vec<Probe> = match (nginx, present.generation) {
+        (Some(_), Some(number)) => generation::manifest(machine, state, number)
+            .map(|m| m.probes)
+            .unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    for probe in &desired.probes {
+        let serves_already = held.iter().any(|old| old.listen == probe.listen);
+        if let Some(holder) = (!serves_already)
+            .then(|| machine.taken_by(probe.listen, nginx))
+            .flatten()
+        {
+            return Err(Failure::PortTaken {
+                key: probe.key.clone(),
+                addr: probe.listen,
+                holder,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn nginx_pid(present: &Present) -> Option<i32> {
+    let service = present.services.as_ref()?.get(Program::Nginx.name())?;
+    service.pid.filter(|_| service.state == ServiceState::Up)
+}
+
+async fn stage_and_switch<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    desired: &Desired,
+    plan: &Plan,
+    good: Option<u32>,
+    order: &Order,
+    took: &mut Took,
+) -> Result<u32, Failure> {
+    let ours = (state.generations(), 0o755);
+    let folders = desired
+        .folders
+        .iter()
+        .map(|(dir, mode)| (dir.clone(), *mode))
+        .chain([ours]);
+    for (dir, mode) in folders {
+        machine
+            .make_dir(&dir, mode)
+            .map_err(generation::doing("creating", &dir))?;
+    }
+    let numbers = generation::all(machine, state).map_err(doing_list(&state.generations()))?;
+    let number = numbers.last().map_or(1, |last| last + 1);
+    let staged = generation::stage(machine, state, number, desired, &order.cause)?;
+
+    let checking = Instant::now();
+    for reader in [Reader::Nginx, Reader::Headscale, Reader::Supervisord] {
+        let changed = plan.files.iter().any(|f| f.reader == reader && f.after.is_some());
+        if changed && let Err(words) = machine.check(reader, &staged).await {
+            let _ = machine.remove(&staged);
+            return Err(Failure::Refused { reader, words });
+        }
+    }
+    took.check_ms = millis(checking);
+
+    generation::complete(machine, state, number, &staged)?;
+    let journal = Journal {
+        from: good,
+        to: number,
+        rolling_back: false,
+        cause: order.cause.clone(),
+    };
+    let switched = journal
+        .write(machine, state)
+        .and_then(|()| generation::switch(machine, state, number));
+    if let Err(error) = switched {
+        undo_switch(machine, state, number, good)?;
+        return Err(error.into());
+    }
+    Ok(number)
+}
+
+/// The switch failed half-way: the link moved or it did not, and may not be durable. Back to before; what cannot be
+/// undone now is undone at the next start, because the journal stays.
+fn undo_switch<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    number: u32,
+    good: Option<u32>,
+) -> Result<(), DiskError> {
+    let current = state.current();
+    let moved =
+        generation::current(machine, state).map_err(generation::doing("reading", &current))? == Some(number);
+    match (moved, good) {
+        (true, Some(good)) => generation::switch(machine, state, good)?,
+        (true, None) => machine
+            .remove(&current)
+            .map_err(generation::doing("removing", &current))?,
+        (false, _) => {}
+    }
+    Journal::clear(machine, state)?;
+    remove_generation(machine, state, number)
+}
+
+async fn carry_out<M: Machine>(
+    machine: &M,
+    plan: &Plan,
+    present: &Present,
+    mesh: &MeshSettings,
+    probes: &[Probe],
+    tag: &str,
+    order: &Order,
+) -> Result<(), Failure> {
+    let old_workers = match nginx_pid(present) {
+        Some(pid) if plan.actions.iter().any(|a| a.kind == ActionKind::ReloadNginx) => machine.workers(pid),
+        _ => Vec::new(),
+    };
+    for action in &plan.actions {
+        let (target, verb, _) = plan::words(action.kind);
+        machine
+            .act(action.kind, mesh)
+            .await
+            .map_err(|words| Failure::Action { target, verb, words })?;
+    }
+    if nginx_should_answer(plan, present) {
+        machine
+            .prove(probes, tag, &old_workers, order.probe_timeout)
+            .await
+            .map_err(Failure::Unproven)?;
+    }
+    Ok(())
+}
+
+/// A proof is due when nginx was told something, unless an operator holds it stopped.
+fn nginx_should_answer(plan: &Plan, present: &Present) -> bool {
+    let Some(services) = &present.services else {
+        return false;
+    };
+    let held = services
+        .get(Program::Nginx.name())
+        .is_some_and(|s| s.state == ServiceState::StoppedByOperator);
+    let told = plan.actions.iter().any(|action| {
+        matches!(
+            action.kind,
+            ActionKind::ReloadNginx | ActionKind::Start(Program::Nginx) | ActionKind::UpdateSupervisor { .. }
+        )
+    });
+    told && !held
+}
+
+/// The same mechanism backwards: the earlier generation's files are the desired ones now.
+async fn roll_back<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    before: &Present,
+    failed_mesh: &MeshSettings,
+    failed: u32,
+    good: u32,
+    order: &Order,
+) -> Result<(), Failure> {
+    let journal = Journal {
+        from: Some(good),
+        to: failed,
+        rolling_back: true,
+        cause: order.cause.clone(),
+    };
+    journal.write(machine, state)?;
+    let (failed_files, good_files) = (
+        generation::files(machine, state, failed),
+        generation::files(machine, state, good),
+    );
+    generation::switch(machine, state, good)?;
+    let present = Present {
+        generation: Some(failed),
+        files: failed_files,
+        listeners: before.listeners.clone(),
+        services: machine.services().await,
+        owed: true,
+    };
+    let plan = plan::back(&present, &good_files);
+    let manifest = generation::manifest(machine, state, good);
+    let (probes, tag) = manifest.map(|m| (m.probes, m.tag)).unwrap_or_default();
+    // What served before serves again; listeners that were opened by the failed apply stay as they are.
+    let mesh = match &before.listeners {
+        Listeners::Open(mesh) => mesh,
+        Listeners::Closed | Listeners::NotOurs => failed_mesh,
+    };
+    carry_out(machine, &plan, &present, mesh, &probes, &tag, order).await?;
+    remove_generation(machine, state, failed)?;
+    Ok(Journal::clear(machine, state)?)
+}

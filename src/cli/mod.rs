@@ -1,7 +1,199 @@
-//! One file a command, thin.
+//! The commands: one file each, thin. What they print is for people unless `--json` says otherwise.
 
+mod apply;
+mod check;
 pub mod check_report;
 pub mod dev_agent;
 pub mod explain;
+mod healthcheck;
 pub mod init;
+mod logging;
+mod plan;
+mod render;
+mod run;
 pub mod schema;
+mod status;
+mod up;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::desired::Launch;
+use crate::facts::{self, Observed};
+use crate::paths::StateDir;
+use crate::reconcile::Source;
+use crate::spec::{Loaded, Spec};
+
+const CONFIG: &str = "/etc/dstack-vpc/vpc.toml";
+const STATE_DIR: &str = "/var/lib/dstack-vpc";
+
+/// One vpc.toml, reconciled into a mesh, a VPN and an API for Confidential VMs.
+#[derive(Debug, Parser)]
+#[command(name = "dstack-vpc", version, disable_help_subcommand = true, after_help = EXAMPLES)]
+struct Cli {
+    /// The configuration file [default: /etc/dstack-vpc/vpc.toml if it exists, else the environment alone]
+    #[arg(long, value_name = "PATH", env = "DSTACK_VPC_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    /// Everything that is written lies below this folder
+    #[arg(long, value_name = "PATH", env = "DSTACK_VPC_STATE_DIR", default_value = STATE_DIR, global = true)]
+    state_dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  dstack-vpc init --role mesh > vpc.toml      a starter file with every key
+  dstack-vpc --config vpc.toml check          is it right, and if not, where and why
+  dstack-vpc --config vpc.toml render         what would be written; touches nothing
+  dstack-vpc --config vpc.toml plan           what would change on this machine, and why
+  dstack-vpc --config vpc.toml up             run it (the container's entry point)";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Container entry point: first reconcile, then hand over to supervisord
+    Up,
+    /// The daemon: listeners, watch, reconcile (supervisord runs this)
+    Run,
+    /// Dry run: print, or write to a folder, everything that would be written
+    Render(render::Args),
+    /// What would change, and which action each change causes: exit 0 nothing, 2 changes, 1 error
+    Plan(plan::Args),
+    /// One reconcile: exit 0 live and verified, 1 failed and rolled back
+    Apply(apply::Args),
+    /// Validate vpc.toml and the environment: all problems at once
+    Check(check::Args),
+    /// Each effective value and where it comes from
+    Explain(explain::Args),
+    /// What the daemon says of itself
+    Status(status::Args),
+    /// Exit 0 when the last generation is live and every service is healthy
+    Healthcheck,
+    /// Print a commented starter vpc.toml
+    Init(init::Args),
+    /// JSON schema of vpc.toml, for editors
+    Schema,
+    /// A stand-in guest agent with its own CA, for laptops and tests: nothing it says is attested
+    DevAgent(dev_agent::DevAgentArgs),
+    /// Shell completions
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The program, from its arguments to its exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let context = match Context::new(&cli) {
+        Ok(context) => context,
+        Err(error) => return fail(&error),
+    };
+    let result = match cli.command {
+        Command::Up => up::up(&context),
+        Command::Run => run::run(&context),
+        Command::Render(args) => render::render(&context, &args),
+        Command::Plan(args) => plan::plan(&context, &args),
+        Command::Apply(args) => apply::apply(&context, &args),
+        Command::Check(args) => check::check(&context, &args),
+        Command::Explain(args) => context.load().and_then(|loaded| {
+            let seen = block_on(context.look(&loaded.spec))?;
+            explain::explain(&loaded, &seen.facts, &args)
+        }),
+        Command::Status(args) => status::status(&context, &args),
+        Command::Healthcheck => healthcheck::healthcheck(&context),
+        Command::Init(args) => init::init(&context.env, &args),
+        Command::Schema => schema::schema(),
+        Command::DevAgent(args) => dev_agent::dev_agent(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "dstack-vpc", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| fail(&format!("{error:#}")))
+}
+
+fn fail(message: &str) -> ExitCode {
+    let style = anstyle::AnsiColor::Red.on_default().bold();
+    anstream::eprintln!(
+        "{style}error{style:#}: {}",
+        message.strip_prefix("error: ").unwrap_or(message)
+    );
+    ExitCode::FAILURE
+}
+
+/// What every command starts from.
+pub struct Context {
+    /// As given, or the default file where it exists.
+    pub config: Option<PathBuf>,
+    pub state: StateDir,
+    pub env: BTreeMap<String, String>,
+}
+
+impl Context {
+    fn new(cli: &Cli) -> Result<Self, String> {
+        let absolute = |path: &PathBuf| {
+            std::path::absolute(path)
+                .map_err(|error| format!("{} is not a usable path: {error}", path.display()))
+        };
+        // A variable that is set and empty is a variable that is not set.
+        let given = cli.config.as_ref().filter(|path| !path.as_os_str().is_empty());
+        let config = match given {
+            Some(path) => Some(absolute(path)?),
+            None => Some(PathBuf::from(CONFIG)).filter(|path| path.exists()),
+        };
+        let state = match cli.state_dir.as_os_str().is_empty() {
+            true => PathBuf::from(STATE_DIR),
+            false => absolute(&cli.state_dir)?,
+        };
+        Ok(Self {
+            config,
+            state: StateDir::new(state),
+            // Values that are not text cannot be ours; their names still may be, so they are kept readable.
+            env: std::env::vars_os()
+                .map(|(name, value)| {
+                    (
+                        name.to_string_lossy().into_owned(),
+                        value.to_string_lossy().into_owned(),
+                    )
+                })
+                .collect(),
+        })
+    }
+
+    /// Where the configuration comes from.
+    pub fn source(&self) -> Source {
+        Source::new(self.config.clone(), self.env.clone())
+    }
+
+    /// The configuration, or everything that is wrong with it.
+    fn load(&self) -> anyhow::Result<Loaded> {
+        self.source().load().map_err(anyhow::Error::msg)
+    }
+
+    /// How supervisord will start the daemon.
+    fn launch(&self) -> anyhow::Result<Launch> {
+        let exe =
+            std::env::current_exe().map_err(|error| anyhow::anyhow!("this program has no path: {error}"))?;
+        Ok(Launch {
+            exe,
+            config: self.config.clone(),
+        })
+    }
+
+    /// Looks at the machine and changes nothing.
+    async fn look(&self, spec: &Spec) -> Observed {
+        facts::look(spec, &self.state, std::time::Duration::from_secs(5)).await
+    }
+}
+
+/// Commands other than the daemon need one thread only.
+fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    Ok(runtime.block_on(future))
+}

@@ -28,6 +28,12 @@ pub(super) struct Bound {
     socket: std::net::TcpListener,
 }
 
+impl Bound {
+    pub(super) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
 /// Opens `addr`. There is one socket for all workers: with `SO_REUSEPORT` two programs could share a port unnoticed.
 pub(super) fn bind(role: Role, addr: SocketAddr) -> Result<Bound, BindError> {
     let open = || -> io::Result<Bound> {
@@ -89,6 +95,10 @@ impl Listener {
     /// Begins the drain.
     pub(super) fn stop(&self) {
         self.life.stop.cancel();
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.life.stop.is_cancelled()
     }
 
     /// Waits until a stopped listener's address is free.

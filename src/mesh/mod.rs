@@ -24,6 +24,7 @@ use crate::identity::Identity;
 use crate::names::BackendName;
 use crate::spec::{AgentAddr, AllowedApps, Gateway};
 use listener::{Bound, Listener};
+pub(crate) use outbound::without_identity;
 use worker::{Crew, Threads};
 
 /// Everything the listeners need besides the identity. Equal settings mean nothing to do.
@@ -120,6 +121,8 @@ pub struct Mesh {
 struct Listeners {
     /// In the order of [`Role::ALL`].
     live: [Listener; 2],
+    /// Moved away from, but accepting until [`Mesh::retire`]: whoever calls them has not followed yet.
+    left: Vec<(Role, Listener)>,
     /// Moved away from, still serving what they had accepted.
     draining: Vec<Listener>,
 }
@@ -149,13 +152,14 @@ impl Mesh {
             threads,
             listeners: Mutex::new(Listeners {
                 live,
+                left: Vec::new(),
                 draining: Vec::new(),
             }),
         })
     }
 
-    /// Takes over new settings. A listener that moves opens at its new address first, and what the old one had
-    /// accepted goes on for up to the drain timeout; everything else changes in place.
+    /// Takes over new settings. A listener that moves opens at its new address first, and the old one goes on
+    /// accepting until [`Mesh::retire`], so that its callers can follow; everything else changes in place.
     ///
     /// # Errors
     /// A new address cannot be opened; then nothing has changed.
@@ -170,10 +174,22 @@ impl Mesh {
         // From here on nothing can fail.
         self.shared.settings.store(Arc::new(settings));
         for (slot, bound) in bound {
-            listeners.replace(slot, bound, &self.crew);
+            let addr = Role::ALL[slot].addr(&self.settings());
+            listeners.replace(slot, addr, bound, &self.crew);
         }
         listeners.draining.retain(|listener| !listener.is_done());
         Ok(())
+    }
+
+    /// Listeners that were moved away from accept nothing more; what they had accepted goes on for up to the
+    /// drain timeout.
+    pub async fn retire(&self) {
+        let mut listeners = self.listeners.lock().await;
+        let left = std::mem::take(&mut listeners.left);
+        for (_, listener) in left {
+            listener.stop();
+            listeners.draining.push(listener);
+        }
     }
 
     /// The settings in force.
@@ -195,7 +211,14 @@ impl Mesh {
     pub async fn shutdown(mut self) {
         let threads = std::mem::take(&mut self.threads);
         let listeners = self.listeners.lock().await;
-        let all = || listeners.live.iter().chain(&listeners.draining);
+        let left = listeners.left.iter().map(|(_, listener)| listener);
+        let all = || {
+            listeners
+                .live
+                .iter()
+                .chain(left.clone())
+                .chain(&listeners.draining)
+        };
         all().for_each(Listener::stop);
         for listener in all() {
             listener.done().await;
@@ -206,19 +229,42 @@ impl Mesh {
 }
 
 impl Listeners {
-    /// Opens the new addresses of the listeners in `moving`, all or none.
+    /// Opens the new addresses of the listeners in `moving`, all or none. `None` is one that was left and is
+    /// simply taken back.
     async fn open(
         &mut self,
         moving: &[usize],
         settings: &MeshSettings,
         crew: &Crew,
-    ) -> Result<Vec<(usize, Bound)>, BindError> {
+    ) -> Result<Vec<(usize, Option<Bound>)>, BindError> {
         let mut bound = Vec::new();
         let mut gave_way = Vec::new();
         for &slot in moving {
             let role = Role::ALL[slot];
             let addr = role.addr(settings);
+            if self
+                .left
+                .iter()
+                .any(|(left, listener)| *left == role && listener.addr == addr)
+            {
+                bound.push((slot, None));
+                continue;
+            }
             let mut opened = listener::bind(role, addr);
+            if matches!(opened, Err(BindError::Taken { .. })) {
+                // One that was left on that port, for the other role, has waited long enough.
+                while let Some(at) = self
+                    .left
+                    .iter()
+                    .position(|(_, left)| left.addr.port() == addr.port())
+                {
+                    let (_, left) = self.left.swap_remove(at);
+                    left.stop();
+                    left.closed().await;
+                    self.draining.push(left);
+                }
+                opened = listener::bind(role, addr);
+            }
             if matches!(opened, Err(BindError::Taken { .. })) {
                 // It may be one of ours that is moving away itself: then that one goes first.
                 for &other in moving {
@@ -232,7 +278,7 @@ impl Listeners {
                 opened = listener::bind(role, addr);
             }
             match opened {
-                Ok(opened) => bound.push((slot, opened)),
+                Ok(opened) => bound.push((slot, Some(opened))),
                 Err(error) => {
                     drop(bound);
                     self.take_back(&gave_way, crew);
@@ -247,16 +293,30 @@ impl Listeners {
     fn take_back(&mut self, slots: &[usize], crew: &Crew) {
         for &slot in slots {
             match listener::bind(Role::ALL[slot], self.live[slot].addr) {
-                Ok(bound) => self.replace(slot, bound, crew),
+                Ok(bound) => self.replace(slot, bound.addr(), Some(bound), crew),
                 Err(error) => tracing::error!(%error, "a listener that made way cannot be opened again"),
             }
         }
     }
 
-    fn replace(&mut self, slot: usize, bound: Bound, crew: &Crew) {
-        let old = std::mem::replace(&mut self.live[slot], Listener::start(bound, crew));
-        old.stop();
-        self.draining.push(old);
+    fn replace(&mut self, slot: usize, addr: SocketAddr, bound: Option<Bound>, crew: &Crew) {
+        let role = Role::ALL[slot];
+        let new = match bound {
+            Some(bound) => Listener::start(bound, crew),
+            None => match self
+                .left
+                .iter()
+                .position(|(left, listener)| *left == role && listener.addr == addr)
+            {
+                Some(at) => self.left.swap_remove(at).1,
+                None => return,
+            },
+        };
+        let old = std::mem::replace(&mut self.live[slot], new);
+        match old.is_stopped() {
+            true => self.draining.push(old),
+            false => self.left.push((role, old)),
+        }
     }
 }
 

@@ -1,1 +1,322 @@
-//! The difference between desired and present, as the smallest ordered set of actions.
+//! The difference between desired and present, as the smallest ordered set of actions: a pure function.
+
+mod report;
+
+use std::collections::BTreeMap;
+
+use crate::desired::{Desired, Program, Reader};
+use crate::mesh::MeshSettings;
+pub use report::Report;
+pub(crate) use report::words;
+
+/// What is there now, as far as it could be seen.
+#[derive(Debug, Clone, Default)]
+pub struct Present {
+    /// Number of the generation that `current` points to.
+    pub generation: Option<u32>,
+    /// The files of that generation as they are on disk, by path below its folder.
+    pub files: BTreeMap<String, Vec<u8>>,
+    pub listeners: Listeners,
+    /// What supervisord says of its programs; `None`: it cannot be reached.
+    pub services: Option<BTreeMap<String, Service>>,
+    /// Files whose readers have not been shown to use them yet (an unfinished journal).
+    pub owed: bool,
+}
+
+/// The built-in listeners, as seen from this process.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Listeners {
+    /// They are the daemon's, and this is not the daemon.
+    #[default]
+    NotOurs,
+    /// The daemon has not opened them yet.
+    Closed,
+    Open(Box<MeshSettings>),
+}
+
+/// One supervised program, in the terms that matter to a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub state: ServiceState,
+    pub pid: Option<i32>,
+    /// supervisord's own words, e.g. `Exited too quickly`.
+    pub detail: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceState {
+    /// Running, or started a moment ago.
+    Up,
+    /// Somebody asked supervisord to stop it: that is respected.
+    StoppedByOperator,
+    /// Not running and not asked to stop.
+    Down,
+}
+
+/// What has to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub files: Vec<FileChange>,
+    /// In the order they are carried out.
+    pub actions: Vec<Action>,
+    /// What is left as it is on purpose, or is missing, in sentences.
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileChange {
+    pub path: String,
+    pub reader: Reader,
+    pub before: Option<Vec<u8>>,
+    pub after: Option<Vec<u8>>,
+}
+
+/// One step on a running program, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Action {
+    pub kind: ActionKind,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActionKind {
+    /// Give the built-in listeners their new settings, in place.
+    UpdateListeners,
+    /// Let supervisord read its file again and add, remove or restart what changed there.
+    UpdateSupervisor {
+        /// An earlier update may have been cut off after it stopped a program: what is found stopped was not
+        /// stopped by an operator.
+        interrupted: bool,
+    },
+    /// HUP: new workers on the new configuration, old ones finish their requests.
+    ReloadNginx,
+    /// Headscale reads its configuration only at start.
+    RestartHeadscale,
+    /// Start a program that should run and does not.
+    Start(Program),
+}
+
+impl Plan {
+    /// True when the machine is the way it should be.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.actions.is_empty()
+    }
+}
+
+/// The smallest set of steps from `present` to `desired`; each names the difference that causes it.
+pub fn plan(desired: &Desired, present: &Present) -> Plan {
+    let files = file_changes(desired, present);
+    let mut actions = Vec::new();
+    let mut notes = desired.notes.clone();
+
+    let listeners = match &present.listeners {
+        Listeners::Open(mesh) if **mesh != desired.mesh => Some(listener_reason(mesh, &desired.mesh)),
+        Listeners::Open(_) => None,
+        Listeners::Closed => Some("they are not open yet".to_owned()),
+        Listeners::NotOurs => {
+            touched(&files, Reader::Daemon).then(|| "the effective settings changed".to_owned())
+        }
+    };
+    if let Some(reason) = listeners {
+        actions.push(Action {
+            kind: ActionKind::UpdateListeners,
+            reason,
+        });
+    }
+
+    match &present.services {
+        Some(services) => service_actions(desired, present, &files, services, &mut actions, &mut notes),
+        None => notes.push("supervisord is not running: its programs are left alone until it is".into()),
+    }
+    Plan {
+        files,
+        actions,
+        notes,
+    }
+}
+
+/// The way back: from the generation that failed (`present`) to the files of an earlier one.
+pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
+    let paths: std::collections::BTreeSet<_> = present.files.keys().chain(good.keys()).collect();
+    let files: Vec<_> = paths
+        .into_iter()
+        .filter(|path| present.files.get(*path) != good.get(*path))
+        .map(|path| FileChange {
+            path: path.clone(),
+            reader: Reader::of(path),
+            before: present.files.get(path).cloned(),
+            after: good.get(path).cloned(),
+        })
+        .collect();
+    let mut kinds = Vec::new();
+    if matches!(present.listeners, Listeners::Open(_)) {
+        kinds.push(ActionKind::UpdateListeners);
+    }
+    if let Some(services) = &present.services {
+        let state = |program: Program| services.get(program.name()).map(|s| s.state);
+        if touched(&files, Reader::Supervisord) {
+            kinds.push(ActionKind::UpdateSupervisor { interrupted: true });
+        }
+        match state(Program::Nginx) {
+            Some(ServiceState::Up) if touched(&files, Reader::Nginx) => kinds.push(ActionKind::ReloadNginx),
+            Some(ServiceState::Down) => kinds.push(ActionKind::Start(Program::Nginx)),
+            _ => {}
+        }
+        match state(Program::Headscale) {
+            Some(ServiceState::Up) if meaning_changed(&files) => kinds.push(ActionKind::RestartHeadscale),
+            Some(ServiceState::Down) => kinds.push(ActionKind::Start(Program::Headscale)),
+            _ => {}
+        }
+    }
+    let reason = "the new configuration failed".to_owned();
+    let actions = kinds
+        .into_iter()
+        .map(|kind| Action {
+            kind,
+            reason: reason.clone(),
+        })
+        .collect();
+    Plan {
+        files,
+        actions,
+        notes: Vec::new(),
+    }
+}
+
+fn file_changes(desired: &Desired, present: &Present) -> Vec<FileChange> {
+    let mut changes: Vec<_> = desired
+        .files
+        .iter()
+        .filter(|(path, file)| present.files.get(*path) != Some(&file.bytes))
+        .map(|(path, file)| FileChange {
+            path: path.clone(),
+            reader: file.reader,
+            before: present.files.get(path).cloned(),
+            after: Some(file.bytes.clone()),
+        })
+        .collect();
+    changes.extend(
+        present
+            .files
+            .iter()
+            .filter(|(path, _)| !desired.files.contains_key(*path))
+            .map(|(path, bytes)| FileChange {
+                path: path.clone(),
+                reader: Reader::of(path),
+                before: Some(bytes.clone()),
+                after: None,
+            }),
+    );
+    changes
+}
+
+fn service_actions(
+    desired: &Desired,
+    present: &Present,
+    files: &[FileChange],
+    services: &BTreeMap<String, Service>,
+    actions: &mut Vec<Action>,
+    notes: &mut Vec<String>,
+) {
+    // A journal that was not finished says that a program may not have heard of its file: tell it again.
+    let heard = |reader: Reader| !present.owed && !touched(files, reader);
+    let cause = |what: &str| {
+        if present.owed {
+            format!("an earlier change of {what} was interrupted before it was seen to serve")
+        } else {
+            format!("{what} changed")
+        }
+    };
+
+    let known = |program: &Program| services.contains_key(program.name());
+    let missing: Vec<_> = desired.programs.keys().filter(|p| !known(p)).collect();
+    if !heard(Reader::Supervisord) {
+        actions.push(Action {
+            kind: ActionKind::UpdateSupervisor {
+                interrupted: present.owed,
+            },
+            reason: cause("supervisord.conf"),
+        });
+    } else if !missing.is_empty() {
+        let names: Vec<_> = missing.iter().map(|p| p.name()).collect();
+        actions.push(Action {
+            kind: ActionKind::UpdateSupervisor {
+                interrupted: present.owed,
+            },
+            reason: format!("supervisord does not know {}", names.join(", ")),
+        });
+    }
+
+    for program in desired.programs.keys() {
+        let Some(service) = services.get(program.name()) else {
+            continue;
+        };
+        match (service.state, program) {
+            (ServiceState::StoppedByOperator, _) if !present.owed => notes.push(format!(
+                "{name} was stopped by hand and stays so; `supervisorctl start {name}` ends that",
+                name = program.name()
+            )),
+            (ServiceState::Down | ServiceState::StoppedByOperator, _) => actions.push(Action {
+                kind: ActionKind::Start(*program),
+                reason: format!("it should run and does not ({})", service.detail),
+            }),
+            (ServiceState::Up, Program::Nginx) if !heard(Reader::Nginx) => actions.push(Action {
+                kind: ActionKind::ReloadNginx,
+                reason: cause("nginx.conf"),
+            }),
+            (ServiceState::Up, Program::Headscale) if present.owed || meaning_changed(files) => {
+                actions.push(Action {
+                    kind: ActionKind::RestartHeadscale,
+                    reason: cause("headscale's configuration"),
+                });
+            }
+            (ServiceState::Up, _) => {}
+        }
+    }
+}
+
+fn touched(files: &[FileChange], reader: Reader) -> bool {
+    files.iter().any(|change| change.reader == reader)
+}
+
+/// Comments and blank lines of Headscale's YAML mean nothing to it.
+fn meaning_changed(files: &[FileChange]) -> bool {
+    let meaning = |bytes: &Option<Vec<u8>>| -> Option<Vec<Vec<u8>>> {
+        let lines = bytes.as_ref()?.split(|b| *b == b'\n');
+        let counts = |line: &&[u8]| {
+            let line = line.trim_ascii_start();
+            !line.is_empty() && !line.starts_with(b"#")
+        };
+        Some(lines.filter(counts).map(<[u8]>::to_vec).collect())
+    };
+    files
+        .iter()
+        .filter(|change| change.reader == Reader::Headscale)
+        .any(|change| meaning(&change.before) != meaning(&change.after))
+}
+
+fn listener_reason(before: &MeshSettings, after: &MeshSettings) -> String {
+    let mut what = Vec::new();
+    if before.client_listen != after.client_listen {
+        what.push("mesh.client_listen moved");
+    }
+    if before.auth_listen != after.auth_listen {
+        what.push("mesh.auth_listen moved");
+    }
+    if before.gateway != after.gateway {
+        what.push("the gateway domain changed");
+    }
+    if before.agent != after.agent {
+        what.push("the guest agent's address changed");
+    }
+    if before.backends != after.backends {
+        what.push("backends or who may call them changed");
+    }
+    if what.is_empty() {
+        what.push("a time limit changed");
+    }
+    what.join(", ")
+}
+
+#[cfg(test)]
+mod tests;

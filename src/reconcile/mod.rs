@@ -1,1 +1,203 @@
 //! The level-triggered loop that keeps the machine the way the file says.
+//!
+//! Whatever wakes it (a file event, a fact, a signal, a child's end, the timer) only means "look again". One
+//! reconcile runs at a time; what it does depends on what it finds, never on what woke it.
+
+mod attempt;
+mod children;
+pub mod control;
+pub mod lock;
+mod round;
+mod source;
+pub mod status;
+mod tell;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch as channel};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{self, Real};
+use crate::desired::Launch;
+use crate::facts::Watcher;
+use crate::paths::StateDir;
+use crate::spec::Spec;
+use attempt::Attempts;
+use children::Children;
+use control::{Answer, Ask};
+pub use lock::{Lock, LockError};
+pub use source::{Source, last_good};
+use status::Status;
+use tell::Teller;
+use watch::Watch;
+
+/// The longest a burst of changes may hold back a reconcile.
+const BURST: Duration = Duration::from_secs(1);
+
+/// Why the daemon could not start. Once it runs, nothing ends it but a signal.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// No last good generation to serve instead.
+    #[error("{0}")]
+    Config(String),
+    #[error("{0}")]
+    Disk(#[from] apply::DiskError),
+    #[error("the daemon's socket cannot be opened: {0}")]
+    Socket(std::io::Error),
+    #[error("signals cannot be handled: {0}")]
+    Signals(std::io::Error),
+}
+
+/// The daemon: everything it owns lives and ends here.
+struct Daemon {
+    state: StateDir,
+    source: Source,
+    launch: Launch,
+    machine: Arc<Real>,
+    facts: Watcher,
+    wanted: channel::Sender<Arc<Spec>>,
+    attempts: Attempts,
+    /// When the wish that failed is due again.
+    retry: Option<Instant>,
+    /// The settings that serve.
+    live: Option<Arc<Spec>>,
+    teller: Teller,
+    watch: Watch,
+    children: Children,
+}
+
+/// Runs until SIGTERM or SIGINT; then drains and returns.
+pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), RunError> {
+    let _lock = Lock::take(&state)?;
+    let cancel = CancellationToken::new();
+    // Nothing is known of the identity yet, and reading the disk needs none.
+    let mut source = source;
+    let spec = source::open(&mut source, &Real::new(&state, None), &state).map_err(RunError::Config)?;
+    let (wanted, specs) = channel::channel(spec.clone());
+    let facts = Watcher::start(specs, state.clone(), cancel.clone()).await;
+    let machine = Arc::new(Real::new(&state, Some(facts.identity.clone())));
+    apply::recover(&*machine, &state)?;
+
+    let (status, statuses) = channel::channel(Status::default());
+    let (asks, mut asked) = mpsc::channel(8);
+    let control = control::serve(&state, statuses, asks, cancel.clone()).map_err(RunError::Socket)?;
+    let control = tokio::spawn(control);
+    let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+
+    let live = source::last_good(&*machine, &state);
+    let mut daemon = Daemon {
+        teller: Teller::new(status, &source),
+        state,
+        source,
+        launch,
+        machine,
+        facts,
+        wanted,
+        attempts: Attempts::default(),
+        retry: None,
+        live,
+        watch: Watch::new(),
+        children: Children::new(),
+    };
+    tracing::info!(config = %daemon.source, state = %daemon.state.root().display(), "started");
+    let mut causes = BTreeSet::from(["start".to_owned()]);
+    let mut waiting: Vec<oneshot::Sender<Answer>> = Vec::new();
+    loop {
+        let answer = daemon.reconcile(&causes, !waiting.is_empty()).await;
+        for sender in waiting.drain(..) {
+            let _ = sender.send(answer.clone());
+        }
+        causes.clear();
+        let wake = daemon.next_look();
+        let mut burst: Option<Instant> = None;
+        loop {
+            // Quiet for a moment after the last change, but never longer than a burst may last.
+            let quiet = burst
+                .map(|first| (Instant::now() + daemon.wanted.borrow().reconcile.debounce).min(first + BURST));
+            let (cause, at_once) = tokio::select! {
+                biased;
+                _ = terminate.recv() => {
+                    daemon.stop(cancel, control, "SIGTERM").await;
+                    return Ok(());
+                },
+                _ = interrupt.recv() => {
+                    daemon.stop(cancel, control, "SIGINT").await;
+                    return Ok(());
+                },
+                _ = hangup.recv() => {
+                    daemon.attempts.forget();
+                    ("SIGHUP".to_owned(), true)
+                }
+                Some(ask) = asked.recv() => match ask {
+                    Ask::Apply(sender) => {
+                        waiting.push(sender);
+                        ("asked by `dstack-vpc apply`".to_owned(), true)
+                    }
+                    Ask::Renew => {
+                        daemon.facts.renew_now();
+                        continue;
+                    }
+                },
+                pid = daemon.children.ended() => (format!("a program ended (pid {pid})"), false),
+                changed = daemon.facts.observed.changed() => match changed {
+                    Ok(()) => ("a fact changed".to_owned(), true),
+                    Err(_) => std::future::pending().await,
+                },
+                () = daemon.watch.changed() => ("a file changed".to_owned(), false),
+                () = sleep_until(quiet.unwrap_or_else(|| Instant::now() + BURST)), if burst.is_some() => break,
+                () = sleep_until(wake), if burst.is_none() => ("timer".to_owned(), true),
+            };
+            causes.insert(cause);
+            if at_once {
+                break;
+            }
+            burst.get_or_insert_with(Instant::now);
+        }
+    }
+}
+
+impl Daemon {
+    /// Drain, then let go of everything in the order it was taken.
+    async fn stop(
+        self,
+        cancel: CancellationToken,
+        control: tokio::task::JoinHandle<std::io::Result<()>>,
+        why: &str,
+    ) {
+        tracing::info!(why, "stopping: open requests may finish");
+        self.machine.close().await;
+        cancel.cancel();
+        self.facts.join().await;
+        if let Ok(Err(error)) = control.await {
+            tracing::warn!(%error, "the daemon's socket ended");
+        }
+        tracing::info!("stopped");
+    }
+
+    /// The timer, or the earliest retry.
+    fn next_look(&self) -> Instant {
+        let interval = self.wanted.borrow().reconcile.interval;
+        // A tenth of jitter, so that many machines do not move in step.
+        let timer = Instant::now() + interval.mul_f64(1.0 + fastrand::f64() / 10.0);
+        [self.retry, self.source.look_again()]
+            .into_iter()
+            .flatten()
+            .fold(timer, Instant::min)
+    }
+}
+
+/// RFC 3339 for a moment on the monotonic clock.
+fn wall(at: Instant) -> Timestamp {
+    let ahead = at.saturating_duration_since(Instant::now());
+    Timestamp::now() + jiff::SignedDuration::try_from(ahead).unwrap_or_default()
+}

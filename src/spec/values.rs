@@ -14,6 +14,18 @@ pub struct Role {
     pub node: bool,
 }
 
+impl fmt::Display for Role {
+    /// As it is written in the file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.server, self.node) {
+            (false, false) => "mesh",
+            (true, false) => "server",
+            (false, true) => "node",
+            (true, true) => "server+node",
+        })
+    }
+}
+
 /// Who may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AllowedApps {

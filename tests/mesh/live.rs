@@ -96,6 +96,7 @@ async fn listeners_move_without_a_failed_call() {
         let moved = us.mesh.local_addrs().await.client;
         assert_eq!(moved, wanted.client_listen, "round {round}");
         addr.send(moved).unwrap();
+        us.mesh.retire().await;
     }
     load.calls(100).await;
     load.end().await;

@@ -34,6 +34,7 @@ use forward::Hop;
 use pool::{Dial, Pool, Slot};
 use target::Target;
 use tls::Credentials;
+pub(crate) use tls::without_identity;
 
 /// How often idle connections are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);

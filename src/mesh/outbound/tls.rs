@@ -47,7 +47,7 @@ impl Credentials {
 
 /// For calls whose TLS ends at the gateway (`x-dstack-target-use-tls: false`): encrypted on the way there, no identity
 /// shown, none checked. The caller asked for exactly that.
-pub(super) fn without_identity(protocols: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
+pub(crate) fn without_identity(protocols: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
     let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
         .with_safe_default_protocol_versions()?
         .dangerous()

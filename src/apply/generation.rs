@@ -1,0 +1,212 @@
+//! Generations on disk: staged beside the live one, complete once renamed, live by one rename of a link.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::machine::Machine;
+use crate::desired::{Desired, Probe};
+use crate::paths::StateDir;
+
+const MANIFEST: &str = "manifest.json";
+
+/// What a generation says of itself, beside its files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub tag: String,
+    pub probes: Vec<Probe>,
+    /// SHA-256 of each file by path: whatever differs on disk was edited by somebody else.
+    pub files: BTreeMap<String, String>,
+    /// Why it was made.
+    pub cause: String,
+    /// RFC 3339.
+    pub made_at: String,
+}
+
+/// An I/O error with the step that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} {path}: {source}")]
+pub struct DiskError {
+    pub doing: &'static str,
+    pub path: PathBuf,
+    #[source]
+    pub source: io::Error,
+}
+
+pub(super) fn doing<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DiskError + 'a {
+    move |source| DiskError {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The folder of generation `number`.
+pub fn dir(state: &StateDir, number: u32) -> PathBuf {
+    state.generations().join(format!("{number:06}"))
+}
+
+/// Numbers of the complete generations, oldest first.
+pub fn all<M: Machine>(machine: &M, state: &StateDir) -> io::Result<Vec<u32>> {
+    let names = machine.list(&state.generations())?;
+    let mut numbers: Vec<u32> = names.iter().filter_map(|name| number_of(name)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn number_of(name: &str) -> Option<u32> {
+    let digits = name.len() >= 6 && name.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| name.parse().ok()).flatten()
+}
+
+/// The number that `current` points to, if it points to a generation of ours.
+pub fn current<M: Machine>(machine: &M, state: &StateDir) -> io::Result<Option<u32>> {
+    let Some(target) = machine.read_link(&state.current())? else {
+        return Ok(None);
+    };
+    let ours = target.parent() == Some(Path::new("generations"));
+    let name = target.file_name().and_then(|name| name.to_str());
+    Ok(name.filter(|_| ours).and_then(number_of))
+}
+
+/// Reads a generation's files as they are now; a file that cannot be read counts as absent.
+pub fn files<M: Machine>(machine: &M, state: &StateDir, number: u32) -> BTreeMap<String, Vec<u8>> {
+    let root = dir(state, number);
+    let mut files = BTreeMap::new();
+    for folder in machine.list(&root).unwrap_or_default() {
+        if folder == MANIFEST {
+            continue;
+        }
+        for name in machine.list(&root.join(&folder)).unwrap_or_default() {
+            let path = format!("{folder}/{name}");
+            if let Ok(bytes) = machine.read(&root.join(&path)) {
+                files.insert(path, bytes);
+            }
+        }
+    }
+    files
+}
+
+/// Reads a generation's manifest; `None` when it is missing or damaged.
+pub fn manifest<M: Machine>(machine: &M, state: &StateDir, number: u32) -> Option<Manifest> {
+    let bytes = machine.read(&dir(state, number).join(MANIFEST)).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+impl Manifest {
+    /// Describes what is about to be written.
+    pub fn of(desired: &Desired, cause: &str) -> Self {
+        Self {
+            tag: desired.tag.clone(),
+            probes: desired.probes.clone(),
+            files: desired
+                .files
+                .iter()
+                .map(|(path, file)| (path.clone(), digest(&file.bytes)))
+                .collect(),
+            cause: cause.to_owned(),
+            made_at: jiff::Timestamp::now().to_string(),
+        }
+    }
+
+    /// Paths whose bytes on disk are not those that were written.
+    pub fn drifted(&self, on_disk: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
+        let edited = |(path, hash): &(&String, &String)| {
+            on_disk.get(*path).map(|bytes| digest(bytes)).as_ref() != Some(*hash)
+        };
+        let foreign = on_disk.keys().filter(|path| !self.files.contains_key(*path));
+        self.files
+            .iter()
+            .filter(edited)
+            .map(|(path, _)| path)
+            .chain(foreign)
+            .cloned()
+            .collect()
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// Writes everything below `generations/<number>.tmp`, durably. Nothing looks there but the checkers.
+pub(super) fn stage<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    number: u32,
+    desired: &Desired,
+    cause: &str,
+) -> Result<PathBuf, DiskError> {
+    let staged = dir(state, number).with_extension("tmp");
+    machine.remove(&staged).map_err(doing("removing", &staged))?;
+    machine
+        .make_dir(&staged, 0o755)
+        .map_err(doing("creating", &staged))?;
+    let mut folders = std::collections::BTreeSet::new();
+    for (path, file) in &desired.files {
+        let path = staged.join(path);
+        let folder = path.parent().unwrap_or(&staged).to_owned();
+        if folders.insert(folder.clone()) {
+            machine
+                .make_dir(&folder, 0o755)
+                .map_err(doing("creating", &folder))?;
+        }
+        machine
+            .write_new(&path, file.mode, &file.bytes)
+            .map_err(doing("writing", &path))?;
+    }
+    let path = staged.join(MANIFEST);
+    let manifest = serde_json::to_vec_pretty(&Manifest::of(desired, cause)).expect("plain data serialises");
+    machine
+        .write_new(&path, 0o600, &manifest)
+        .map_err(doing("writing", &path))?;
+    for folder in folders.iter().chain([&staged]) {
+        machine.sync_dir(folder).map_err(doing("syncing", folder))?;
+    }
+    Ok(staged)
+}
+
+/// Makes a staged generation a complete one.
+pub(super) fn complete<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    number: u32,
+    staged: &Path,
+) -> Result<(), DiskError> {
+    let (all, done) = (state.generations(), dir(state, number));
+    machine
+        .rename(staged, &done)
+        .map_err(doing("renaming to", &done))?;
+    machine.sync_dir(&all).map_err(doing("syncing", &all))
+}
+
+/// Points `current` at a generation by one rename.
+pub(super) fn switch<M: Machine>(machine: &M, state: &StateDir, number: u32) -> Result<(), DiskError> {
+    let link = state.current();
+    let new = state.root().join("current.tmp");
+    let target = Path::new("generations").join(format!("{number:06}"));
+    machine.remove(&new).map_err(doing("removing", &new))?;
+    machine.symlink(&target, &new).map_err(doing("linking", &new))?;
+    machine.rename(&new, &link).map_err(doing("switching", &link))?;
+    machine
+        .sync_dir(state.root())
+        .map_err(doing("syncing", state.root()))
+}
+
+/// Removes the oldest generations beyond `keep`, never one that is in use.
+pub(super) fn prune<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    keep: usize,
+    in_use: &[u32],
+) -> io::Result<()> {
+    let numbers = all(machine, state)?;
+    let excess = numbers.len().saturating_sub(keep.max(1));
+    for number in numbers.iter().take(excess).filter(|n| !in_use.contains(n)) {
+        machine.remove(&dir(state, *number))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! The seam: all that apply does to the machine goes through [`Machine`], so that a test can fail, delay
+//! or stop it at any single step.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::desired::{Probe, Reader};
+use crate::mesh::MeshSettings;
+use crate::plan::{ActionKind, Service};
+
+/// One method, one step. Files first, then the programs.
+pub trait Machine: Send + Sync {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// Names in a folder, sorted; an absent folder is empty.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+
+    /// Where a link points; `None` when there is no link.
+    fn read_link(&self, path: &Path) -> io::Result<Option<PathBuf>>;
+
+    /// Creates a folder with this mode, and what is missing above it.
+    fn make_dir(&self, path: &Path, mode: u32) -> io::Result<()>;
+
+    /// Creates a file that must not exist yet, with this mode from its first moment, and syncs it.
+    fn write_new(&self, path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes names in a folder durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    fn symlink(&self, target: &Path, link: &Path) -> io::Result<()>;
+
+    /// Removes a file, a link or a whole tree; absent is fine.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Who else listens on an address, in words; `None`: nobody, or only our own nginx.
+    fn taken_by(&self, addr: SocketAddr, nginx: Option<i32>) -> Option<String>;
+
+    /// Lets a consumer look at its file in a staged generation; the error is its own words.
+    fn check(&self, reader: Reader, staged: &Path) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// What supervisord says of its programs; `None`: it cannot be reached.
+    fn services(&self) -> impl Future<Output = Option<BTreeMap<String, Service>>> + Send;
+
+    /// Carries out one action; `mesh` is for the listeners.
+    fn act(&self, action: ActionKind, mesh: &MeshSettings)
+    -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Workers of nginx that accept connections now.
+    fn workers(&self, nginx: i32) -> Vec<i32>;
+
+    /// Waits until every listener answers with the tag and none of `old_workers` accepts any more.
+    fn prove(
+        &self,
+        probes: &[Probe],
+        tag: &str,
+        old_workers: &[i32],
+        within: Duration,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// The new state is proven: let go of what only the old one needed.
+    fn settle(&self) -> impl Future<Output = ()> + Send;
+}

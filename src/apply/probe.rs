@@ -1,0 +1,137 @@
+//! Proof by answer: a configuration is live when every listener says its tag.
+//!
+//! `nginx -t` and a reload that exit 0 prove nothing: a taken port is ignored by both. And one good answer is
+//! not the cut-over either, because a worker of the old configuration may take the next connection: so the
+//! old workers are watched until none of them accepts any more.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::desired::Probe;
+
+const PATH: &str = "/.dstack-vpc/generation";
+const PAUSE: Duration = Duration::from_millis(5);
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// Waits until every listener answers with `tag` and none of `old_workers` accepts connections.
+pub(super) async fn prove(
+    probes: &[Probe],
+    tag: &str,
+    old_workers: &[i32],
+    within: Duration,
+) -> Result<(), String> {
+    let deadline = Instant::now() + within;
+    loop {
+        let mut waiting = None;
+        for probe in probes {
+            waiting = match ask(probe).await {
+                Ok(answer) if answer == tag => continue,
+                Ok(_) => Some("it answers with another configuration".to_owned()),
+                Err(error) => Some(error),
+            }
+            .map(|why| format!("{} = \"{}\": {why}", probe.key, probe.listen));
+            break;
+        }
+        if waiting.is_none() && !old_workers.iter().any(|pid| accepts(*pid)) {
+            return Ok(());
+        }
+        let pending =
+            waiting.unwrap_or_else(|| "workers of the old configuration still accept connections".into());
+        if Instant::now() > deadline {
+            return Err(format!("{pending} (waited {within:?})"));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn ask(probe: &Probe) -> Result<String, String> {
+    let addr = reachable(probe.listen);
+    let asking = async {
+        let stream = TcpStream::connect(addr)
+            .await
+            .map_err(|e| format!("cannot connect: {e}"))?;
+        if probe.tls {
+            let name = rustls_pki_types::ServerName::IpAddress(addr.ip().into());
+            // The tag is no secret, and the port decides who is asked: nobody's identity matters here.
+            let tls = crate::mesh::without_identity(&[]).map_err(|e| format!("TLS: {e}"))?;
+            let connector = tokio_rustls::TlsConnector::from(tls);
+            let stream = connector
+                .connect(name, stream)
+                .await
+                .map_err(|e| format!("TLS: {e}"))?;
+            get(stream).await
+        } else {
+            get(stream).await
+        }
+    };
+    timeout(ANSWER, asking)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {ANSWER:?}")))
+}
+
+async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<String, String> {
+    let words = |error: hyper::Error| format!("no HTTP answer: {error}");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(words)?;
+    let request = Request::get(PATH)
+        .header("host", "localhost")
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| e.to_string())?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(words)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), 1024)
+            .collect()
+            .await
+            .map_err(|e| e.to_string())?;
+        match status.is_success() {
+            true => Ok(String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()),
+            false => Err(format!(
+                "answers {status}: it is not our nginx, or not this configuration"
+            )),
+        }
+    };
+    // The connection is driven beside the exchange and dropped with it: no task is left behind.
+    tokio::pin!(exchange);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        ended = connection => {
+            ended.map_err(words)?;
+            exchange.await
+        }
+    }
+}
+
+/// A wildcard address is reached on loopback.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// The pids of nginx's workers that accept connections: a worker that drains says so in its title.
+pub(super) fn workers(nginx: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{nginx}/task/{nginx}/children")).unwrap_or_default();
+    let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    pids.filter(|pid| accepts(*pid)).collect()
+}
+
+fn accepts(pid: i32) -> bool {
+    let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let title = String::from_utf8_lossy(&title);
+    title.contains("worker process") && !title.contains("shutting down")
+}

@@ -1,0 +1,330 @@
+//! The machine itself: disk, checkers, supervisord, nginx and the built-in listeners.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::machine::Machine;
+use super::probe;
+use crate::desired::{Probe, Program, Reader, check_command};
+use crate::facts::Programs;
+use crate::facts::ports::holder_of;
+use crate::identity::Identity;
+use crate::mesh::{Mesh, MeshSettings};
+use crate::paths::StateDir;
+use crate::plan::{ActionKind, Service, ServiceState};
+use crate::supervisor::{Limits, ProcessInfo, State, Supervisor, SupervisorError};
+
+/// A checker that takes longer than this hangs.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A program that takes longer to start or to stop is reported. nginx may drain for as long as its
+/// `worker_shutdown_timeout`, but not its master, which is what supervisord waits for.
+const LIMITS: Limits = Limits {
+    start: Duration::from_secs(15),
+    stop: Duration::from_secs(45),
+};
+
+/// What [`Machine`] stands for outside tests.
+pub struct Real {
+    supervisor: Supervisor,
+    /// Where the checkers are.
+    programs: Mutex<Programs>,
+    /// `None`: this process has no listeners (the commands).
+    identity: Option<watch::Receiver<Option<Arc<Identity>>>>,
+    mesh: tokio::sync::Mutex<Option<Mesh>>,
+}
+
+impl Real {
+    /// `identity` is given by the daemon, which owns the listeners.
+    pub fn new(state: &StateDir, identity: Option<watch::Receiver<Option<Arc<Identity>>>>) -> Self {
+        Self {
+            supervisor: Supervisor::new(state.supervisor_socket()),
+            programs: Mutex::default(),
+            identity,
+            mesh: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    /// Tells where the checkers are installed.
+    pub fn know(&self, programs: &Programs) {
+        self.programs
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone_from(programs);
+    }
+
+    /// Settings of the listeners, once they are open.
+    pub async fn mesh_settings(&self) -> Option<MeshSettings> {
+        self.mesh
+            .lock()
+            .await
+            .as_ref()
+            .map(|mesh| MeshSettings::clone(&mesh.settings()))
+    }
+
+    /// supervisord and its programs, where they run.
+    pub async fn pids(&self) -> Vec<i32> {
+        let mut pids: Vec<i32> = self.supervisor.pid().await.ok().into_iter().collect();
+        let services = self.services().await.into_iter().flatten();
+        let own = i32::try_from(std::process::id()).ok();
+        pids.extend(
+            services
+                .filter_map(|(_, service)| service.pid)
+                .filter(|pid| Some(*pid) != own),
+        );
+        pids
+    }
+
+    /// Drains and closes the listeners.
+    pub async fn close(&self) {
+        if let Some(mesh) = self.mesh.lock().await.take() {
+            mesh.shutdown().await;
+        }
+    }
+
+    async fn update_listeners(&self, settings: &MeshSettings) -> Result<(), String> {
+        let Some(identity) = &self.identity else {
+            return Ok(());
+        };
+        let mut mesh = self.mesh.lock().await;
+        match &*mesh {
+            Some(mesh) => mesh
+                .update(settings.clone())
+                .await
+                .map_err(|error| error.to_string()),
+            None => {
+                *mesh =
+                    Some(Mesh::start(settings.clone(), identity.clone()).map_err(|error| error.to_string())?);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Machine for Real {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        // A link in place of a rendered file is somebody else's file, whatever it says.
+        if fs::symlink_metadata(path)?.is_symlink() {
+            return Err(io::Error::other("a link, not a file"));
+        }
+        fs::read(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.extend(entry?.file_name().into_string());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn read_link(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        match fs::read_link(path) {
+            Ok(target) => Ok(Some(target)),
+            Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::InvalidInput].contains(&error.kind()) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn make_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(mode).create(path)?;
+        // The umask has a say at creation, and the folder may be older than its mode.
+        let now = fs::metadata(path)?.permissions();
+        if now.mode() & 0o7777 != mode {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    }
+
+    fn write_new(&self, path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn symlink(&self, target: &Path, link: &Path) -> io::Result<()> {
+        std::os::unix::fs::symlink(target, link)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let removed = match fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+            Ok(_) => fs::remove_file(path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn taken_by(&self, addr: SocketAddr, nginx: Option<i32>) -> Option<String> {
+        // std sets SO_REUSEADDR, as nginx does: connections that linger are no obstacle.
+        match TcpListener::bind(addr) {
+            Ok(_) => None,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let Some(holder) = holder_of(addr) else {
+                    return Some("another program".to_owned());
+                };
+                let pid = holder
+                    .process
+                    .as_ref()
+                    .and_then(|(pid, _)| i32::try_from(*pid).ok());
+                let ours = nginx.is_some_and(|nginx| {
+                    pid.is_some_and(|pid| pid == nginx || probe::workers(nginx).contains(&pid))
+                });
+                (!ours).then(|| holder.to_string())
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(format!(
+                "nobody, but this user may not open it ({error}); ports below 1024 need root or CAP_NET_BIND_SERVICE"
+            )),
+            Err(error) => Some(format!("nobody, but it cannot be opened: {error}")),
+        }
+    }
+
+    async fn check(&self, reader: Reader, staged: &Path) -> Result<(), String> {
+        let programs = self
+            .programs
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone();
+        let scratch = tempfile::Builder::new()
+            .prefix("dstack-vpc-check-")
+            .tempdir()
+            .map_err(|error| format!("no temporary folder for the check: {error}"))?;
+        let check =
+            check_command(reader, &programs, staged, scratch.path()).map_err(|error| error.to_string())?;
+        let Some(check) = check else { return Ok(()) };
+        let [program, arguments @ ..] = check.command.argv.as_slice() else {
+            return Ok(());
+        };
+        let running = tokio::process::Command::new(program)
+            .args(arguments)
+            .envs(check.env)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(CHECK_TIMEOUT, running)
+            .await
+            .map_err(|_| format!("its check did not end within {CHECK_TIMEOUT:?}"))?
+            .map_err(|error| format!("its check could not be started: {program}: {error}"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let words = [output.stdout, output.stderr].concat();
+        Err(String::from_utf8_lossy(&words).trim_end().to_owned())
+    }
+
+    async fn services(&self) -> Option<BTreeMap<String, Service>> {
+        let all = self.supervisor.all().await.ok()?;
+        Some(
+            all.into_iter()
+                .map(|info| (info.name.clone(), service(&info)))
+                .collect(),
+        )
+    }
+
+    async fn act(&self, action: ActionKind, mesh: &MeshSettings) -> Result<(), String> {
+        let words = |error: SupervisorError| error.to_string();
+        match action {
+            ActionKind::UpdateListeners => self.update_listeners(mesh).await,
+            ActionKind::UpdateSupervisor { interrupted } => {
+                let programs = [Program::Nginx, Program::Headscale, Program::Tailscaled];
+                let ours = programs
+                    .iter()
+                    .filter(|_| interrupted)
+                    .map(|p| p.name().to_owned())
+                    .collect();
+                self.supervisor
+                    .converge(Program::Daemon.name(), &ours, LIMITS)
+                    .await
+                    .map(drop)
+                    .map_err(words)
+            }
+            ActionKind::ReloadNginx => self
+                .supervisor
+                .signal(Program::Nginx.name(), "HUP")
+                .await
+                .map_err(words),
+            ActionKind::RestartHeadscale => self
+                .supervisor
+                .restart(Program::Headscale.name(), LIMITS)
+                .await
+                .map_err(words),
+            ActionKind::Start(program) => self
+                .supervisor
+                .start(program.name(), Some(LIMITS.start))
+                .await
+                .map_err(words),
+        }
+    }
+
+    fn workers(&self, nginx: i32) -> Vec<i32> {
+        probe::workers(nginx)
+    }
+
+    async fn prove(
+        &self,
+        probes: &[Probe],
+        tag: &str,
+        old_workers: &[i32],
+        within: Duration,
+    ) -> Result<(), String> {
+        probe::prove(probes, tag, old_workers, within).await
+    }
+
+    async fn settle(&self) {
+        if let Some(mesh) = &*self.mesh.lock().await {
+            mesh.retire().await;
+        }
+    }
+}
+
+fn service(info: &ProcessInfo) -> Service {
+    use State::{Running, Starting, Stopped, Stopping};
+    let state = match info.state {
+        Starting | Running => ServiceState::Up,
+        // At supervisord's own start everything is "stopped" for a moment: nobody asked for that.
+        Stopped | Stopping if info.started.is_some() => ServiceState::StoppedByOperator,
+        _ => ServiceState::Down,
+    };
+    let detail = if info.spawn_error.is_empty() {
+        &info.description
+    } else {
+        &info.spawn_error
+    };
+    Service {
+        state,
+        pid: info.pid,
+        detail: detail.clone(),
+    }
+}

@@ -1,0 +1,105 @@
+//! `apply`: one reconcile, by the daemon where one runs, else here.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::bail;
+
+use super::{Context, block_on};
+use crate::apply::{self, Left, Order, Real};
+use crate::desired::{Templates, desired};
+use crate::facts;
+use crate::plan::plan;
+use crate::reconcile::Lock;
+use crate::reconcile::control::{Answer, AskError, Daemon};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print the outcome as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn apply(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    // The daemon reads the same file, but a message about it is better here, where it was asked for.
+    context.load()?;
+    let answer = block_on(async {
+        match Daemon(&context.state).apply().await {
+            Ok(answer) => Ok(answer),
+            Err(AskError::NotRunning(_)) => alone(context).await,
+            Err(error) => Err(error.into()),
+        }
+    })??;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+    } else if answer.live {
+        println!("{}", answer.message);
+    } else {
+        bail!("{}", answer.message);
+    }
+    Ok(if answer.live {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn alone(context: &Context) -> anyhow::Result<Answer> {
+    let state = &context.state;
+    let _lock = Lock::take(state)?;
+    let machine = Real::new(state, None);
+    let spec = Arc::new(context.load()?.spec);
+    apply::recover(&machine, state)?;
+    let present = apply::look(&machine, state).await?;
+    if present.services.is_none() {
+        bail!(
+            "neither the daemon nor supervisord runs on {}, so nothing can be made live; `dstack-vpc up` starts them",
+            state.root().display()
+        );
+    }
+    let seen = facts::first(&spec, state, spec.dstack.agent_timeout).await;
+    let desired = desired(
+        &spec,
+        &seen.facts,
+        state,
+        &context.launch()?,
+        &templates(context)?,
+    )?;
+    machine.know(&seen.facts.programs);
+    let plan = plan(&desired, &present);
+    let order = Order {
+        cause: "`dstack-vpc apply`".to_owned(),
+        keep: spec.reconcile.keep.into(),
+        probe_timeout: spec.reconcile.probe_timeout,
+    };
+    Ok(
+        match apply::apply(&machine, state, &desired, &present, &plan, &order).await {
+            Ok(applied) => Answer {
+                live: applied.proven,
+                changed: applied.changed,
+                generation: Some(applied.generation),
+                message: format!("generation {} is live", applied.generation),
+            },
+            Err(error) => Answer {
+                live: false,
+                changed: false,
+                generation: present.generation,
+                message: match error.left {
+                    Left::Untouched => format!("{}\nnothing was changed", error.failure),
+                    Left::RolledBackTo(number) => {
+                        format!("{}\nrolled back: generation {number} serves again", error.failure)
+                    }
+                    Left::Unproven(why) => format!("{}\n{why}", error.failure),
+                },
+            },
+        },
+    )
+}
+
+/// The built-in templates, with the overrides that lie beside the configuration.
+pub(super) fn templates(context: &Context) -> anyhow::Result<Templates> {
+    Ok(match context.source().templates().filter(|dir| dir.is_dir()) {
+        Some(dir) => Templates::with_overrides(&dir)?,
+        None => Templates::builtin(),
+    })
+}

@@ -1,0 +1,177 @@
+//! `status`: what the daemon says of itself, the one thing that is wrong first.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use jiff::Timestamp;
+
+use super::{Context, block_on};
+use crate::reconcile::control::Daemon;
+use crate::reconcile::status::{Condition, ConditionKind, Status};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+    /// Go on printing as it changes, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Exit 0 when the machine is ready and as configured, 1 when it is not or no daemon answers.
+pub(super) fn status(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    block_on(async {
+        let daemon = Daemon(&context.state);
+        let mut status = daemon.status().await?;
+        show(&status, args)?;
+        if args.watch {
+            loop {
+                let next = daemon.next_status().await?;
+                if next != status {
+                    status = next;
+                    show(&status, args)?;
+                }
+            }
+        }
+        let fine = status
+            .condition(ConditionKind::Degraded)
+            .is_some_and(|condition| !condition.status);
+        Ok(if fine {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    })?
+}
+
+fn show(status: &Status, args: &Args) -> anyhow::Result<()> {
+    match (args.json, args.watch) {
+        // One object a line can be read while it goes on.
+        (true, true) => println!("{}", serde_json::to_string(status)?),
+        (true, false) => println!("{}", serde_json::to_string_pretty(status)?),
+        (false, watch) => {
+            if watch {
+                anstream::print!("\x1b[H\x1b[2J");
+            }
+            anstream::print!("{}", text(status));
+        }
+    }
+    Ok(())
+}
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const FAINT: Style = Style::new().dimmed();
+
+fn text(status: &Status) -> String {
+    let mut out = String::new();
+    let _ = write_text(&mut out, status);
+    out
+}
+
+fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
+    let find = |kind| status.condition(kind);
+    match find(ConditionKind::Ready) {
+        None => writeln!(out, "{BAD}starting{BAD:#}: the first reconcile has not ended")?,
+        Some(ready) => {
+            let degraded = find(ConditionKind::Degraded).filter(|condition| condition.status);
+            match (ready.status, degraded) {
+                (true, None) => writeln!(out, "{GOOD}ready{GOOD:#}: {}", ready.message)?,
+                (true, Some(wrong)) => {
+                    writeln!(
+                        out,
+                        "{BAD}degraded{BAD:#}: it serves, but not everything is as it should be"
+                    )?;
+                    indent(out, &wrong.message)?;
+                }
+                (false, wrong) => {
+                    writeln!(out, "{BAD}not ready{BAD:#}")?;
+                    indent(out, wrong.map_or(&ready.message, |wrong| &wrong.message))?;
+                }
+            }
+        }
+    }
+    writeln!(out)?;
+    let generation = status
+        .generation
+        .map_or_else(|| "none".to_owned(), |number| number.to_string());
+    row(
+        out,
+        "generation",
+        &format!(
+            "{generation}{}",
+            if status.owed { " (not proven yet)" } else { "" }
+        ),
+    )?;
+    row(out, "role", &status.role)?;
+    row(out, "config", &status.config.source)?;
+    if let Some(identity) = &status.identity {
+        row(out, "app id", identity.app_id.as_deref().unwrap_or("none"))?;
+        row(out, "certificate", &format!("until {}", identity.not_after))?;
+    }
+    for fact in status.facts.iter().filter(|fact| fact.key == "gateway") {
+        row(out, "gateway", &format!("{} ({})", fact.value, fact.source))?;
+    }
+    for (name, service) in &status.services {
+        let pid = service.pid.map(|pid| format!(" pid {pid}")).unwrap_or_default();
+        row(out, name, &format!("{}{pid}", service.state))?;
+    }
+    for condition in &status.conditions {
+        row(out, &format!("{:?}", condition.kind), &condition_text(condition))?;
+    }
+    if let Some(retry) = status.next_retry {
+        row(
+            out,
+            "next retry",
+            &format!(
+                "in {}s",
+                (retry - Timestamp::now())
+                    .total(jiff::Unit::Second)
+                    .map_or(0.0, f64::ceil)
+            ),
+        )?;
+    }
+    for note in &status.notes {
+        row(out, "note", note)?;
+    }
+    if !status.history.is_empty() {
+        writeln!(out)?;
+        for event in status.history.iter().rev().take(5) {
+            let time = event.at.strftime("%H:%M:%S");
+            let first = event.detail.lines().next().unwrap_or_default();
+            writeln!(
+                out,
+                "{FAINT}{time}{FAINT:#} {}: {}",
+                event.outcome,
+                short(first, 60)
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn condition_text(condition: &Condition) -> String {
+    let word = if condition.status { "yes" } else { "no" };
+    format!(
+        "{word}, {} since {}",
+        condition.reason,
+        condition.since.strftime("%Y-%m-%d %H:%M:%S")
+    )
+}
+
+fn row(out: &mut String, name: &str, value: &str) -> std::fmt::Result {
+    writeln!(out, "  {FAINT}{name:<16}{FAINT:#} {value}")
+}
+
+fn indent(out: &mut String, text: &str) -> std::fmt::Result {
+    text.lines().try_for_each(|line| writeln!(out, "  {line}"))
+}
+
+fn short(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,104 @@
+//! `up`: the container's entry point. The first reconcile, then supervisord takes this process over.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use super::apply::templates;
+use super::{Context, block_on, logging};
+use crate::apply::{self, Order, Real, generation};
+use crate::desired::desired;
+use crate::facts::{self, Observed};
+use crate::plan::plan;
+use crate::reconcile::Lock;
+use crate::spec::Spec;
+
+/// How long the first reconcile waits for the guest agent. The daemon goes on waiting, and serves meanwhile.
+const AGENT_WAIT: Duration = Duration::from_secs(10);
+
+pub(super) fn up(context: &Context) -> anyhow::Result<ExitCode> {
+    let loaded = context.load();
+    logging::start(loaded.as_ref().ok().map(|loaded| &loaded.spec.log));
+    let supervisord = block_on(first(context, loaded.map(|loaded| loaded.spec)))??;
+
+    let conf = context.state.current().join("supervisor/supervisord.conf");
+    tracing::info!("handing over to {}", supervisord.display());
+    let error = Command::new(&supervisord)
+        .arg("--nodaemon")
+        .arg("--configuration")
+        .arg(&conf)
+        .exec();
+    Err(error).with_context(|| format!("cannot start {}", supervisord.display()))
+}
+
+/// Renders what is wished, or leaves what served last; returns where supervisord is.
+async fn first(context: &Context, wish: anyhow::Result<Spec>) -> anyhow::Result<std::path::PathBuf> {
+    let state = &context.state;
+    let _lock = Lock::take(state)?;
+    let machine = Real::new(state, None);
+    apply::recover(&machine, state)?;
+    if !machine.pids().await.is_empty() {
+        bail!(
+            "supervisord already runs on {}; use `dstack-vpc apply`, or stop it first",
+            state.root().display()
+        );
+    }
+    let served_before = generation::current(&machine, state)?;
+    let spec = match (wish, served_before) {
+        (Ok(spec), _) => Arc::new(spec),
+        (Err(error), None) => return Err(error),
+        (Err(error), Some(number)) => {
+            tracing::error!("the configuration is not used, generation {number} serves again:\n{error}");
+            let last = crate::reconcile::last_good(&machine, state);
+            last.context("the last good configuration is damaged")?
+        }
+    };
+    tracing::info!("looking for the guest agent");
+    let seen = facts::first(&spec, state, AGENT_WAIT).await;
+    for problem in &seen.problems {
+        tracing::warn!("{}: {}", problem.what.name(), problem.message);
+    }
+    let programs = &seen.facts.programs;
+    let Some(supervisord) = programs.supervisord.as_ref().map(|fact| fact.value.path.clone()) else {
+        bail!(
+            "supervisord was not found ({}); install it: apt-get install supervisor",
+            spec.supervisor.program.display()
+        );
+    };
+    if programs.nginx.is_none() {
+        bail!(
+            "nginx was not found ({}); install it: apt-get install nginx",
+            spec.nginx.program.display()
+        );
+    }
+    if let Err(error) = reconcile(context, &machine, &spec, &seen).await {
+        let Some(number) = served_before else {
+            return Err(error);
+        };
+        tracing::error!("generation {number} serves again: {error:#}");
+    }
+    Ok(supervisord)
+}
+
+async fn reconcile(context: &Context, machine: &Real, spec: &Spec, seen: &Observed) -> anyhow::Result<()> {
+    let state = &context.state;
+    let desired = desired(spec, &seen.facts, state, &context.launch()?, &templates(context)?)?;
+    machine.know(&seen.facts.programs);
+    let present = apply::look(machine, state).await?;
+    let plan = plan(&desired, &present);
+    let order = Order {
+        cause: "`dstack-vpc up`".to_owned(),
+        keep: spec.reconcile.keep.into(),
+        probe_timeout: spec.reconcile.probe_timeout,
+    };
+    let applied = apply::apply(machine, state, &desired, &present, &plan, &order).await?;
+    tracing::info!(
+        generation = applied.generation,
+        stage_ms = applied.took.stage_ms,
+        "rendered and checked"
+    );
+    Ok(())
+}

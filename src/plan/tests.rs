@@ -1,0 +1,170 @@
+//! A plan is minimal, and each action names the difference that causes it.
+
+use super::*;
+use crate::desired::{Launch, Templates, desired};
+use crate::facts::assume;
+use crate::paths::StateDir;
+use crate::spec::{ConfigText, load};
+
+fn wish(text: &str) -> Desired {
+    let spec = load(Some(&ConfigText::new("vpc.toml", text)), &BTreeMap::new())
+        .unwrap()
+        .spec;
+    let state = StateDir::new("/var/lib/dstack-vpc");
+    let app = "aa00000000000000000000000000000000000001".to_owned();
+    let pairs = [
+        ("app_id".to_owned(), app),
+        ("gateway_domain".to_owned(), "apps.example.com:443".to_owned()),
+    ];
+    let facts = assume(&pairs, &spec, &state).unwrap();
+    let launch = Launch {
+        exe: "/usr/bin/dstack-vpc".into(),
+        config: None,
+    };
+    desired(&spec, &facts, &state, &launch, &Templates::builtin()).unwrap()
+}
+
+/// The machine as it is after `desired` was applied.
+fn after(desired: &Desired) -> Present {
+    let up = |pid| Service {
+        state: ServiceState::Up,
+        pid: Some(pid),
+        detail: String::new(),
+    };
+    let programs = desired.programs.keys().chain([&Program::Daemon]);
+    Present {
+        generation: Some(1),
+        files: desired
+            .files
+            .iter()
+            .map(|(path, file)| (path.clone(), file.bytes.clone()))
+            .collect(),
+        listeners: Listeners::Open(Box::new(desired.mesh.clone())),
+        services: Some(
+            programs
+                .zip(100..)
+                .map(|(p, pid)| (p.name().to_owned(), up(pid)))
+                .collect(),
+        ),
+        owed: false,
+    }
+}
+
+fn kinds(plan: &Plan) -> Vec<ActionKind> {
+    plan.actions.iter().map(|action| action.kind).collect()
+}
+
+const PLAIN: &str = "";
+const SERVER: &str = "role = \"server\"\nallowed_apps = \"any\"\n";
+const BACKEND: &str = "[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\n";
+
+#[test]
+fn nothing_to_do_after_it_is_done() {
+    for text in [PLAIN, SERVER, BACKEND] {
+        let desired = wish(text);
+        let plan = plan(&desired, &after(&desired));
+        assert!(plan.is_empty(), "{plan:?}");
+    }
+}
+
+#[test]
+fn a_backend_reloads_nginx_and_tells_the_listeners() {
+    let plan = plan(&wish(BACKEND), &after(&wish(PLAIN)));
+    assert_eq!(
+        kinds(&plan),
+        [ActionKind::UpdateListeners, ActionKind::ReloadNginx]
+    );
+    let paths: Vec<_> = plan.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(paths, ["daemon/vpc.toml", "nginx/nginx.conf"]);
+}
+
+#[test]
+fn an_allow_list_never_touches_nginx() {
+    let before = wish(BACKEND);
+    let now = wish(&format!(
+        "{BACKEND}allowed_apps = [\"aa00000000000000000000000000000000000001\"]\n"
+    ));
+    assert_eq!(kinds(&plan(&now, &after(&before))), [ActionKind::UpdateListeners]);
+}
+
+#[test]
+fn a_comment_for_headscale_is_no_reason_to_restart_it() {
+    let before = wish(SERVER);
+    let mut now = before.clone();
+    let path = "headscale/headscale.yaml";
+    let file = now.files.get_mut(path).unwrap();
+    file.bytes.extend(b"# a remark\n");
+    assert_eq!(kinds(&plan(&now, &after(&before))), []);
+    let file = now.files.get_mut(path).unwrap();
+    file.bytes.extend(b"disable_check_updates: false\n");
+    assert_eq!(
+        kinds(&plan(&now, &after(&before))),
+        [ActionKind::RestartHeadscale]
+    );
+}
+
+#[test]
+fn a_new_role_is_supervisords_affair() {
+    let plan = plan(&wish(SERVER), &after(&wish(PLAIN)));
+    assert!(
+        kinds(&plan).contains(&ActionKind::UpdateSupervisor { interrupted: false }),
+        "{plan:?}"
+    );
+    assert!(
+        !kinds(&plan).contains(&ActionKind::RestartHeadscale),
+        "it is not there yet: {plan:?}"
+    );
+}
+
+#[test]
+fn what_an_operator_stopped_stays_stopped() {
+    let desired = wish(PLAIN);
+    let mut present = after(&desired);
+    let nginx = present.services.as_mut().unwrap().get_mut("nginx").unwrap();
+    (nginx.state, nginx.pid) = (ServiceState::StoppedByOperator, None);
+    let plan = plan(&wish(BACKEND), &present);
+    assert_eq!(kinds(&plan), [ActionKind::UpdateListeners]);
+    assert!(
+        plan.notes.iter().any(|note| note.contains("stopped by hand")),
+        "{:?}",
+        plan.notes
+    );
+}
+
+#[test]
+fn what_fell_down_is_started() {
+    let desired = wish(PLAIN);
+    let mut present = after(&desired);
+    present.services.as_mut().unwrap().get_mut("nginx").unwrap().state = ServiceState::Down;
+    assert_eq!(
+        kinds(&plan(&desired, &present)),
+        [ActionKind::Start(Program::Nginx)]
+    );
+}
+
+#[test]
+fn what_is_owed_is_done_again() {
+    let desired = wish(PLAIN);
+    let mut present = after(&desired);
+    present.owed = true;
+    assert_eq!(
+        kinds(&plan(&desired, &present)),
+        [
+            ActionKind::UpdateSupervisor { interrupted: true },
+            ActionKind::ReloadNginx
+        ]
+    );
+}
+
+#[test]
+fn an_edited_file_is_put_right() {
+    let desired = wish(PLAIN);
+    let mut present = after(&desired);
+    present
+        .files
+        .insert("nginx/nginx.conf".into(), b"events {}".to_vec());
+    present.files.insert("nginx/extra.conf".into(), b"".to_vec());
+    let plan = plan(&desired, &present);
+    assert_eq!(kinds(&plan), [ActionKind::ReloadNginx]);
+    assert_eq!(plan.files.len(), 2);
+}

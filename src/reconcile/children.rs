@@ -1,0 +1,76 @@
+//! Knowing at once that a supervised program ended, without asking again and again: a pidfd becomes
+//! readable when its process exits.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+/// Watches a changing set of processes.
+pub(super) struct Children {
+    watched: BTreeMap<i32, AbortHandle>,
+    tasks: tokio::task::JoinSet<()>,
+    sender: mpsc::Sender<i32>,
+    ended: mpsc::Receiver<i32>,
+}
+
+impl Children {
+    pub(super) fn new() -> Self {
+        let (sender, ended) = mpsc::channel(16);
+        Self {
+            watched: BTreeMap::new(),
+            tasks: tokio::task::JoinSet::new(),
+            sender,
+            ended,
+        }
+    }
+
+    /// From now on these and no others.
+    pub(super) fn follow(&mut self, pids: impl IntoIterator<Item = i32>) {
+        let pids: Vec<i32> = pids.into_iter().collect();
+        self.watched.retain(|pid, task| {
+            let keep = pids.contains(pid);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for pid in pids {
+            if let std::collections::btree_map::Entry::Vacant(entry) = self.watched.entry(pid)
+                && let Some(fd) = open(pid)
+            {
+                let sender = self.sender.clone();
+                entry.insert(self.tasks.spawn(async move {
+                    if fd.readable().await.is_ok() {
+                        let _ = sender.send(pid).await;
+                    }
+                }));
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// The pid of one that ended. Cancel safe.
+    pub(super) async fn ended(&mut self) -> i32 {
+        match self.ended.recv().await {
+            Some(pid) => {
+                self.watched.remove(&pid);
+                pid
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// `None` where the kernel has no pidfd, or the process is gone already: the timer finds out then.
+fn open(pid: i32) -> Option<AsyncFd<OwnedFd>> {
+    let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
+    // SAFETY: the descriptor has to stay open, and the same, while it is registered. `AsyncFd` owns the `OwnedFd`,
+    // nobody else has it, and it is deregistered before it is closed.
+    #[allow(unsafe_code)]
+    let fd = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
+    fd.ok()
+}

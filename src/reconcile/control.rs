@@ -1,0 +1,200 @@
+//! The daemon's own socket, for the commands of this program: HTTP over `run/daemon.sock`, owner only.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::status::Status;
+use crate::paths::StateDir;
+
+/// What a command asks of the running daemon.
+pub(super) enum Ask {
+    /// Reconcile now, also what failed before, and say how it went.
+    Apply(oneshot::Sender<Answer>),
+    /// Fetch a new certificate now.
+    Renew,
+}
+
+/// How an asked-for reconcile went.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    pub live: bool,
+    pub changed: bool,
+    pub generation: Option<u32>,
+    /// A sentence, or the error as a person should read it.
+    pub message: String,
+}
+
+/// Why the daemon could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("no daemon runs on {0}; `dstack-vpc up` starts one")]
+    NotRunning(String),
+    #[error("the daemon does not answer: {0}")]
+    Broken(String),
+}
+
+#[derive(Clone)]
+struct Shared {
+    status: watch::Receiver<Status>,
+    asks: mpsc::Sender<Ask>,
+}
+
+/// Serves until cancelled. The socket is there when this returns its future.
+pub(super) fn serve(
+    state: &StateDir,
+    status: watch::Receiver<Status>,
+    asks: mpsc::Sender<Ask>,
+    cancel: CancellationToken,
+) -> io::Result<impl Future<Output = io::Result<()>> + use<>> {
+    let path = state.daemon_socket();
+    // The lock is ours, so a socket that is there is one that a killed daemon left.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = bind(&path)?;
+    let app = Router::new()
+        .route(
+            "/status",
+            get(async |State(shared): State<Shared>| Json(shared.status.borrow().clone())),
+        )
+        .route("/status/next", get(next_status))
+        .route("/apply", post(apply))
+        .route("/renew", post(renew))
+        .with_state(Shared { status, asks });
+    Ok(async move {
+        axum::serve(listener, app)
+            .with_graceful_shutdown(cancel.cancelled_owned())
+            .await
+    })
+}
+
+/// Socket paths are limited to about 107 bytes by the kernel: said in words instead of `EINVAL`.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => io::Error::other(format!(
+            "{} is too long for a unix socket; choose a shorter --state-dir",
+            path.display()
+        )),
+        _ => error,
+    })?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn next_status(State(mut shared): State<Shared>) -> Json<Status> {
+    shared.status.mark_unchanged();
+    // A quiet daemon answers all the same, so that a watcher sees that it lives.
+    let _ = tokio::time::timeout(Duration::from_secs(10), shared.status.changed()).await;
+    let status = shared.status.borrow().clone();
+    Json(status)
+}
+
+async fn apply(State(shared): State<Shared>) -> Result<Json<Answer>, StatusCode> {
+    let (sender, answer) = oneshot::channel();
+    shared
+        .asks
+        .send(Ask::Apply(sender))
+        .await
+        .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    answer
+        .await
+        .map(Json)
+        .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
+async fn renew(State(shared): State<Shared>) -> StatusCode {
+    match shared.asks.send(Ask::Renew).await {
+        Ok(()) => StatusCode::ACCEPTED,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// The commands' side of the socket.
+pub struct Daemon<'a>(pub &'a StateDir);
+
+impl Daemon<'_> {
+    /// What it says of itself.
+    pub async fn status(&self) -> Result<Status, AskError> {
+        self.ask(Method::GET, "/status").await
+    }
+
+    /// The same, at its next change, ten seconds from now at the latest.
+    pub async fn next_status(&self) -> Result<Status, AskError> {
+        self.ask(Method::GET, "/status/next").await
+    }
+
+    /// Reconciles now.
+    pub async fn apply(&self) -> Result<Answer, AskError> {
+        self.ask(Method::POST, "/apply").await
+    }
+
+    /// Asks for a new certificate; it comes in its own time.
+    pub async fn renew(&self) -> Result<(), AskError> {
+        self.send(Method::POST, "/renew").await.map(drop)
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, AskError> {
+        let body = self.send(method, path).await?;
+        serde_json::from_slice(&body).map_err(|error| AskError::Broken(error.to_string()))
+    }
+
+    async fn send(&self, method: Method, path: &str) -> Result<Bytes, AskError> {
+        let broken = |error: &dyn std::fmt::Display| AskError::Broken(error.to_string());
+        let socket = self.0.daemon_socket();
+        let stream = match UnixStream::connect(&socket).await {
+            Ok(stream) => stream,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(AskError::Broken(format!(
+                    "{}: {error}; run this as the daemon's user",
+                    socket.display()
+                )));
+            }
+            Err(_) => return Err(AskError::NotRunning(self.0.root().display().to_string())),
+        };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| broken(&e))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "daemon")
+            .body(Empty::<Bytes>::new())
+            .map_err(|e| broken(&e))?;
+        let exchange = async {
+            let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), 16 << 20)
+                .collect()
+                .await
+                .map_err(|e| broken(&e))?;
+            match status.is_success() {
+                true => Ok(body.to_bytes()),
+                false => Err(AskError::Broken(format!("it answered {status}"))),
+            }
+        };
+        tokio::pin!(exchange);
+        tokio::select! {
+            answer = &mut exchange => answer,
+            ended = connection => {
+                ended.map_err(|e| broken(&e))?;
+                exchange.await
+            }
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! Telling: what a round found and did becomes status, log lines and an answer.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::control::Answer;
+use super::round::Attempt;
+use super::source::Source;
+use super::status::{
+    ConditionKind, ConfigStatus, Event, FactStatus, IdentityStatus, LastError, ServiceStatus, Status,
+};
+use super::wall;
+use crate::apply::{Applied, Left, Took};
+use crate::facts::{Observed, Topic};
+use crate::plan::{ActionKind, Plan, Present, ServiceState};
+use crate::spec::Spec;
+
+const HISTORY: usize = 50;
+
+/// What one reconcile gathers for the telling.
+pub(super) struct Round<'a> {
+    cause: &'a str,
+    seen: &'a Observed,
+    /// Why the configuration could not be read.
+    invalid: Option<String>,
+    /// Why what it says could not be brought about, and what serves instead.
+    refused: Option<(String, Left)>,
+    waiting: bool,
+    /// What serves now, and whether it is what the configuration says.
+    live: Option<(Applied, Plan, bool)>,
+    drifted: Vec<String>,
+}
+
+impl<'a> Round<'a> {
+    pub(super) fn new(cause: &'a str, seen: &'a Observed, invalid: Option<String>) -> Self {
+        Self {
+            cause,
+            seen,
+            invalid,
+            refused: None,
+            waiting: false,
+            live: None,
+            drifted: Vec::new(),
+        }
+    }
+
+    pub(super) fn tried(&mut self, attempt: Attempt, is_wish: bool) {
+        match attempt {
+            Attempt::Live {
+                applied,
+                plan,
+                drifted,
+            } => {
+                self.live = Some((applied, plan, is_wish));
+                self.drifted = drifted;
+            }
+            Attempt::Failed { message, left } => self.refused = Some((message, left)),
+            Attempt::TooSoon(_) => self.waiting = true,
+        }
+    }
+}
+
+/// Owns the published status.
+pub(super) struct Teller {
+    status: watch::Sender<Status>,
+}
+
+impl Teller {
+    pub(super) fn new(status: watch::Sender<Status>, source: &Source) -> Self {
+        status.send_modify(|status| {
+            env!("CARGO_PKG_VERSION").clone_into(&mut status.version);
+            status.pid = std::process::id();
+            status.started_at = Some(Timestamp::now());
+            status.config.source = source.to_string();
+        });
+        Self { status }
+    }
+
+    /// Publishes what is so now; wakes watchers only when something changed.
+    pub(super) fn tell(
+        &mut self,
+        source: &Source,
+        live: Option<&Spec>,
+        present: &Present,
+        round: Round<'_>,
+        retry: Option<Instant>,
+    ) -> Answer {
+        let mut status = self.status.borrow().clone();
+        status.counters.reconciles += 1;
+        status.role = live.map(|spec| spec.role.to_string()).unwrap_or_default();
+        status.generation = present.generation;
+        status.owed = present.owed;
+        status.next_retry = retry.map(wall);
+        status.services = services(present);
+        status.facts = facts(round.seen);
+        status.identity = identity(round.seen);
+        status.notes = round
+            .live
+            .as_ref()
+            .map(|(_, plan, _)| plan.notes.clone())
+            .unwrap_or_default();
+        config(
+            &mut status.config,
+            source,
+            round.live.as_ref().is_some_and(|(.., wish)| *wish),
+        );
+        happened(&mut status, &round);
+        conditions(&mut status, present, &round);
+
+        let answer = answer(&status, &round);
+        self.status.send_if_modified(|old| {
+            // The count of looks alone is nothing to wake anybody for.
+            let mut quiet = status.clone();
+            quiet.counters.reconciles = old.counters.reconciles;
+            quiet.facts.clone_from(&old.facts);
+            let news = quiet != *old;
+            *old = status;
+            news
+        });
+        answer
+    }
+}
+
+fn config(config: &mut ConfigStatus, source: &Source, live: bool) {
+    source.digest().clone_into(&mut config.observed);
+    if live {
+        config.live.clone_from(&config.observed);
+    }
+}
+
+fn services(present: &Present) -> BTreeMap<String, ServiceStatus> {
+    let say = |state| match state {
+        ServiceState::Up => "up",
+        ServiceState::StoppedByOperator => "stopped by hand",
+        ServiceState::Down => "down",
+    };
+    let services = present.services.iter().flatten();
+    services
+        .map(|(name, service)| {
+            let state = say(service.state).to_owned();
+            (
+                name.clone(),
+                ServiceStatus {
+                    state,
+                    pid: service.pid,
+                    detail: service.detail.clone(),
+                },
+            )
+        })
+        .collect()
+}
+
+fn facts(seen: &Observed) -> Vec<FactStatus> {
+    let rows = seen.facts.rows().into_iter();
+    rows.map(|row| FactStatus {
+        key: row.key.to_string(),
+        value: row.value,
+        source: row.source,
+        age_seconds: row.age.map(|age| age.as_secs()),
+    })
+    .collect()
+}
+
+fn identity(seen: &Observed) -> Option<IdentityStatus> {
+    let identity = seen.identity.as_ref()?;
+    Some(IdentityStatus {
+        app_id: identity.app_id.map(|id| id.to_string()),
+        instance_id: identity.instance_id.map(|id| id.to_string()),
+        not_after: Timestamp::try_from(identity.not_after).unwrap_or(Timestamp::MAX),
+        folder: identity.dir.display().to_string(),
+    })
+}
+
+/// Counters, history, log: what this round did.
+fn happened(status: &mut Status, round: &Round<'_>) {
+    let problem = match (&round.invalid, &round.refused) {
+        (Some(invalid), _) => Some(invalid.clone()),
+        (None, Some((message, Left::Unproven(why)))) => Some(format!("{message}; {why}")),
+        (None, Some((message, _))) => Some(message.clone()),
+        (None, None) => None,
+    };
+    if let Some((message, left)) = &round.refused {
+        let outcome = match left {
+            Left::Untouched => "refused",
+            Left::RolledBackTo(_) => "rolled back",
+            Left::Unproven(_) => "failed",
+        };
+        match left {
+            Left::RolledBackTo(_) => status.counters.rolled_back += 1,
+            _ => status.counters.refused += 1,
+        }
+        tracing::error!(
+            cause = round.cause,
+            serving = status.generation,
+            "{outcome}: {message}"
+        );
+        remember(status, outcome, round.cause, message.clone(), Took::default());
+    }
+    if let Some((applied, plan, _)) = &round.live
+        && applied.changed
+    {
+        let drift = !round.drifted.is_empty();
+        status.counters.applied += 1;
+        status.counters.drift_repaired += u64::from(drift);
+        status.counters.programs_started += plan
+            .actions
+            .iter()
+            .filter(|a| matches!(a.kind, ActionKind::Start(_)))
+            .count() as u64;
+        let cause = match drift {
+            true => format!("{}: somebody edited {}", round.cause, round.drifted.join(", ")),
+            false => round.cause.to_owned(),
+        };
+        let detail = summary(plan);
+        tracing::info!(
+            generation = applied.generation,
+            proven = applied.proven,
+            stage_ms = applied.took.stage_ms,
+            act_ms = applied.took.act_ms,
+            cause,
+            "live: {detail}"
+        );
+        remember(
+            status,
+            if applied.proven { "live" } else { "rendered" },
+            &cause,
+            detail,
+            applied.took,
+        );
+    }
+    match problem {
+        Some(message) => {
+            let new = status
+                .last_error
+                .as_ref()
+                .is_none_or(|last| last.message != message);
+            if new && round.invalid.is_some() {
+                status.counters.refused += 1;
+                tracing::error!("the configuration is not used, what served goes on serving:\n{message}");
+                remember(status, "refused", round.cause, message.clone(), Took::default());
+            }
+            if new {
+                status.last_error = Some(LastError {
+                    message,
+                    at: Timestamp::now(),
+                });
+            }
+        }
+        None if !round.waiting => status.last_error = None,
+        None => {}
+    }
+}
+
+fn remember(status: &mut Status, outcome: &str, cause: &str, detail: String, took: Took) {
+    status.history.push(Event {
+        at: Timestamp::now(),
+        generation: status.generation,
+        outcome: outcome.to_owned(),
+        cause: cause.to_owned(),
+        detail,
+        stage_ms: took.stage_ms,
+        act_ms: took.act_ms,
+    });
+    let excess = status.history.len().saturating_sub(HISTORY);
+    status.history.drain(..excess);
+}
+
+/// `nginx/nginx.conf; nginx reload`.
+fn summary(plan: &Plan) -> String {
+    let files = plan.files.iter().map(|file| file.path.clone());
+    let actions = plan.actions.iter().map(|action| {
+        let (target, verb, _) = crate::plan::words(action.kind);
+        format!("{target}: {verb} ({})", action.reason)
+    });
+    files.chain(actions).collect::<Vec<_>>().join("; ")
+}
+
+fn conditions(status: &mut Status, present: &Present, round: &Round<'_>) {
+    use ConditionKind::{Configured, Degraded, IdentityValid, Ready, ServicesHealthy};
+    let error = status
+        .last_error
+        .as_ref()
+        .map(|error| error.message.clone())
+        .unwrap_or_default();
+    match (&round.live, &round.invalid) {
+        (_, Some(_)) => status.set(Configured, false, "Invalid", error.clone()),
+        (Some((applied, _, true)), _) if applied.proven => {
+            status.set(
+                Configured,
+                true,
+                "Live",
+                format!("generation {} is live", applied.generation),
+            );
+        }
+        (Some((applied, _, true)), _) => {
+            let message = format!(
+                "generation {} is rendered and waits for supervisord",
+                applied.generation
+            );
+            status.set(Configured, false, "Unproven", message);
+        }
+        _ => status.set(Configured, false, "Refused", error.clone()),
+    }
+
+    match &round.seen.identity {
+        Some(identity) if identity.not_after < std::time::SystemTime::now() => {
+            status.set(
+                IdentityValid,
+                false,
+                "Expired",
+                "the certificate has expired; a new one is being asked for",
+            );
+        }
+        Some(identity) if identity.app_id.is_none() => {
+            let message = "the certificate has no app id: the guest agent has no KMS, so no peer can know us";
+            status.set(IdentityValid, false, "NoAppId", message);
+        }
+        Some(identity) => {
+            let until = Timestamp::try_from(identity.not_after).unwrap_or(Timestamp::MAX);
+            status.set(IdentityValid, true, "Valid", format!("valid until {until}"));
+        }
+        None => {
+            let message = round
+                .seen
+                .problem(Topic::Identity)
+                .map_or("waiting for the guest agent", |problem| problem.message.as_str());
+            status.set(IdentityValid, false, "Waiting", message);
+        }
+    }
+
+    let unwell: Vec<_> = status
+        .services
+        .iter()
+        .filter(|(_, service)| service.state != "up")
+        .collect();
+    let (healthy, reason, message) = if present.services.is_none() {
+        (
+            false,
+            "NoSupervisor",
+            "supervisord is not running; `dstack-vpc up` starts it".to_owned(),
+        )
+    } else if unwell.is_empty() {
+        (true, "Running", format!("{} programs run", status.services.len()))
+    } else {
+        let says = unwell
+            .iter()
+            .map(|(name, s)| format!("{name} is {} ({})", s.state, s.detail));
+        (false, "NotRunning", says.collect::<Vec<_>>().join("; "))
+    };
+    status.set(ServicesHealthy, healthy, reason, message);
+
+    let holds = |kind| status.condition(kind).is_some_and(|condition| condition.status);
+    let serves = present.generation.is_some() && !present.owed;
+    let ready = serves && holds(IdentityValid) && holds(ServicesHealthy);
+    let wrong: Vec<String> = [Configured, IdentityValid, ServicesHealthy]
+        .into_iter()
+        .filter_map(|kind| {
+            status
+                .condition(kind)
+                .filter(|c| !c.status)
+                .map(|c| c.message.clone())
+        })
+        .chain(
+            round
+                .seen
+                .problems
+                .iter()
+                .map(|problem| format!("{}: {}", problem.what.name(), problem.message)),
+        )
+        .collect();
+    match ready {
+        true => status.set(
+            Ready,
+            true,
+            "Serving",
+            format!("generation {} serves", present.generation.unwrap_or(0)),
+        ),
+        false => status.set(
+            Ready,
+            false,
+            "NotServing",
+            wrong.first().cloned().unwrap_or_default(),
+        ),
+    }
+    match wrong.is_empty() {
+        true => status.set(Degraded, false, "AsConfigured", "everything is as it should be"),
+        false => status.set(Degraded, true, "SeeMessage", wrong.join("\n")),
+    }
+}
+
+fn answer(status: &Status, round: &Round<'_>) -> Answer {
+    let configured = status.condition(ConditionKind::Configured);
+    let live = configured.is_some_and(|condition| condition.status);
+    let changed = round.live.as_ref().is_some_and(|(applied, ..)| applied.changed);
+    let message = match (&round.live, &round.refused) {
+        (Some((applied, plan, true)), _) if live && applied.changed => {
+            format!("generation {} is live: {}", applied.generation, summary(plan))
+        }
+        (Some((applied, _, true)), _) if live => {
+            format!("nothing to do: generation {} is live", applied.generation)
+        }
+        (_, Some((message, Left::RolledBackTo(number)))) => {
+            format!("{message}\nrolled back: generation {number} serves again")
+        }
+        (_, Some((message, Left::Untouched))) => format!("{message}\nnothing was changed"),
+        (_, Some((message, Left::Unproven(why)))) => format!("{message}\n{why}"),
+        _ => configured
+            .map(|condition| condition.message.clone())
+            .unwrap_or_default(),
+    };
+    Answer {
+        live,
+        changed,
+        generation: status.generation,
+        message,
+    }
+}
