@@ -1,0 +1,265 @@
+//! `mesh.https_listen`: who gets in, where a request goes, and what a backend is told.
+
+#[path = "rendered/nginx.rs"]
+mod nginx;
+mod rendered;
+
+use std::sync::Arc;
+
+use hyper::header::HeaderMap;
+use hyper::{Method, Request, Response, StatusCode};
+use nginx::*;
+use rendered::*;
+
+/// A server with the backends `default`, `db` (its own Host) and `closed` (nobody may).
+async fn three_backends() -> Front {
+    let (default, db, api) = (echo("default").await, echo("db").await, echo("api").await);
+    Front::start(|spec, _| {
+        spec.role.server = true;
+        spec.server.api_listen = api;
+        spec.backends = vec![
+            backend("default", "_", &[&default.to_string()]),
+            backend("db", "db.internal", &[&db.to_string()]),
+            backend("closed", "closed.internal", &[&db.to_string()]),
+        ];
+    })
+    .await
+}
+
+fn served_by<B>(response: &Response<B>) -> &str {
+    response.headers()["x-served-by"].to_str().unwrap()
+}
+
+#[tokio::test]
+async fn host_selects_the_backend_and_the_auth_service_is_told_which() {
+    let front = three_backends().await;
+    for (host, expected, backend) in [
+        ("db.internal", "db", "db"),
+        ("DB.internal:443", "db", "db"),
+        ("vpc-server", "api", "vpc-server"),
+        ("anything.else", "default", "default"),
+        ("aa-443s.apps.example.com", "default", "default"),
+    ] {
+        let response = front.https(Who::App, get(host, "/a%20b?c=d%2Fe")).await;
+        assert_eq!(response.status(), StatusCode::OK, "{host}");
+        assert_eq!(served_by(&response), expected, "{host}");
+        let text = text(response).await;
+        assert!(text.starts_with("GET /a%20b?c=d%2Fe\n"), "{text}");
+        assert!(text.contains(&format!("\nhost: {host}\n")), "{text}");
+        let asked = front.asked.lock().unwrap().pop().unwrap();
+        assert_eq!(asked["x-dstack-backend"], backend);
+        assert_eq!(asked["x-client-verify"], "SUCCESS");
+        let cert = asked["x-client-cert"].to_str().unwrap();
+        assert!(cert.starts_with("-----BEGIN%20CERTIFICATE-----%0A"), "{cert}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_certificate_of_ours_nothing_is_reached() {
+    let front = three_backends().await;
+    for who in [Who::Nobody, Who::Stranger] {
+        for host in ["db.internal", "vpc-server", "anything.else"] {
+            let mut request = get(host, "/");
+            // What the auth service is told comes from nginx alone.
+            let headers = request.headers_mut();
+            headers.insert("x-client-verify", "SUCCESS".parse().unwrap());
+            headers.insert("x-dstack-app-id", app(CALLER).to_string().parse().unwrap());
+            let response = front.https(who, request).await;
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+            assert!(!response.headers().contains_key("x-served-by"));
+            assert_eq!(response.headers()["content-type"], "application/json");
+            let body: serde_json::Value = serde_json::from_str(&text(response).await).unwrap();
+            assert_eq!(body["code"], "unauthorized");
+        }
+    }
+    let refused = front.https(Who::App, get("closed.internal", "/")).await;
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    assert!(text(refused).await.contains("\"code\":\"forbidden\""));
+}
+
+#[tokio::test]
+async fn health_and_the_generation_need_no_certificate() {
+    let front = three_backends().await;
+    for host in ["db.internal", "whatever"] {
+        let health = front.https(Who::Nobody, get(host, "/health")).await;
+        assert_eq!(health.status(), StatusCode::OK);
+        assert_eq!(text(health).await, "OK");
+        for response in [
+            front
+                .https(Who::Nobody, get(host, "/.dstack-vpc/generation"))
+                .await,
+            front.http(get(host, "/.dstack-vpc/generation")).await,
+        ] {
+            assert_eq!(response.status(), StatusCode::OK);
+            assert_eq!(response.headers()["connection"], "close");
+            assert_eq!(text(response).await, front.tag);
+        }
+    }
+    // The auth subrequest's location is nobody else's.
+    let inner = front
+        .https(Who::App, get("db.internal", "/.dstack-vpc/auth"))
+        .await;
+    assert_eq!(inner.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn what_we_vouch_for_cannot_be_sent_by_the_caller() {
+    let front = three_backends().await;
+    let mut request = get("db.internal", "/");
+    for name in [
+        "X-Dstack-App-Id",
+        "x-dstack-app-id",
+        "X_Dstack_App_Id",
+        "x-dstack_app-id",
+        "X-DSTACK-APP_ID",
+        "x.dstack.app.id",
+        "X-Client-Cert",
+        "x-client-verify",
+        "x_client_verify",
+        "X-Dstack-Backend",
+    ] {
+        let name: hyper::header::HeaderName = name.parse().unwrap();
+        request.headers_mut().append(name, "spoofed".parse().unwrap());
+    }
+    request
+        .headers_mut()
+        .insert("x-forwarded-for", "10.1.2.3".parse().unwrap());
+    request
+        .headers_mut()
+        .insert("x-forwarded-proto", "gopher".parse().unwrap());
+    let seen = text(front.https(Who::App, request).await).await;
+    assert!(!seen.contains("spoofed"), "{seen}");
+    let ids: Vec<_> = seen
+        .lines()
+        .filter(|l| l.to_lowercase().replace(['_', '.'], "-").starts_with("x-dstack"))
+        .collect();
+    assert_eq!(ids, [format!("x-dstack-app-id: {}", app(CALLER))]);
+    assert!(
+        seen.contains("\nx-forwarded-for: 10.1.2.3, 127.0.0.1\n"),
+        "{seen}"
+    );
+    assert!(seen.contains("\nx-forwarded-proto: https\n"), "{seen}");
+    assert!(seen.contains("\nx-forwarded-host: db.internal\n"), "{seen}");
+    let asked = front.asked.lock().unwrap().pop().unwrap();
+    let values: Vec<_> = asked.values().filter(|v| *v == "spoofed").collect();
+    assert!(values.is_empty(), "{asked:?}");
+}
+
+#[tokio::test]
+async fn without_a_default_backend_other_hosts_are_told_so_after_the_check() {
+    let db = echo("db").await;
+    let front = Front::start(|spec, _| {
+        spec.backends = vec![backend("db", "db.internal", &[&db.to_string()])];
+    })
+    .await;
+    let found = front.https(Who::App, get("db.internal", "/")).await;
+    assert_eq!(served_by(&found), "db");
+    let known = front.https(Who::App, get("other", "/")).await;
+    assert_eq!(known.status(), StatusCode::MISDIRECTED_REQUEST);
+    assert!(text(known).await.contains("\"code\":\"no_backend\""));
+    let unknown = front.https(Who::Nobody, get("other", "/")).await;
+    assert_eq!(unknown.status(), StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn statuses_methods_and_repeated_headers_pass_as_they_are() {
+    let backend_addr = serve(|request: Request<_>| async move {
+        let status: u16 = request.uri().path()[1..].parse().unwrap();
+        Response::builder()
+            .status(status)
+            .header("x-method", request.method().as_str())
+            .header("set-cookie", "a=1")
+            .header("set-cookie", "b=2")
+            .body(body("from the backend"))
+            .unwrap()
+    })
+    .await;
+    let front = Front::start(|spec, _| {
+        spec.backends = vec![backend("default", "_", &[&backend_addr.to_string()])];
+    })
+    .await;
+    // 401, 403 and 502 are also nginx's own: those of a backend keep their body.
+    for status in [200, 204, 401, 403, 404, 418, 500, 502, 503, 504] {
+        let response = front.https(Who::App, get("x", &format!("/{status}"))).await;
+        assert_eq!(response.status().as_u16(), status);
+        assert_eq!(response.headers().get_all("set-cookie").iter().count(), 2);
+        let expected = if status == 204 { "" } else { "from the backend" };
+        assert_eq!(text(response).await, expected, "{status}");
+    }
+    for method in ["HEAD", "OPTIONS", "PATCH", "PUT", "DELETE", "PROPFIND"] {
+        let mut request = get("x", "/200");
+        *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
+        let response = front.https(Who::App, request).await;
+        assert_eq!(response.headers()["x-method"], method);
+    }
+}
+
+#[tokio::test]
+async fn a_backend_or_an_auth_service_that_is_away_is_said_in_json() {
+    let nobody = free_port().to_string();
+    let front = Front::start(|spec, _| spec.backends = vec![backend("default", "_", &[&nobody])]).await;
+    let response = front.https(Who::App, get("x", "/")).await;
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+    assert!(text(response).await.contains("\"code\":\"backend_unreachable\""));
+
+    let backend_addr = echo("default").await.to_string();
+    let front = Front::start_with_auth(free_port(), Arc::default(), |spec, _| {
+        spec.backends = vec![backend("default", "_", &[&backend_addr])];
+    })
+    .await;
+    let response = front.https(Who::App, get("x", "/")).await;
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(text(response).await.contains("\"code\":\"auth_unavailable\""));
+}
+
+#[tokio::test]
+async fn several_upstreams_share_the_load_and_a_dead_one_is_passed_over() {
+    let (one, two, dead) = (echo("one").await, echo("two").await, free_port());
+    let front = Front::start(|spec, _| {
+        let upstreams = [one, two, dead].map(|a| a.to_string());
+        spec.backends = vec![backend("default", "_", &upstreams.each_ref().map(String::as_str))];
+    })
+    .await;
+    let mut seen = std::collections::BTreeSet::new();
+    for method in ["GET", "POST"].repeat(10) {
+        let mut request = get("x", "/");
+        *request.method_mut() = method.parse().unwrap();
+        let response = front.https(Who::App, request).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        seen.insert(served_by(&response).to_owned());
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["one", "two"]);
+}
+
+#[tokio::test]
+async fn tls_1_2_and_1_3_http_1_and_2_are_all_spoken() {
+    let front = three_backends().await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let stream = front.tls_config(Who::App, &[version], &[b"http/1.1"]).await;
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
+        let response = exchange(stream, get("db.internal", "/")).await;
+        assert_eq!(served_by(&response), "db");
+    }
+    let stream = front.tls(Who::App, &[b"h2", b"http/1.1"]).await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    tokio::spawn(connection);
+    // Two Hosts on one connection: the second is not refused for the first's sake.
+    for (host, expected) in [("db.internal", "db"), ("other.internal", "default")] {
+        let request = Request::get(format!("https://{host}/x")).body(body("")).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(served_by(&response), expected);
+        let seen = text(response).await;
+        assert!(seen.contains(&format!("\nhost: {host}\n")), "{seen}");
+        assert!(
+            seen.contains(&format!("\nx-dstack-app-id: {}\n", app(CALLER))),
+            "{seen}"
+        );
+    }
+    let _: HeaderMap = front.asked.lock().unwrap().pop().unwrap();
+}

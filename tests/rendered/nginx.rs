@@ -1,0 +1,328 @@
+//! A real nginx on rendered files, between clients, an auth service and backends of the test's own.
+#![allow(dead_code, unreachable_pub)]
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dstack_vpc::agent::dev::pki::{LeafRequest, Pki};
+use dstack_vpc::desired::Program;
+use dstack_vpc::facts::Facts;
+use dstack_vpc::paths::StateDir;
+use dstack_vpc::spec::Spec;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::rendered::*;
+
+pub type Body = BoxBody<Bytes, hyper::Error>;
+
+pub fn body(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into())
+        .map_err(|e: Infallible| match e {})
+        .boxed()
+}
+
+/// Serves HTTP/1.1 and h2c with `answer` on a port of its own, until the test's runtime ends.
+pub async fn serve<F, R>(answer: F) -> SocketAddr
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+    R: Future<Output = Response<Body>> + Send + 'static,
+{
+    serve_counted(answer, Arc::default()).await
+}
+
+/// The same, counting connections.
+pub async fn serve_counted<F, R>(answer: F, connections: Arc<Mutex<usize>>) -> SocketAddr
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+    R: Future<Output = Response<Body>> + Send + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            *connections.lock().unwrap() += 1;
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let response = answer(request);
+                    async move { Ok::<_, Infallible>(response.await) }
+                });
+                let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                    .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    });
+    addr
+}
+
+/// A backend that says who it is and what it was sent: the request line, then a line for each header.
+pub async fn echo(name: &'static str) -> SocketAddr {
+    serve(move |request: Request<Incoming>| async move {
+        let mut text = format!("{} {}\n", request.method(), request.uri());
+        for (key, value) in request.headers() {
+            text += &format!("{key}: {}\n", value.to_str().unwrap());
+        }
+        Response::builder()
+            .header("x-served-by", name)
+            .body(body(text))
+            .unwrap()
+    })
+    .await
+}
+
+/// nginx as it is rendered for the given spec, with an auth service that takes every verified certificate,
+/// except for the backend `closed`.
+pub struct Front {
+    pub http: SocketAddr,
+    pub https: SocketAddr,
+    pub pki: Pki,
+    pub state: StateDir,
+    pub tag: String,
+    /// What the auth service was asked.
+    pub asked: Arc<Mutex<Vec<HeaderMap>>>,
+    _dir: tempfile::TempDir,
+    child: Child,
+}
+
+/// Who the auth service says the caller is.
+pub const CALLER: u8 = 0xbb;
+
+impl Front {
+    pub async fn start(change: impl FnOnce(&mut Spec, &mut Facts)) -> Self {
+        let asked: Arc<Mutex<Vec<HeaderMap>>> = Arc::default();
+        let log = asked.clone();
+        let auth = serve(move |request: Request<Incoming>| {
+            log.lock().unwrap().push(request.headers().clone());
+            async move {
+                let is = |name: &str, value: &str| request.headers().get(name).is_some_and(|v| v == value);
+                let status = match (is("x-client-verify", "SUCCESS"), is("x-dstack-backend", "closed")) {
+                    (true, false) => StatusCode::OK,
+                    (true, true) => StatusCode::FORBIDDEN,
+                    _ => StatusCode::UNAUTHORIZED,
+                };
+                Response::builder()
+                    .status(status)
+                    .header("x-dstack-app-id", app(CALLER).to_string())
+                    .body(body(""))
+                    .unwrap()
+            }
+        })
+        .await;
+        Self::start_with_auth(auth, asked, change).await
+    }
+
+    pub async fn start_with_auth(
+        auth: SocketAddr,
+        asked: Arc<Mutex<Vec<HeaderMap>>>,
+        change: impl FnOnce(&mut Spec, &mut Facts),
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // nginx's workers have to get in when this test is root.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let state = StateDir::new(dir.path().join("state"));
+        let pki = Pki::new().unwrap();
+        identity(&pki, app(0xaa), &state.identity().join("000001"));
+
+        let mut spec = mesh();
+        let mut facts = facts(&state);
+        let (http, https) = (free_port(), free_port());
+        spec.mesh.http_listen = http;
+        spec.mesh.https_listen = https;
+        spec.mesh.auth_listen = auth;
+        spec.nginx.workers = 1;
+        facts.programs.nginx.as_mut().unwrap().value.path = program("nginx");
+        change(&mut spec, &mut facts);
+        let desired = render(&spec, &facts, &state).unwrap();
+        write(&desired, &state.current());
+        for folder in desired.folders.keys() {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        let argv = &desired.programs[&Program::Nginx].argv;
+        let child = Command::new(&argv[0])
+            .args(&argv[1..])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let front = Self {
+            http,
+            https,
+            pki,
+            state,
+            tag: desired.tag,
+            asked,
+            _dir: dir,
+            child,
+        };
+        for listener in [http, https] {
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+            while TcpStream::connect(listener).await.is_err() {
+                assert!(
+                    tokio::time::Instant::now() < deadline,
+                    "nginx does not listen on {listener}"
+                );
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        front
+    }
+
+    /// A TLS connection with this certificate, offering these protocols.
+    pub async fn tls(&self, who: Who, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
+        self.tls_config(who, rustls::ALL_VERSIONS, protocols).await
+    }
+
+    pub async fn tls_config(
+        &self,
+        who: Who,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        protocols: &[&[u8]],
+    ) -> TlsStream<TcpStream> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyServer));
+        let issue = |pki: &Pki| pki.issue(&app(CALLER), &LeafRequest::both()).unwrap();
+        let issued = match who {
+            Who::Nobody => None,
+            Who::App => Some(issue(&self.pki)),
+            Who::Stranger => Some(issue(&Pki::new().unwrap())),
+        };
+        let mut config = match issued {
+            None => builder.with_no_client_auth(),
+            Some(issued) => {
+                let chain: Vec<CertificateDer> = issued.chain()[..2].to_vec();
+                let key: PrivateKeyDer = issued.key().unwrap();
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+        let stream = TcpStream::connect(self.https).await.unwrap();
+        let name = ServerName::try_from("aa-443s.apps.example.com").unwrap();
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .unwrap()
+    }
+
+    /// One HTTP/1.1 request over TLS.
+    pub async fn https(&self, who: Who, request: Request<Body>) -> Response<Incoming> {
+        let stream = self.tls(who, &[b"http/1.1"]).await;
+        exchange(stream, request).await
+    }
+
+    /// One HTTP/1.1 request to `http_listen`.
+    pub async fn http(&self, request: Request<Body>) -> Response<Incoming> {
+        exchange(TcpStream::connect(self.http).await.unwrap(), request).await
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+/// The client's certificate.
+#[derive(Clone, Copy)]
+pub enum Who {
+    Nobody,
+    /// Of the same KMS.
+    App,
+    /// Of another KMS.
+    Stranger,
+}
+
+/// Sends one request and gives the response, whose body is still to come.
+pub async fn exchange<S>(stream: S, request: Request<Body>) -> Response<Incoming>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection.with_upgrades());
+    sender.send_request(request).await.unwrap()
+}
+
+pub fn get(host: &str, path: &str) -> Request<Body> {
+    Request::get(path).header("host", host).body(body("")).unwrap()
+}
+
+pub async fn text(response: Response<Incoming>) -> String {
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Of the moment; nothing holds it until nginx does.
+pub fn free_port() -> SocketAddr {
+    std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+/// The server's certificate is not what these tests are about.
+#[derive(Debug)]
+struct AnyServer;
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        vec![
+            rustls::SignatureScheme::ECDSA_NISTP256_SHA256,
+            rustls::SignatureScheme::ECDSA_NISTP384_SHA384,
+        ]
+    }
+}
