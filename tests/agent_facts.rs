@@ -435,6 +435,13 @@ async fn another_spec_is_followed() {
     watched.until("well", whole).await;
 
     spec.dstack.gateway_domain = GatewayChoice::Is("fixed/127.0.0.1:9".parse().unwrap());
+    let at_once = watched.watcher.observed.borrow().clone().under(&spec);
+    assert_eq!(
+        at_once.facts.gateway.as_ref().unwrap().value.to_string(),
+        "fixed/127.0.0.1:9"
+    );
+    let back = at_once.under(&home.spec());
+    assert_eq!(back.facts.gateway, None);
     watched.spec.send_replace(Arc::new(spec.clone()));
     let gateway = |o: &Observed| {
         o.facts

@@ -9,7 +9,7 @@ use super::{Fact, IdentityFiles, Observed, Problem, Topic, gateway, host_shared,
 use crate::agent::{self, AgentClient, Discovered, Info};
 use crate::identity::{self, Identity, Stored};
 use crate::paths::StateDir;
-use crate::spec::{AgentAddr, Gateway, GatewayChoice, Spec};
+use crate::spec::{AgentAddr, AgentChoice, Gateway, GatewayChoice, Spec};
 
 /// The source of a gateway that the spec names.
 pub(super) const CHOSEN: &str = "dstack.gateway_domain";
@@ -71,9 +71,7 @@ impl Observed {
         let mut observed = Self::default();
         remember::recall(state, &mut observed.facts);
         observed.facts.agent = agent::discover(&spec.dstack.agent).ok().map(found);
-        if let Some(gateway) = chosen_gateway(spec) {
-            observed.facts.gateway = Some(gateway);
-        }
+        observed = observed.under(spec);
         let instance_id = observed.facts.instance_id.as_ref().map(|fact| fact.value);
         match identity::load(state, instance_id, SystemTime::now()) {
             Ok(None) => (observed, None),
@@ -94,6 +92,21 @@ impl Observed {
                 (observed, None)
             }
         }
+    }
+
+    /// The same under another spec: what that names outright counts at once, before its keeper has noticed.
+    #[must_use]
+    pub fn under(mut self, spec: &Spec) -> Self {
+        if let AgentChoice::At(addr) = &spec.dstack.agent
+            && self.facts.agent.as_ref().is_none_or(|agent| agent.value != *addr)
+        {
+            self.facts.agent = agent::discover(&spec.dstack.agent).ok().map(found);
+        }
+        match chosen_gateway(spec) {
+            Some(gateway) => self.facts.gateway = Some(gateway),
+            None => drop(self.facts.gateway.take_if(|gateway| gateway.source == CHOSEN)),
+        }
+        self
     }
 
     /// A fact that was known stays when the agent fails. A certificate of another app does not stay.
