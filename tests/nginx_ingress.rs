@@ -77,6 +77,33 @@ async fn without_a_certificate_of_ours_nothing_is_reached() {
     assert!(text(refused).await.contains("\"code\":\"forbidden\""));
 }
 
+/// A server without a TLS context of its own takes the default one's, with everything that is checked there.
+#[tokio::test]
+async fn the_name_in_the_handshake_changes_nothing() {
+    let front = three_backends().await;
+    for sni in ["db.internal", "vpc-server", "closed.internal", "unknown.internal"] {
+        for (who, status) in [(Who::Nobody, 401), (Who::Stranger, 401), (Who::App, 200)] {
+            let stream = front
+                .tls_named(who, rustls::ALL_VERSIONS, &[b"http/1.1"], sni)
+                .await;
+            let response = exchange(stream, get("db.internal", "/")).await;
+            assert_eq!(response.status().as_u16(), status, "{sni}");
+        }
+    }
+    let verified: Vec<_> = front
+        .asked
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|h| h["x-client-verify"].clone())
+        .collect();
+    assert!(
+        verified
+            .iter()
+            .all(|v| v == "SUCCESS" || v == "NONE" || v.as_bytes().starts_with(b"FAILED"))
+    );
+}
+
 #[tokio::test]
 async fn health_and_the_generation_need_no_certificate() {
     let front = three_backends().await;
@@ -235,7 +262,9 @@ async fn several_upstreams_share_the_load_and_a_dead_one_is_passed_over() {
 async fn tls_1_2_and_1_3_http_1_and_2_are_all_spoken() {
     let front = three_backends().await;
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-        let stream = front.tls_config(Who::App, &[version], &[b"http/1.1"]).await;
+        let stream = front
+            .tls_named(Who::App, &[version], &[b"http/1.1"], "x.internal")
+            .await;
         assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
         let response = exchange(stream, get("db.internal", "/")).await;
         assert_eq!(served_by(&response), "db");

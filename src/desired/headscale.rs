@@ -26,6 +26,13 @@ pub(super) fn render(
         Err(note) => return Ok(Err(note)),
     };
     let (data, run) = (state.headscale(), state.run());
+    // Headscale makes a `file:` URI of its database's path without quoting it.
+    if utf8(&data)?.contains(['%', '?', '#']) {
+        return Err(RenderError::Unquotable {
+            file: "headscale.yaml".to_owned(),
+            why: format!("{data:?}: its database cannot lie below a path with `%`, `?` or `#`"),
+        });
+    }
     let derp = match &spec.vpn.derp {
         Derp::Auto | Derp::Embedded => DerpMap {
             embedded: true,

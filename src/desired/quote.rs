@@ -10,7 +10,7 @@ use std::io::{self, Write};
 pub(super) fn nginx(value: &str, out: &mut dyn Write) -> io::Result<()> {
     refuse_control(value)?;
     if value.contains('$') {
-        return Err(refused("`$` would start an nginx variable"));
+        return Err(refused(value, "`$` would start an nginx variable"));
     }
     out.write_all(b"\"")?;
     for c in value.chars() {
@@ -40,12 +40,12 @@ pub(super) fn yaml(value: &str, out: &mut dyn Write) -> io::Result<()> {
 pub(super) fn ini(value: &str, out: &mut dyn Write) -> io::Result<()> {
     refuse_control(value)?;
     if value.trim() != value || value.is_empty() {
-        return Err(refused("it is empty, or begins or ends with a space"));
+        return Err(refused(value, "it is empty, or begins or ends with a space"));
     }
     let mut before = ' ';
     for c in value.chars() {
         if matches!(c, ';' | '#') && before.is_whitespace() {
-            return Err(refused("`;` or `#` after a space would start a comment"));
+            return Err(refused(value, "`;` or `#` after a space would start a comment"));
         }
         before = c;
         write!(out, "{c}")?;
@@ -82,11 +82,11 @@ pub(super) fn nginx_string(value: &str) -> io::Result<String> {
 
 fn refuse_control(value: &str) -> io::Result<()> {
     match value.chars().any(char::is_control) {
-        true => Err(refused("it has a control character such as a line break")),
+        true => Err(refused(value, "it has a control character such as a line break")),
         false => Ok(()),
     }
 }
 
-fn refused(why: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why)
+fn refused(value: &str, why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{value:?}: {why}"))
 }

@@ -28,8 +28,12 @@ pub enum RenderError {
     #[error("template {template}: {message}")]
     TemplateSet { template: String, message: String },
 
-    #[error("a value cannot be written into {file}: {why}; change that path or value in vpc.toml")]
-    Unquotable { file: String, why: String },
+    #[error("{file} cannot hold the value {why}; choose another")]
+    Unquotable {
+        file: String,
+        /// The value, and what is wrong with it.
+        why: String,
+    },
 
     #[error("{path:?} is not valid UTF-8; choose another path")]
     NotUtf8 { path: PathBuf },

@@ -188,14 +188,16 @@ impl Front {
 
     /// A TLS connection with this certificate, offering these protocols.
     pub async fn tls(&self, who: Who, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
-        self.tls_config(who, rustls::ALL_VERSIONS, protocols).await
+        let name = "aa-443s.apps.example.com";
+        self.tls_named(who, rustls::ALL_VERSIONS, protocols, name).await
     }
 
-    pub async fn tls_config(
+    pub async fn tls_named(
         &self,
         who: Who,
         versions: &[&'static rustls::SupportedProtocolVersion],
         protocols: &[&[u8]],
+        name: &'static str,
     ) -> TlsStream<TcpStream> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
@@ -219,7 +221,7 @@ impl Front {
         };
         config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
         let stream = TcpStream::connect(self.https).await.unwrap();
-        let name = ServerName::try_from("aa-443s.apps.example.com").unwrap();
+        let name = ServerName::try_from(name).unwrap();
         TlsConnector::from(Arc::new(config))
             .connect(name, stream)
             .await
