@@ -282,3 +282,22 @@ fn other_strong_key_types_are_accepted() {
     with(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
     with(&rcgen::PKCS_ED25519).unwrap();
 }
+
+/// Made with openssl, because no current library makes such keys: `[leaf, App CA with an RSA key, root]`.
+#[test]
+fn short_rsa_keys_do_not_vouch() {
+    use rustls_pki_types::pem::PemObject;
+    let verify = |pem: &[u8]| {
+        let mut chain: Vec<_> = CertificateDer::pem_slice_iter(pem).map(Result::unwrap).collect();
+        let root = chain.pop().unwrap();
+        verify_chain(&chain, &root, UnixTime::now(), Purpose::Server)
+    };
+    assert_eq!(
+        verify(include_bytes!("weak_keys/rsa2048.pem")).unwrap().app_id,
+        id(0xaa)
+    );
+    assert_eq!(
+        code(verify(include_bytes!("weak_keys/rsa1024.pem"))),
+        "untrusted_chain"
+    );
+}

@@ -20,6 +20,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::facts::ports::{self, Holder};
 use crate::identity::Identity;
 use crate::names::BackendName;
 use crate::spec::{AgentAddr, AllowedApps, Gateway};
@@ -48,8 +49,15 @@ pub struct MeshSettings {
 /// A listener could not be opened; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error("{key} = \"{addr}\" is taken by another program; choose another port or stop that program (`ss -ltnp 'sport = :{port}'` names it)", port = addr.port())]
-    Taken { key: &'static str, addr: SocketAddr },
+    #[error("{key} = \"{addr}\" is taken by {}; choose another port, or stop what holds this one", match .holder {
+        Some(holder) => holder.to_string(),
+        None => "another program".into(),
+    })]
+    Taken {
+        key: &'static str,
+        addr: SocketAddr,
+        holder: Option<Holder>,
+    },
     #[error("{key} = \"{addr}\" cannot be opened: {source}")]
     Failed {
         key: &'static str,
@@ -64,7 +72,11 @@ impl BindError {
     fn new(role: Role, addr: SocketAddr, source: io::Error) -> Self {
         let key = role.key();
         match source.kind() {
-            io::ErrorKind::AddrInUse => Self::Taken { key, addr },
+            io::ErrorKind::AddrInUse => Self::Taken {
+                key,
+                addr,
+                holder: ports::holder_of(addr),
+            },
             _ => Self::Failed { key, addr, source },
         }
     }

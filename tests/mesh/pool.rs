@@ -358,6 +358,39 @@ async fn a_peer_that_restarts_is_found_again() {
     us.mesh.shutdown().await;
 }
 
+/// Clients mostly send the whole body before they look for an answer, and must find one.
+#[tokio::test]
+async fn a_refused_upload_still_gets_its_answer() {
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(0xbb)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let peer = Peer::scripted(acceptor, |_, _| async {}).await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    for (headers, code) in [
+        ("", "identity_mismatch"),
+        ("x-dstack-target-port: x\r\n", "bad_target"),
+    ] {
+        for _ in 0..10 {
+            let mut client = Client::connect(us.client).await;
+            let body = vec![0; 3_000_000];
+            client
+                .send(request(
+                    "POST",
+                    "/",
+                    &format!("{headers}content-length: {}\r\n", body.len()),
+                ))
+                .await;
+            client.send(&body).await;
+            assert_eq!(client.response(false).await.unwrap().code(), code);
+            // And the connection can be used for the next.
+            client
+                .send(request("POST", "/", "x-dstack-target-port: x\r\ncontent-length: 1\r\n") + "x")
+                .await;
+            assert_eq!(client.response(false).await.unwrap().code(), "bad_target");
+        }
+    }
+    us.mesh.shutdown().await;
+}
+
 /// A guest agent on a unix socket that answers with the head it got.
 async fn agent(listener: UnixListener) {
     loop {

@@ -40,18 +40,18 @@ impl Hop {
     /// Sends the request over HTTP/1.1. `life` is what a tunnel lives under, where the client can ask for one.
     pub(super) async fn forward(
         self,
-        mut request: Request<Incoming>,
+        request: &mut Request<Upload>,
         life: Option<&Arc<Life>>,
     ) -> Result<Response<Body>, Failure> {
         let wish = headers::upgrade(request.headers(), request.version())
             .zip(life)
             .map(|(protocol, life)| Wish {
                 protocol,
-                client: hyper::upgrade::on(&mut request),
+                client: hyper::upgrade::on(&mut *request),
                 life,
             });
-        let mut request = self.outgoing(request)?;
-        frame(&mut request);
+        self.outgoing(request)?;
+        frame(request);
         if let Some(wish) = &wish {
             headers::set_upgrade(request.headers_mut(), wish.protocol.clone());
         }
@@ -65,34 +65,27 @@ impl Hop {
         Ok(response.map(|body| Body::Http1(Download::new(body, link, self.slot))))
     }
 
-    /// What is sent instead of what came in.
-    pub(super) fn outgoing(&self, mut request: Request<Incoming>) -> Result<Request<Upload>, Failure> {
-        let waits = request.version() >= Version::HTTP_11
-            && request
-                .headers()
-                .get(header::EXPECT)
-                .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        address(&mut request, self.at())?;
+    /// Makes what is sent of what came in.
+    pub(super) fn outgoing(&self, request: &mut Request<Upload>) -> Result<(), Failure> {
+        address(request, self.at())?;
         headers::strip_request(request.headers_mut());
         *request.version_mut() = Version::HTTP_11;
         request.extensions_mut().clear();
-        let mut request = request.map(|body| Upload::new(body, waits));
-        if let (true, Some(progress)) = (waits, request.body().progress()) {
-            hyper::ext::on_informational(&mut request, move |response| {
+        if let (true, Some(progress)) = (request.body().is_held(), request.body().progress()) {
+            hyper::ext::on_informational(request, move |response| {
                 if response.status() == StatusCode::CONTINUE {
                     progress.go_on();
                 }
             });
         }
-        Ok(request)
+        Ok(())
     }
 
     /// Sends a request and brings the head of its response, with the connection its body comes over.
     ///
     /// A pooled connection can die at any time. What was certainly not sent is sent on another one; what may have been
     /// sent is repeated only once, when repeating it changes nothing, it has no body, and not one byte of an answer came.
-    async fn send(&self, request: Request<Upload>) -> Result<(Response<Incoming>, Link), Failure> {
-        let mut request = Box::new(request);
+    async fn send(&self, request: &mut Request<Upload>) -> Result<(Response<Incoming>, Link), Failure> {
         let mut pooled = true;
         loop {
             let reused = if pooled {
@@ -101,17 +94,20 @@ impl Hop {
                 None
             };
             let fresh = reused.is_none();
-            let spare = if fresh { None } else { repeatable(&request) };
+            let spare = if fresh { None } else { repeatable(request) };
             let mut link = match reused {
                 Some(link) => link,
                 None => self.connect().await?,
             };
-            match link.exchange(*request, self.response_timeout).await {
+            match link
+                .exchange(std::mem::take(request), self.response_timeout)
+                .await
+            {
                 Ok(response) => return Ok((response, link)),
-                Err(Broken::Unsent(unsent, _)) if !fresh => request = unsent,
+                Err(Broken::Unsent(unsent, _)) if !fresh => *request = *unsent,
                 Err(Broken::Lost { heard: false, error }) if !error.is_user() => match spare {
                     Some(spare) => {
-                        request = spare;
+                        *request = spare;
                         pooled = false;
                     }
                     None => return Err(Failure::exchange(self.name, self.at(), &error)),
@@ -175,15 +171,15 @@ impl Hop {
 }
 
 /// A copy of a request that may be sent twice (RFC 9110 §9.2.2).
-fn repeatable(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
+fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
     if !request.method().is_idempotent() || !request.body().is_none() {
         return None;
     }
-    let mut copy = Request::new(Upload::none());
+    let mut copy = Request::new(Upload::default());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
-    Some(Box::new(copy))
+    Some(copy)
 }
 
 /// Leaves the path in the request line and the authority in `Host` (RFC 9112 §3.2).

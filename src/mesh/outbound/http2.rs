@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::header::{self, HeaderMap};
 use hyper::{Request, Response, Uri, Version};
@@ -22,11 +21,14 @@ use crate::mesh::worker::{KEEP_ALIVE, Local, MAX_HEAD};
 
 impl Hop {
     /// Sends a request over HTTP/2, or over HTTP/1.1 to a peer that does not speak it.
-    pub(super) async fn forward_http2(self, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
+    pub(super) async fn forward_http2(
+        self,
+        request: &mut Request<Upload>,
+    ) -> Result<Response<Body>, Failure> {
         let Some(mut sender) = self.http2_sender().await? else {
             return self.forward(request, None).await;
         };
-        let mut request = self.outgoing(request)?;
+        self.outgoing(request)?;
         *request.uri_mut() = absolute(request.uri(), request.headers())?;
         *request.version_mut() = Version::HTTP_2;
         let headers = request.headers_mut();
@@ -36,7 +38,7 @@ impl Hop {
         let failed = |error: &hyper::Error| Failure::exchange(self.name, self.at(), error);
         sender.ready().await.map_err(|error| failed(&error))?;
         let upload = request.body().progress();
-        let mut response = pin!(sender.send_request(request));
+        let mut response = pin!(sender.send_request(std::mem::take(request)));
         let mut patience = None;
         let response = poll_fn(|cx| {
             if let Poll::Ready(response) = response.as_mut().poll(cx) {

@@ -35,6 +35,7 @@ use pool::{Dial, Pool, Slot};
 use target::Target;
 use tls::Credentials;
 pub(crate) use tls::without_identity;
+use upload::Upload;
 
 /// How often idle connections are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
@@ -78,13 +79,20 @@ impl Outbound {
     }
 
     /// Answers a request, whatever happens.
-    pub(super) async fn answer(&self, mut request: Request<Incoming>, life: &Arc<Life>) -> Response<Body> {
+    pub(super) async fn answer(&self, request: Request<Incoming>, life: &Arc<Life>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = Upload::new(body, parts.version, &parts.headers);
+        let mut request = Request::from_parts(parts, body);
         let answer = match self.route(&mut request) {
             Ok(Route::Here(response)) => Ok(response),
-            Ok(Route::Over(hop)) if request.version() == Version::HTTP_2 => hop.forward_http2(request).await,
-            Ok(Route::Over(hop)) => hop.forward(request, Some(life)).await,
+            Ok(Route::Over(hop)) if request.version() == Version::HTTP_2 => {
+                hop.forward_http2(&mut request).await
+            }
+            Ok(Route::Over(hop)) => hop.forward(&mut request, Some(life)).await,
             Err(failure) => Err(failure),
         };
+        // What was sent was taken out; what is still there is a refused request's.
+        request.into_body().discard().await;
         answer.unwrap_or_else(Response::from)
     }
 

@@ -8,13 +8,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use http_body_util::BodyExt;
+use hyper::Version;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Sleep, sleep};
+use hyper::header::{self, HeaderMap};
+use tokio::time::{Sleep, sleep, timeout};
 
 /// How long a body is held back when the peer is silent about `Expect: 100-continue` (RFC 9110 §10.1.1 leaves it open).
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How much of a refused request's body is read, in bytes, and for how long.
+const DISCARD: usize = 4 * 1024 * 1024;
+const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
+
 /// A request body that can be watched, or none. It passes frame by frame, when the peer takes them.
+#[derive(Default)]
 pub(super) struct Upload(Option<Streaming>);
 
 struct Streaming {
@@ -34,14 +42,15 @@ pub(super) struct Progress {
 }
 
 impl Upload {
-    pub(super) fn none() -> Self {
-        Self(None)
-    }
-
-    /// `held`: wait for [`Progress::go_on`] before the first byte is read.
-    pub(super) fn new(body: Incoming, held: bool) -> Self {
+    /// The body of a request with these headers. If the client expects `100 Continue`, nothing is read before
+    /// [`Progress::go_on`].
+    pub(super) fn new(body: Incoming, version: Version, headers: &HeaderMap) -> Self {
+        let expectation = headers
+            .get(header::EXPECT)
+            .filter(|_| version >= Version::HTTP_11);
+        let held = expectation.is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         if body.is_end_stream() {
-            return Self::none();
+            return Self(None);
         }
         Self(Some(Streaming {
             body,
@@ -50,8 +59,35 @@ impl Upload {
         }))
     }
 
+    /// It waits for [`Progress::go_on`].
+    pub(super) fn is_held(&self) -> bool {
+        self.0.as_ref().is_some_and(|streaming| streaming.held.is_some())
+    }
+
     pub(super) fn is_none(&self) -> bool {
         self.0.is_none()
+    }
+
+    /// Reads a body that nobody will get, as far as that is quickly done: closing a connection on a client that still
+    /// writes would take the answer from it.
+    pub(super) async fn discard(self) {
+        let Some(Streaming {
+            mut body, held: None, ..
+        }) = self.0
+        else {
+            return; // The client waits for `100 Continue`, and the refusal is as good.
+        };
+        let read = async {
+            let mut left = DISCARD;
+            while let Some(Ok(frame)) = body.frame().await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                if left == 0 {
+                    break;
+                }
+            }
+        };
+        // Either way it is enough.
+        let _ = timeout(DISCARD_PATIENCE, read).await;
     }
 
     pub(super) fn progress(&self) -> Option<Arc<Progress>> {
