@@ -23,15 +23,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// An open socket that nobody accepts from yet.
 pub(super) struct Bound {
-    role: Role,
+    pub(super) role: Role,
     addr: SocketAddr,
     socket: std::net::TcpListener,
-}
-
-impl Bound {
-    pub(super) fn addr(&self) -> SocketAddr {
-        self.addr
-    }
 }
 
 /// Opens `addr`. There is one socket for all workers: with `SO_REUSEPORT` two programs could share a port unnoticed.
@@ -90,6 +84,10 @@ impl Listener {
             done: listener.done.clone(),
         }));
         listener
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.life.role
     }
 
     /// Begins the drain.

@@ -6,6 +6,7 @@
 
 mod auth;
 mod listener;
+mod listeners;
 mod outbound;
 mod reply;
 mod worker;
@@ -24,7 +25,7 @@ use crate::facts::ports::{self, Holder};
 use crate::identity::Identity;
 use crate::names::BackendName;
 use crate::spec::{AgentAddr, AllowedApps, Gateway};
-use listener::{Bound, Listener};
+use listeners::Listeners;
 pub(crate) use outbound::without_identity;
 use worker::{Crew, Threads};
 
@@ -130,15 +131,6 @@ pub struct Mesh {
     listeners: Mutex<Listeners>,
 }
 
-struct Listeners {
-    /// In the order of [`Role::ALL`].
-    live: [Listener; 2],
-    /// Moved away from, but accepting until [`Mesh::retire`]: whoever calls them has not followed yet.
-    left: Vec<(Role, Listener)>,
-    /// Moved away from, still serving what they had accepted.
-    draining: Vec<Listener>,
-}
-
 impl Mesh {
     /// Opens the listeners and starts serving. `identity` may hold `None` for as long as there is none:
     /// calls to other apps answer 502 `no_identity` until then.
@@ -149,24 +141,19 @@ impl Mesh {
         settings: MeshSettings,
         identity: watch::Receiver<Option<Arc<Identity>>>,
     ) -> Result<Self, BindError> {
-        let [client, auth] = Role::ALL.map(|role| listener::bind(role, role.addr(&settings)));
-        let (client, auth) = (client?, auth?);
+        let bound = listeners::bind_all(&settings)?;
         let shared = Arc::new(Shared {
             settings: ArcSwap::from_pointee(settings),
             identity,
             end: CancellationToken::new(),
         });
         let (crew, threads) = worker::start(&shared).map_err(BindError::Threads)?;
-        let live = [client, auth].map(|bound| Listener::start(bound, &crew));
+        let listeners = Mutex::new(Listeners::start(bound, &crew));
         Ok(Self {
             shared,
             crew,
             threads,
-            listeners: Mutex::new(Listeners {
-                live,
-                left: Vec::new(),
-                draining: Vec::new(),
-            }),
+            listeners,
         })
     }
 
@@ -177,31 +164,16 @@ impl Mesh {
     /// A new address cannot be opened; then nothing has changed.
     pub async fn update(&self, settings: MeshSettings) -> Result<(), BindError> {
         let mut listeners = self.listeners.lock().await;
-        let old = self.settings();
-        let moving: Vec<usize> = (0..Role::ALL.len())
-            .filter(|slot| Role::ALL[*slot].addr(&old) != Role::ALL[*slot].addr(&settings))
-            .collect();
-        let bound = listeners.open(&moving, &settings, &self.crew).await?;
-
-        // From here on nothing can fail.
+        let moves = listeners.prepare(&self.settings(), &settings, &self.crew).await?;
         self.shared.settings.store(Arc::new(settings));
-        for (slot, bound) in bound {
-            let addr = Role::ALL[slot].addr(&self.settings());
-            listeners.replace(slot, addr, bound, &self.crew);
-        }
-        listeners.draining.retain(|listener| !listener.is_done());
+        listeners.carry_out(moves, &self.crew);
         Ok(())
     }
 
     /// Listeners that were moved away from accept nothing more; what they had accepted goes on for up to the
     /// drain timeout.
     pub async fn retire(&self) {
-        let mut listeners = self.listeners.lock().await;
-        let left = std::mem::take(&mut listeners.left);
-        for (_, listener) in left {
-            listener.stop();
-            listeners.draining.push(listener);
-        }
+        self.listeners.lock().await.retire();
     }
 
     /// The settings in force.
@@ -211,124 +183,15 @@ impl Mesh {
 
     /// Where the listeners are now.
     pub async fn local_addrs(&self) -> LocalAddrs {
-        let listeners = self.listeners.lock().await;
-        let [client, auth] = &listeners.live;
-        LocalAddrs {
-            client: client.addr,
-            auth: auth.addr,
-        }
+        self.listeners.lock().await.local_addrs()
     }
 
     /// Accepts nothing more, lets open requests end for up to the drain timeout, cuts the rest, and joins the threads.
     pub async fn shutdown(mut self) {
         let threads = std::mem::take(&mut self.threads);
-        let listeners = self.listeners.lock().await;
-        let left = listeners.left.iter().map(|(_, listener)| listener);
-        let all = || {
-            listeners
-                .live
-                .iter()
-                .chain(left.clone())
-                .chain(&listeners.draining)
-        };
-        all().for_each(Listener::stop);
-        for listener in all() {
-            listener.done().await;
-        }
+        self.listeners.lock().await.close().await;
         self.shared.end.cancel();
         threads.join().await;
-    }
-}
-
-impl Listeners {
-    /// Opens the new addresses of the listeners in `moving`, all or none. `None` is one that was left and is
-    /// simply taken back.
-    async fn open(
-        &mut self,
-        moving: &[usize],
-        settings: &MeshSettings,
-        crew: &Crew,
-    ) -> Result<Vec<(usize, Option<Bound>)>, BindError> {
-        let mut bound = Vec::new();
-        let mut gave_way = Vec::new();
-        for &slot in moving {
-            let role = Role::ALL[slot];
-            let addr = role.addr(settings);
-            if self
-                .left
-                .iter()
-                .any(|(left, listener)| *left == role && listener.addr == addr)
-            {
-                bound.push((slot, None));
-                continue;
-            }
-            let mut opened = listener::bind(role, addr);
-            if matches!(opened, Err(BindError::Taken { .. })) {
-                // One that was left on that port, for the other role, has waited long enough.
-                while let Some(at) = self
-                    .left
-                    .iter()
-                    .position(|(_, left)| left.addr.port() == addr.port())
-                {
-                    let (_, left) = self.left.swap_remove(at);
-                    left.stop();
-                    left.closed().await;
-                    self.draining.push(left);
-                }
-                opened = listener::bind(role, addr);
-            }
-            if matches!(opened, Err(BindError::Taken { .. })) {
-                // It may be one of ours that is moving away itself: then that one goes first.
-                for &other in moving {
-                    let ours = &self.live[other];
-                    if ours.addr.port() == addr.port() && !gave_way.contains(&other) {
-                        ours.stop();
-                        ours.closed().await;
-                        gave_way.push(other);
-                    }
-                }
-                opened = listener::bind(role, addr);
-            }
-            match opened {
-                Ok(opened) => bound.push((slot, Some(opened))),
-                Err(error) => {
-                    drop(bound);
-                    self.take_back(&gave_way, crew);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(bound)
-    }
-
-    /// Opens again what was closed to make way.
-    fn take_back(&mut self, slots: &[usize], crew: &Crew) {
-        for &slot in slots {
-            match listener::bind(Role::ALL[slot], self.live[slot].addr) {
-                Ok(bound) => self.replace(slot, bound.addr(), Some(bound), crew),
-                Err(error) => tracing::error!(%error, "a listener that made way cannot be opened again"),
-            }
-        }
-    }
-
-    fn replace(&mut self, slot: usize, addr: SocketAddr, bound: Option<Bound>, crew: &Crew) {
-        let role = Role::ALL[slot];
-        let new = match bound {
-            Some(bound) => Listener::start(bound, crew),
-            None => match self
-                .left
-                .iter()
-                .position(|(left, listener)| *left == role && listener.addr == addr)
-            {
-                Some(at) => self.left.swap_remove(at).1,
-                None => return,
-            },
-        };
-        let old = std::mem::replace(&mut self.live[slot], new);
-        match old.is_stopped() {
-            true => self.draining.push(old),
-            false => self.left.push((role, old)),
-        }
     }
 }
 

@@ -156,6 +156,42 @@ async fn a_taken_port_changes_nothing() {
     assert!(matches!(error, BindError::Taken { .. }), "{error}");
 }
 
+/// A change that is rolled back returns to the address that was left: nobody there noticed anything.
+#[tokio::test]
+async fn a_listener_returns_to_where_it_still_listens() {
+    let root = Signed::root(&Shape::root());
+    let peer = echo_head(&root).await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    let mut first = settings(peer.gateway());
+    first.client_listen = free_port().await;
+    us.mesh.update(first.clone()).await.unwrap();
+    us.mesh.retire().await;
+    let mut client = Client::connect(first.client_listen).await;
+    assert_eq!(client.call(&get("/", "")).await.status, 200);
+
+    let mut second = first.clone();
+    second.client_listen = free_port().await;
+    us.mesh.update(second.clone()).await.unwrap();
+    assert_eq!(
+        call(first.client_listen, &get("/", "")).await.status,
+        200,
+        "until it is retired"
+    );
+    assert_eq!(call(second.client_listen, &get("/", "")).await.status, 200);
+    us.mesh.update(first.clone()).await.unwrap();
+    us.mesh.retire().await;
+    assert_eq!(us.mesh.local_addrs().await.client, first.client_listen);
+    for _ in 0..2 {
+        let answer = client.call(&get("/", "")).await;
+        assert_eq!(
+            (answer.status, answer.all("connection").len()),
+            (200, 0),
+            "the connection goes on"
+        );
+    }
+    us.mesh.shutdown().await;
+}
+
 /// The addresses of two listeners change places, and one widens to all interfaces on the port it has.
 #[tokio::test]
 async fn listeners_may_take_each_others_ports() {

@@ -1,0 +1,155 @@
+//! Where the mesh listens, and how that changes: new before old, all or nothing.
+
+use std::net::SocketAddr;
+
+use super::listener::{self, Bound, Listener};
+use super::worker::Crew;
+use super::{BindError, LocalAddrs, MeshSettings, Role};
+
+pub(super) struct Listeners {
+    /// In the order of [`Role::ALL`].
+    live: [Listener; 2],
+    /// Moved away from, but accepting until they are retired: whoever calls them has not followed yet.
+    left: Vec<Listener>,
+    /// Serving only what they had accepted.
+    draining: Vec<Listener>,
+}
+
+/// Opens both listeners, or none.
+pub(super) fn bind_all(settings: &MeshSettings) -> Result<[Bound; 2], BindError> {
+    let bind = |role: Role| listener::bind(role, role.addr(settings));
+    Ok([bind(Role::Client)?, bind(Role::Auth)?])
+}
+
+/// Where a listener goes next.
+pub(super) enum Move {
+    /// To an address that was just opened.
+    To(Bound),
+    /// Back to where it still listens.
+    Back(Listener),
+}
+
+impl Move {
+    fn role(&self) -> Role {
+        match self {
+            Self::To(bound) => bound.role,
+            Self::Back(listener) => listener.role(),
+        }
+    }
+}
+
+impl Listeners {
+    pub(super) fn start(bound: [Bound; 2], crew: &Crew) -> Self {
+        Self {
+            live: bound.map(|bound| Listener::start(bound, crew)),
+            left: Vec::new(),
+            draining: Vec::new(),
+        }
+    }
+
+    pub(super) fn local_addrs(&self) -> LocalAddrs {
+        let [client, auth] = &self.live;
+        LocalAddrs {
+            client: client.addr,
+            auth: auth.addr,
+        }
+    }
+
+    /// Opens the new addresses, all or none; after this nothing can fail.
+    pub(super) async fn prepare(
+        &mut self,
+        old: &MeshSettings,
+        new: &MeshSettings,
+        crew: &Crew,
+    ) -> Result<Vec<Move>, BindError> {
+        let moving: Vec<Role> = Role::ALL
+            .into_iter()
+            .filter(|role| role.addr(old) != role.addr(new))
+            .collect();
+        let mut moves = Vec::new();
+        for &role in &moving {
+            match self.open(role, role.addr(new), &moving).await {
+                Ok(next) => moves.push(next),
+                Err(error) => {
+                    self.undo(moves, crew);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(moves)
+    }
+
+    async fn open(&mut self, role: Role, addr: SocketAddr, moving: &[Role]) -> Result<Move, BindError> {
+        let there = |left: &Listener| left.role() == role && left.addr == addr && !left.is_stopped();
+        if let Some(at) = self.left.iter().position(there) {
+            return Ok(Move::Back(self.left.swap_remove(at)));
+        }
+        match listener::bind(role, addr) {
+            Err(BindError::Taken { .. }) => {}
+            opened => return opened.map(Move::To),
+        }
+        // It may be held by one of ours that moved away, or is about to: then that one goes first.
+        let leaving = self
+            .live
+            .iter()
+            .filter(|listener| moving.contains(&listener.role()));
+        for listener in self.left.iter().chain(leaving) {
+            if listener.addr.port() == addr.port() {
+                listener.stop();
+                listener.closed().await;
+            }
+        }
+        listener::bind(role, addr).map(Move::To)
+    }
+
+    /// Opens again what was closed to make way.
+    fn undo(&mut self, moves: Vec<Move>, crew: &Crew) {
+        for undone in moves {
+            match undone {
+                Move::Back(listener) => self.left.push(listener),
+                Move::To(bound) => drop(bound),
+            }
+        }
+        for slot in 0..self.live.len() {
+            let listener = &self.live[slot];
+            if listener.is_stopped() {
+                match listener::bind(listener.role(), listener.addr) {
+                    Ok(bound) => self.carry_out(vec![Move::To(bound)], crew),
+                    Err(error) => tracing::error!(%error, "a listener that made way cannot be opened again"),
+                }
+            }
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, moves: Vec<Move>, crew: &Crew) {
+        for next in moves {
+            let role = next.role();
+            let next = match next {
+                Move::To(bound) => Listener::start(bound, crew),
+                Move::Back(listener) => listener,
+            };
+            if let Some(live) = self.live.iter_mut().find(|live| live.role() == role) {
+                self.left.push(std::mem::replace(live, next));
+            }
+        }
+        let (stopped, left) = self.left.drain(..).partition(Listener::is_stopped);
+        self.left = left;
+        self.draining.extend::<Vec<_>>(stopped);
+        self.draining.retain(|listener| !listener.is_done());
+    }
+
+    /// What was moved away from accepts nothing more.
+    pub(super) fn retire(&mut self) {
+        self.left.iter().for_each(Listener::stop);
+        self.draining.append(&mut self.left);
+    }
+
+    /// Stops and drains all.
+    pub(super) async fn close(&self) {
+        let all = || self.live.iter().chain(&self.left).chain(&self.draining);
+        all().for_each(Listener::stop);
+        for listener in all() {
+            listener.done().await;
+        }
+    }
+}
