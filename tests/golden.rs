@@ -60,6 +60,10 @@ const CASES: &[Case] = &[
     }),
     ("backends-none", |s, _| s.backends.clear()),
     ("server", |s, _| s.role.server = true),
+    ("server-headscale-0.26", |s, f| {
+        s.role.server = true;
+        f.programs.headscale.as_mut().unwrap().value.version = Version(0, 26, 1);
+    }),
     ("server-nothing-known", |s, f| {
         s.role.server = true;
         f.app_id = None;

@@ -450,7 +450,7 @@ async fn the_rendered_file_follows_the_link_and_gives_each_word_as_it_was() {
     assert_eq!(mode & 0o777, 0o700);
 
     // The next generation: supervisord must read through the link again.
-    spec.mesh.drain_timeout = Duration::from_secs(7);
+    spec.mesh.drain_timeout = Duration::from_secs(77);
     stand.switch(2, &spec);
     let before = client.process("dstack-vpc").await.unwrap().pid;
     let done = client

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::templates::{RenderError, Templates, utf8};
 use super::{Check, Command};
-use crate::facts::{Facts, Installed};
+use crate::facts::{Facts, Installed, Version};
 use crate::names::{DnsName, Host};
 use crate::paths::StateDir;
 use crate::spec::{Derp, Gateway, LogFormat, ServerUrl, Spec};
@@ -52,6 +52,10 @@ pub(super) fn render(
         listen: spec.server.headscale_listen.to_string(),
         data: utf8(&data)?,
         run: utf8(&run)?,
+        metrics_listen: match &facts.programs.headscale {
+            Some(program) if program.value.version >= Version(0, 28, 0) => "",
+            _ => "127.0.0.1:0",
+        },
         prefix: spec.vpn.prefix.to_string(),
         base_domain: spec.vpn.base_domain.as_str(),
         nameservers: spec.vpn.nameservers.iter().map(ToString::to_string).collect(),
@@ -97,6 +101,7 @@ struct Values<'a> {
     listen: String,
     data: &'a str,
     run: &'a str,
+    metrics_listen: &'static str,
     prefix: String,
     base_domain: &'a str,
     nameservers: Vec<String>,

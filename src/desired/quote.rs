@@ -90,3 +90,40 @@ fn refuse_control(value: &str) -> io::Result<()> {
 fn refused(value: &str, why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{value:?}: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quoted(quote: fn(&str, &mut dyn Write) -> io::Result<()>, value: &str) -> Option<String> {
+        let mut out = Vec::new();
+        quote(value, &mut out).ok()?;
+        String::from_utf8(out).ok()
+    }
+
+    #[test]
+    fn each_format_quotes_in_its_own_way_or_refuses() {
+        for (value, in_nginx, in_yaml, in_ini) in [
+            ("a b", Some(r#""a b""#), r#""a b""#, Some("a b")),
+            (r#"a"\b"#, Some(r#""a\"\\b""#), r#""a\"\\b""#, Some(r#"a"\b"#)),
+            ("a%d", Some(r#""a%d""#), r#""a%d""#, Some("a%%d")),
+            ("a;b#c", Some(r#""a;b#c""#), r#""a;b#c""#, Some("a;b#c")),
+            ("a ;b", Some(r#""a ;b""#), r#""a ;b""#, None),
+            ("a$b", None, r#""a$b""#, Some("a$b")),
+            ("a\nb", None, r#""a\U0000000ab""#, None),
+            ("é", Some("\"é\""), r#""\U000000e9""#, Some("é")),
+            (" a", Some("\" a\""), "\" a\"", None),
+            ("", Some(r#""""#), r#""""#, None),
+        ] {
+            assert_eq!(quoted(nginx, value).as_deref(), in_nginx, "{value:?}");
+            assert_eq!(quoted(yaml, value).as_deref(), Some(in_yaml), "{value:?}");
+            assert_eq!(quoted(ini, value).as_deref(), in_ini, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn words_are_joined_so_that_a_shell_would_split_them_again() {
+        let line = words(["/bin/a", "--b=c", "", "d e", "f'g", "h ;i #j"]);
+        assert_eq!(line, r#"/bin/a --b=c '' 'd e' 'f'"'"'g' 'h '';i ''#j'"#);
+    }
+}

@@ -24,7 +24,8 @@ pub(super) fn render(
 ) -> Result<Vec<u8>, RenderError> {
     let (run, log, socket) = (state.run(), state.log(), state.supervisor_socket());
     let daemon = daemon(launch, state)?;
-    let drain = seconds(spec.mesh.drain_timeout);
+    // supervisord only has to be the more patient one, and a whole minute restarts nothing for a small edit.
+    let patience = (seconds(spec.mesh.drain_timeout) + 5).next_multiple_of(60);
     let all = std::iter::once((&Program::Daemon, &daemon)).chain(programs);
     let files = match spec.supervisor.output {
         ChildOutput::Stdout => None,
@@ -37,7 +38,7 @@ pub(super) fn render(
         state_root: utf8(state.root())?,
         root: facts.host.root,
         programs: all
-            .map(|(&program, command)| Entry::new(program, command, drain, files))
+            .map(|(&program, command)| Entry::new(program, command, patience, files))
             .collect(),
     })
 }
@@ -105,11 +106,11 @@ struct Logs {
 }
 
 impl<'a> Entry<'a> {
-    fn new(program: Program, command: &'a Command, drain: u64, log: Option<&str>) -> Self {
-        // What drains gets its time and some more to finish; the others have nothing to wait for.
+    fn new(program: Program, command: &'a Command, patience: u64, log: Option<&str>) -> Self {
+        // What drains gets its time; the others have nothing to wait for.
         let (priority, stop_signal, stop_seconds) = match program {
-            Program::Daemon => (100, "TERM", drain + 5),
-            Program::Nginx => (200, "QUIT", drain + 5),
+            Program::Daemon => (100, "TERM", patience),
+            Program::Nginx => (200, "QUIT", patience),
             Program::Headscale => (300, "TERM", 15),
             Program::Tailscaled => (400, "TERM", 15),
         };
