@@ -198,4 +198,17 @@ mod tests {
         assert!(matches!(read(dir.path()), Err(SysConfigError::Unreadable { .. })));
         assert!(started.elapsed() < Duration::from_secs(2));
     }
+
+    proptest::proptest! {
+        /// Whatever it holds, reading ends in gateways or in a sentence.
+        #[test]
+        fn anything_can_be_in_it(junk in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+                                 entry in ".*") {
+            let _ = read_text(&junk);
+            let config = serde_json::json!({"gateway_urls": [entry]}).to_string();
+            if let Ok(urls) = read_text(config) {
+                proptest::prop_assert!(urls[0].starts_with("http://") || urls[0].starts_with("https://"));
+            }
+        }
+    }
 }

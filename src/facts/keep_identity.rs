@@ -123,7 +123,7 @@ impl Keeper {
         tracing::info!(
             dir = %new.dir.display(),
             app_id = new.app_id.map(tracing::field::display),
-            days = new.not_after.duration_since(stored.obtained).unwrap_or_default().as_secs() / 86_400,
+            until = jiff::Timestamp::try_from(new.not_after).ok().map(tracing::field::display),
             "a new certificate"
         );
         let source = format!("guest agent at {agent}");
