@@ -108,6 +108,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<(Crew, Threads)> {
             Ok(runtime) => {
                 let _ = started.send(Ok(()));
                 runtime.block_on(work(shared, inbox, busy));
+                // A DNS lookup that hangs must not hold up the end.
+                runtime.shutdown_background();
             }
             Err(error) => drop(started.send(Err(error))),
         };

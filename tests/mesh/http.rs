@@ -3,9 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::body::Incoming;
-use hyper::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::kit::pki::{Shape, Signed, id};
@@ -444,73 +441,4 @@ async fn bad_targets_are_400_and_go_nowhere() {
     }
     assert_eq!(peer.count(), 0);
     us.mesh.shutdown().await;
-}
-
-#[tokio::test]
-async fn http2_comes_in_and_goes_out() {
-    let (us, peer) = echoing().await;
-    let stream = tokio::net::TcpStream::connect(us.client).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(
-        hyper_util::rt::TokioExecutor::new(),
-        hyper_util::rt::TokioIo::new(stream),
-    )
-    .await
-    .unwrap();
-    tokio::spawn(connection);
-    for round in 0..3 {
-        let request = Request::post(format!("http://grpc.internal/m/{round}"))
-            .header("x-dstack-target-app", them())
-            .header("te", "trailers")
-            .body(http_body_util::Full::new(Bytes::from("body")))
-            .unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        assert_eq!(response.status(), 200);
-        let text = body_text(response).await;
-        assert!(
-            text.starts_with(&format!("POST https://grpc.internal/m/{round} HTTP/2.0\n")),
-            "{text}"
-        );
-        assert!(
-            text.contains("te: trailers") && text.ends_with("\n\nbody"),
-            "{text}"
-        );
-    }
-    assert_eq!(peer.count(), 1);
-    us.mesh.shutdown().await;
-}
-
-#[tokio::test]
-async fn http2_to_a_peer_without_it_goes_over_http1() {
-    let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &["http/1.1"]);
-    let peer = Peer::serve(acceptor, |request: Request<Incoming>| async move {
-        answer(format!(
-            "{:?} {:?}",
-            request.version(),
-            request.headers().get("host")
-        ))
-    })
-    .await;
-    let us = OurSide::start(&root, settings(peer.gateway())).await;
-    let stream = tokio::net::TcpStream::connect(us.client).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(
-        hyper_util::rt::TokioExecutor::new(),
-        hyper_util::rt::TokioIo::new(stream),
-    )
-    .await
-    .unwrap();
-    tokio::spawn(connection);
-    for _ in 0..2 {
-        let request = Request::get("http://h.internal/").header("x-dstack-target-app", them());
-        let request = request.body(http_body_util::Full::new(Bytes::new())).unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        assert_eq!(body_text(response).await, "HTTP/1.1 Some(\"h.internal\")");
-    }
-    us.mesh.shutdown().await;
-}
-
-async fn body_text(response: Response<Incoming>) -> String {
-    use http_body_util::BodyExt;
-    let body = response.into_body().collect().await.unwrap().to_bytes();
-    String::from_utf8_lossy(&body).into_owned()
 }

@@ -2,6 +2,7 @@
 
 mod auth;
 mod http;
+mod http2;
 mod identity;
 mod kit;
 mod live;

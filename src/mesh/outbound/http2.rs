@@ -5,15 +5,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::header::{self, HeaderMap};
 use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep;
 
 use super::Failure;
 use super::connect;
 use super::forward::{Hop, clean};
+use super::link::Broken;
 use super::pool::Dial;
 use super::upload::Upload;
 use crate::mesh::reply::Body;
@@ -25,7 +27,7 @@ impl Hop {
         self,
         request: &mut Request<Upload>,
     ) -> Result<Response<Body>, Failure> {
-        let Some(mut sender) = self.http2_sender().await? else {
+        let Some(mut connection) = self.http2_connection().await? else {
             return self.forward(request, None).await;
         };
         self.outgoing(request)?;
@@ -35,47 +37,78 @@ impl Hop {
         headers.remove(header::HOST);
         headers.remove(header::EXPECT);
 
-        let failed = |error: &hyper::Error| Failure::exchange(self.name, self.at(), error);
-        sender.ready().await.map_err(|error| failed(&error))?;
-        let upload = request.body().progress();
-        let mut response = pin!(sender.send_request(std::mem::take(request)));
-        let mut patience = None;
-        let response = poll_fn(|cx| {
-            if let Poll::Ready(response) = response.as_mut().poll(cx) {
-                return Poll::Ready(response.map_err(|error| failed(&error)));
+        let mut response = loop {
+            match self.exchange_http2(connection.sender, request).await {
+                Ok(response) => break response,
+                // The connection ended before it took the request.
+                Err(Broken::Unsent(unsent, _)) if !connection.fresh => *request = *unsent,
+                Err(Broken::Unsent(_, error) | Broken::Lost { error, .. }) => {
+                    return Err(Failure::exchange(self.name, self.at(), &error));
+                }
+                Err(Broken::TimedOut) => return Err(self.timed_out()),
             }
-            if patience.is_none() && upload.as_ref().is_none_or(|upload| upload.poll_ended(cx)) {
-                patience = Some(Box::pin(sleep_until(Instant::now() + self.response_timeout)));
-            }
-            match &mut patience {
-                Some(patience) => patience.as_mut().poll(cx).map(|()| Err(self.timed_out())),
-                None => Poll::Pending,
-            }
-        });
-        let mut response = response.await?;
+            connection = self
+                .http2_connection()
+                .await?
+                .ok_or(Failure::PeerClosed { hop: self.name })?;
+        };
         clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.name })?;
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(Body::Http2))
     }
 
-    /// The target's one HTTP/2 connection; `None` when the peer chose HTTP/1.1.
-    async fn http2_sender(&self) -> Result<Option<SendRequest<Upload>>, Failure> {
-        if let Some(sender) = self.slot.http2() {
-            return Ok(Some(sender));
+    async fn exchange_http2(
+        &self,
+        mut sender: SendRequest<Upload>,
+        request: &mut Request<Upload>,
+    ) -> Result<Response<Incoming>, Broken> {
+        if let Err(error) = sender.ready().await {
+            return Err(Broken::Unsent(Box::new(std::mem::take(request)), error));
         }
+        let upload = request.body().progress();
+        let mut response = pin!(sender.try_send_request(std::mem::take(request)));
+        let mut patience = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(response) = response.as_mut().poll(cx) {
+                return Poll::Ready(response.map_err(|failed| Broken::from_failed(failed, true)));
+            }
+            if patience.is_none() && upload.as_ref().is_none_or(|upload| upload.poll_ended(cx)) {
+                patience = Some(Box::pin(sleep(self.response_timeout)));
+            }
+            match &mut patience {
+                Some(patience) => patience.as_mut().poll(cx).map(|()| Err(Broken::TimedOut)),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// The target's one HTTP/2 connection; `None` when the peer chose HTTP/1.1.
+    async fn http2_connection(&self) -> Result<Option<Connection>, Failure> {
+        let pooled = || {
+            let sender = self.slot.http2()?;
+            Some(Connection { sender, fresh: false })
+        };
         let Dial::Peer { endpoint, http2, .. } = &self.slot.dial else {
             return Ok(None);
         };
-        if self.slot.only_http1() {
-            return Ok(None);
+        if let Some(connection) = pooled() {
+            return Ok(Some(connection));
         }
         self.in_time(async {
+            let _one_at_a_time = self.slot.connecting.lock().await;
+            if self.slot.only_http1() {
+                return Ok(None);
+            }
+            if let Some(connection) = pooled() {
+                return Ok(Some(connection));
+            }
             let stream = connect::tls(endpoint, Arc::clone(http2)).await?;
             if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
                 self.slot.set_only_http1();
                 return Ok(None);
             }
-            let (sender, connection) = http2::Builder::new(Local)
+            let (sender, driver) = http2::Builder::new(Local)
                 .timer(TokioTimer::new())
                 .keep_alive_interval(KEEP_ALIVE)
                 .max_header_list_size(MAX_HEAD)
@@ -83,12 +116,18 @@ impl Hop {
                 .await
                 .map_err(|error| Failure::exchange(self.name, self.at(), &error))?;
             // It ends when the last sender and the last stream are gone, and with the worker's runtime.
-            tokio::task::spawn_local(connection);
+            tokio::task::spawn_local(driver);
             self.slot.set_http2(&sender);
-            Ok(Some(sender))
+            Ok(Some(Connection { sender, fresh: true }))
         })
         .await
     }
+}
+
+struct Connection {
+    sender: SendRequest<Upload>,
+    /// Made for this request.
+    fresh: bool,
 }
 
 /// The URI as HTTP/2 wants it: `:authority` is what `Host` was.

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, Response};
@@ -36,7 +37,6 @@ pub(super) struct Link {
     /// The peer sent something since the last request was begun.
     heard: Arc<AtomicBool>,
     timer: Pin<Box<Sleep>>,
-    pub(super) idle_since: Instant,
 }
 
 /// Why there is no response.
@@ -47,6 +47,19 @@ pub(super) enum Broken {
     Lost { heard: bool, error: hyper::Error },
     /// No response in time.
     TimedOut,
+}
+
+impl Broken {
+    /// `heard` says whether anything came back.
+    pub(super) fn from_failed(mut failed: TrySendError<Request<Upload>>, heard: bool) -> Self {
+        match failed.take_message() {
+            Some(request) => Self::Unsent(Box::new(request), failed.into_error()),
+            None => Self::Lost {
+                heard,
+                error: failed.into_error(),
+            },
+        }
+    }
 }
 
 impl Link {
@@ -61,13 +74,11 @@ impl Link {
             .max_buf_size(MAX_BUFFER)
             .handshake(TokioIo::new(stream))
             .await?;
-        let now = Instant::now();
         Ok(Self {
             sender,
             connection: Some(Box::pin(connection.with_upgrades())),
             heard,
-            timer: Box::pin(sleep_until(now)),
-            idle_since: now,
+            timer: Box::pin(sleep_until(Instant::now())),
         })
     }
 
@@ -84,13 +95,9 @@ impl Link {
         poll_fn(|cx| {
             let _ = poll_connection(&mut self.connection, cx);
             if let Poll::Ready(result) = response.as_mut().poll(cx) {
-                return Poll::Ready(result.map_err(|mut failed| match failed.take_message() {
-                    Some(request) => Broken::Unsent(Box::new(request), failed.into_error()),
-                    None => Broken::Lost {
-                        heard: self.heard.load(Ordering::Relaxed),
-                        error: failed.into_error(),
-                    },
-                }));
+                return Poll::Ready(
+                    result.map_err(|failed| Broken::from_failed(failed, self.heard.load(Ordering::Relaxed))),
+                );
             }
             if deadline.is_none()
                 && upload

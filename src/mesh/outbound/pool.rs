@@ -20,6 +20,8 @@ use crate::spec::AgentAddr;
 const MAX_SLOTS: usize = 1024;
 /// Idle connections kept for one target by each worker.
 const MAX_IDLE: usize = 256;
+/// Idle connections kept for all targets by each worker.
+const MAX_IDLE_IN_ALL: usize = 1024;
 
 /// How a slot's connections are made.
 pub(super) enum Dial {
@@ -36,19 +38,54 @@ pub(super) enum Dial {
 /// One target's connections.
 pub(super) struct Slot {
     pub(super) dial: Dial,
-    idle: RefCell<Vec<Link>>,
+    idle: RefCell<Vec<Idle>>,
+    places: Places,
     http2: RefCell<Option<SendRequest<Upload>>>,
+    /// Held while the HTTP/2 connection is being made, so that a burst of calls makes one.
+    pub(super) connecting: tokio::sync::Mutex<()>,
     /// The peer was offered HTTP/2 and declined.
     only_http1: Cell<bool>,
     used: Cell<Instant>,
 }
 
+struct Idle {
+    link: Link,
+    since: Instant,
+    _place: Place,
+}
+
+/// How many idle connections there are in a whole pool.
+#[derive(Clone, Default)]
+struct Places(Rc<Cell<usize>>);
+
+/// One of them, for as long as it exists.
+struct Place(Places);
+
+impl Places {
+    fn take(&self) -> Option<Place> {
+        let taken = self.0.get();
+        (taken < MAX_IDLE_IN_ALL).then(|| {
+            self.0.set(taken + 1);
+            Place(self.clone())
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let places = &self.0.0;
+        places.set(places.get() - 1);
+    }
+}
+
 impl Slot {
-    pub(super) fn new(dial: Dial) -> Self {
+    fn new(dial: Dial, places: Places) -> Self {
         Self {
             dial,
             idle: RefCell::default(),
+            places,
             http2: RefCell::default(),
+            connecting: tokio::sync::Mutex::default(),
             only_http1: Cell::new(false),
             used: Cell::new(Instant::now()),
         }
@@ -58,20 +95,21 @@ impl Slot {
     pub(super) fn take(&self, idle_timeout: Duration) -> Option<Link> {
         let now = Instant::now();
         self.used.set(now);
-        let link = self.idle.borrow_mut().pop()?;
-        if now - link.idle_since < idle_timeout {
-            return Some(link);
+        let idle = self.idle.borrow_mut().pop()?;
+        if now - idle.since < idle_timeout {
+            return Some(idle.link);
         }
         // The others are older still.
         self.idle.borrow_mut().clear();
         None
     }
 
-    pub(super) fn put(&self, mut link: Link) {
+    /// Keeps a connection, if there is room for it.
+    pub(super) fn put(&self, link: Link) {
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < MAX_IDLE {
-            link.idle_since = Instant::now();
-            idle.push(link);
+        if let Some(_place) = self.places.take().filter(|_| idle.len() < MAX_IDLE) {
+            let since = Instant::now();
+            idle.push(Idle { link, since, _place });
         }
     }
 
@@ -98,36 +136,42 @@ impl Slot {
         let young = |since: Instant| now - since < idle_timeout;
         self.idle
             .borrow_mut()
-            .retain_mut(|link| young(link.idle_since) && link.is_idle());
+            .retain_mut(|idle| young(idle.since) && idle.link.is_idle());
         young(self.used.get())
     }
 }
 
 /// Slots by target.
-pub(super) struct Pool<K>(RefCell<HashMap<K, Rc<Slot>>>);
+pub(super) struct Pool<K> {
+    slots: RefCell<HashMap<K, Rc<Slot>>>,
+    places: Places,
+}
 
 impl<K: Eq + Hash + Clone> Pool<K> {
     pub(super) fn new() -> Self {
-        Self(RefCell::default())
+        Self {
+            slots: RefCell::default(),
+            places: Places::default(),
+        }
     }
 
     /// The target's slot, made by `dial` when there is none.
     pub(super) fn slot<E>(&self, key: &K, dial: impl FnOnce() -> Result<Dial, E>) -> Result<Rc<Slot>, E> {
-        let mut slots = self.0.borrow_mut();
+        let mut slots = self.slots.borrow_mut();
         if let Some(slot) = slots.get(key) {
             return Ok(Rc::clone(slot));
         }
         if slots.len() >= MAX_SLOTS {
             evict(&mut slots);
         }
-        let slot = Rc::new(Slot::new(dial()?));
+        let slot = Rc::new(Slot::new(dial()?, self.places.clone()));
         slots.insert(key.clone(), Rc::clone(&slot));
         Ok(slot)
     }
 
     pub(super) fn sweep(&self, idle_timeout: Duration) {
         let now = Instant::now();
-        self.0
+        self.slots
             .borrow_mut()
             .retain(|_, slot| slot.sweep(now, idle_timeout));
     }
