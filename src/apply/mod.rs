@@ -21,6 +21,9 @@ use journal::Journal;
 pub use machine::Machine;
 pub use real::Real;
 
+/// How long a program that is just starting may take to show that it has read its file.
+const HEARD: Duration = Duration::from_secs(1);
+
 /// What one apply needs besides the desired state.
 #[derive(Debug, Clone)]
 pub struct Order {
@@ -174,103 +177,69 @@ pub async fn apply<M: Machine>(
     order: &Order,
 ) -> Result<Applied, ApplyError> {
     let started = Instant::now();
-    let mut took = Took::default();
-    if plan.is_empty()
-        && !present.owed
-        && let Some(generation) = present.generation
-    {
-        return Ok(Applied {
-            generation,
-            changed: false,
-            proven: true,
-            took,
-        });
-    }
-
-    let untouched = |failure: Failure| ApplyError {
+    let untouched = |failure| ApplyError {
         failure,
         left: Left::Untouched,
     };
+    let provable = present.services.is_some();
+    if let Some(generation) = present.generation
+        && plan.is_empty()
+        && !(present.owed && provable)
+    {
+        let took = Took::default();
+        return Ok(Applied {
+            generation,
+            changed: false,
+            proven: !present.owed,
+            took,
+        });
+    }
     ports_are_free(machine, state, desired, present).map_err(untouched)?;
 
     // An unproven generation is never one to go back to.
-    let good = match Journal::read(machine, state) {
-        Some(journal) => journal.from,
-        None => present.generation,
-    };
-    let number = if plan.files.is_empty()
-        && let Some(current) = present.generation
-    {
-        if !present.owed {
-            // No file changes: only programs to start or listeners to tell. Nothing to roll back to.
-            let result = carry_out(
-                machine,
-                plan,
-                present,
-                &desired.mesh,
-                &desired.probes,
-                &desired.tag,
-                order,
-            )
-            .await;
-            machine.settle().await;
-            took.act_ms = millis(started);
-            return match result {
-                Ok(()) => Ok(Applied {
-                    generation: current,
-                    changed: true,
-                    proven: true,
-                    took,
-                }),
-                Err(failure) => Err(untouched(failure)),
-            };
-        }
-        current
-    } else {
-        stage_and_switch(machine, state, desired, plan, good, order, &mut took)
+    let good = Journal::read(machine, state).map_or(present.generation, |journal| journal.from);
+    let mut check = Duration::ZERO;
+    let number = match present.generation {
+        Some(current) if plan.files.is_empty() => current,
+        _ => stage_and_switch(machine, state, desired, plan, good, order, &mut check)
             .await
-            .map_err(untouched)?
+            .map_err(untouched)?,
     };
-    took.stage_ms = millis(started);
+    let staged = Instant::now();
 
-    let acting = Instant::now();
-    let result = carry_out(
-        machine,
-        plan,
-        present,
-        &desired.mesh,
-        &desired.probes,
-        &desired.tag,
-        order,
-    )
-    .await;
-    took.act_ms = millis(acting);
+    let goal = Goal {
+        mesh: &desired.mesh,
+        probes: &desired.probes,
+        tag: &desired.tag,
+    };
+    let heard = present.owed && plan.files.is_empty() && already_heard(machine, plan, &goal).await;
+    let mut result = carry_out(machine, plan, present, &goal, order, heard).await;
+    if provable && result.is_ok() {
+        result = Journal::clear(machine, state).map_err(Failure::Disk);
+    }
+    let took = Took {
+        stage_ms: millis(staged - started),
+        check_ms: millis(check),
+        act_ms: millis(staged.elapsed()),
+    };
     let failure = match result {
-        Ok(()) if present.services.is_none() => {
-            return Ok(Applied {
-                generation: number,
-                changed: true,
-                proven: false,
-                took,
-            });
-        }
-        Ok(()) => match Journal::clear(machine, state) {
-            Ok(()) => {
+        Ok(()) => {
+            if provable {
                 machine.settle().await;
                 // Only room is at stake here: the next apply tries again.
                 let _ = generation::prune(machine, state, order.keep, &[number]);
-                return Ok(Applied {
-                    generation: number,
-                    changed: true,
-                    proven: true,
-                    took,
-                });
             }
-            Err(error) => Failure::Disk(error),
-        },
+            return Ok(Applied {
+                generation: number,
+                changed: true,
+                proven: provable,
+                took,
+            });
+        }
         Err(failure) => failure,
     };
-    let left = match good.filter(|good| *good != number) {
+    let left = match good {
+        Some(good) if good == number => Left::Untouched,
         Some(good) => match roll_back(machine, state, present, &desired.mesh, number, good, order).await {
             Ok(()) => Left::RolledBackTo(good),
             Err(second) => Left::Unproven(format!("going back to generation {good} failed too: {second}")),
@@ -281,8 +250,25 @@ pub async fn apply<M: Machine>(
     Err(ApplyError { failure, left })
 }
 
-fn millis(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+/// What is to be live in the end.
+struct Goal<'a> {
+    mesh: &'a MeshSettings,
+    probes: &'a [Probe],
+    tag: &'a str,
+}
+
+/// nginx may have read its file before we could see it, as at the start of the container: then it need not be told
+/// again.
+async fn already_heard<M: Machine>(machine: &M, plan: &Plan, goal: &Goal<'_>) -> bool {
+    let reload = plan
+        .actions
+        .iter()
+        .any(|action| action.kind == ActionKind::ReloadNginx);
+    reload && machine.prove(goal.probes, goal.tag, &[], HEARD).await.is_ok()
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// nginx itself ignores a taken port at reload, so it is asked for here, before anything changes.
@@ -327,7 +313,7 @@ async fn stage_and_switch<M: Machine>(
     plan: &Plan,
     good: Option<u32>,
     order: &Order,
-    took: &mut Took,
+    check: &mut Duration,
 ) -> Result<u32, Failure> {
     let ours = (state.generations(), 0o755);
     let folders = desired
@@ -352,7 +338,7 @@ async fn stage_and_switch<M: Machine>(
             return Err(Failure::Refused { reader, words });
         }
     }
-    took.check_ms = millis(checking);
+    *check = checking.elapsed();
 
     generation::complete(machine, state, number, &staged)?;
     let journal = Journal {
@@ -397,25 +383,27 @@ async fn carry_out<M: Machine>(
     machine: &M,
     plan: &Plan,
     present: &Present,
-    mesh: &MeshSettings,
-    probes: &[Probe],
-    tag: &str,
+    goal: &Goal<'_>,
     order: &Order,
+    heard: bool,
 ) -> Result<(), Failure> {
     let old_workers = match nginx_pid(present) {
         Some(pid) if plan.actions.iter().any(|a| a.kind == ActionKind::ReloadNginx) => machine.workers(pid),
         _ => Vec::new(),
     };
     for action in &plan.actions {
+        if heard && action.kind == ActionKind::ReloadNginx {
+            continue;
+        }
         let (target, verb, _) = plan::words(action.kind);
         machine
-            .act(action.kind, mesh)
+            .act(action.kind, goal.mesh)
             .await
             .map_err(|words| Failure::Action { target, verb, words })?;
     }
     if nginx_should_answer(plan, present) {
         machine
-            .prove(probes, tag, &old_workers, order.probe_timeout)
+            .prove(goal.probes, goal.tag, &old_workers, order.probe_timeout)
             .await
             .map_err(Failure::Unproven)?;
     }
@@ -476,7 +464,12 @@ async fn roll_back<M: Machine>(
         Listeners::Open(mesh) => mesh,
         Listeners::Closed | Listeners::NotOurs => failed_mesh,
     };
-    carry_out(machine, &plan, &present, mesh, &probes, &tag, order).await?;
+    let goal = Goal {
+        mesh,
+        probes: &probes,
+        tag: &tag,
+    };
+    carry_out(machine, &plan, &present, &goal, order, false).await?;
     remove_generation(machine, state, failed)?;
     Ok(Journal::clear(machine, state)?)
 }

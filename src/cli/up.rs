@@ -24,6 +24,7 @@ pub(super) fn up(context: &Context) -> anyhow::Result<ExitCode> {
     logging::start(loaded.as_ref().ok().map(|loaded| &loaded.spec.log));
     let supervisord = block_on(first(context, loaded.map(|loaded| loaded.spec)))??;
 
+    open_files();
     let conf = context.state.current().join("supervisor/supervisord.conf");
     tracing::info!("handing over to {}", supervisord.display());
     let error = Command::new(&supervisord)
@@ -32,6 +33,17 @@ pub(super) fn up(context: &Context) -> anyhow::Result<ExitCode> {
         .arg(&conf)
         .exec();
     Err(error).with_context(|| format!("cannot start {}", supervisord.display()))
+}
+
+/// nginx and the daemon keep a descriptor for each connection: everything below supervisord may have as many as
+/// the container allows.
+fn open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Renders what is wished, or leaves what served last; returns where supervisord is.

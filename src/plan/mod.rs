@@ -222,7 +222,7 @@ fn service_actions(
     let heard = |reader: Reader| !present.owed && !touched(files, reader);
     let cause = |what: &str| {
         if present.owed {
-            format!("an earlier change of {what} was interrupted before it was seen to serve")
+            format!("{what} has not been seen to serve yet")
         } else {
             format!("{what} changed")
         }
