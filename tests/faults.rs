@@ -115,6 +115,9 @@ impl Machine for Faulty {
     fn taken_by(&self, _: SocketAddr, _: Option<i32>) -> Option<String> {
         None
     }
+    fn end_orphans(&self) -> bool {
+        false
+    }
     async fn check(&self, _: Reader, _: &Path) -> Result<(), String> {
         self.step().map_err(|error| error.to_string())
     }

@@ -44,6 +44,10 @@ pub trait Machine: Send + Sync {
     /// Lets a consumer look at its file in a staged generation; the error is its own words.
     fn check(&self, reader: Reader, staged: &Path) -> impl Future<Output = Result<(), String>> + Send;
 
+    /// Ends workers of nginx whose master was killed: they would go on serving an old configuration for ever, and
+    /// keep the ports from the next master. True when there were some.
+    fn end_orphans(&self) -> bool;
+
     /// What supervisord says of its programs; `None`: it cannot be reached.
     fn services(&self) -> impl Future<Output = Option<BTreeMap<String, Service>>> + Send;
 

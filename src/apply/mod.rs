@@ -127,6 +127,7 @@ pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> std::io::Result<
 
 /// Puts right what an interrupted apply left: returns whether anything is still owed to the programs.
 pub fn recover<M: Machine>(machine: &M, state: &StateDir) -> Result<bool, DiskError> {
+    machine.end_orphans();
     let generations = state.generations();
     for name in machine.list(&generations).map_err(doing_list(&generations))? {
         if name.ends_with(".tmp") {
@@ -387,8 +388,13 @@ async fn carry_out<M: Machine>(
     order: &Order,
     heard: bool,
 ) -> Result<(), Failure> {
+    let reload = !heard
+        && plan
+            .actions
+            .iter()
+            .any(|action| action.kind == ActionKind::ReloadNginx);
     let old_workers = match nginx_pid(present) {
-        Some(pid) if plan.actions.iter().any(|a| a.kind == ActionKind::ReloadNginx) => machine.workers(pid),
+        Some(pid) if reload => machine.workers(pid),
         _ => Vec::new(),
     };
     for action in &plan.actions {

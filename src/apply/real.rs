@@ -10,6 +10,9 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
 use tokio::sync::watch;
 
 use super::machine::Machine;
@@ -36,6 +39,7 @@ const LIMITS: Limits = Limits {
 /// What [`Machine`] stands for outside tests.
 pub struct Real {
     supervisor: Supervisor,
+    nginx_pid_file: PathBuf,
     /// Where the checkers are.
     programs: Mutex<Programs>,
     /// `None`: this process has no listeners (the commands).
@@ -48,6 +52,7 @@ impl Real {
     pub fn new(state: &StateDir, identity: Option<watch::Receiver<Option<Arc<Identity>>>>) -> Self {
         Self {
             supervisor: Supervisor::new(state.supervisor_socket()),
+            nginx_pid_file: state.run().join("nginx.pid"),
             programs: Mutex::default(),
             identity,
             mesh: tokio::sync::Mutex::new(None),
@@ -242,6 +247,18 @@ impl Machine for Real {
         }
         let words = [output.stdout, output.stderr].concat();
         Err(String::from_utf8_lossy(&words).trim_end().to_owned())
+    }
+
+    fn end_orphans(&self) -> bool {
+        let pid = fs::read_to_string(&self.nginx_pid_file)
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
+        let Some(master) = pid.filter(|pid| *pid > 1).map(Pid::from_raw) else {
+            return false;
+        };
+        // supervisord gives each program a process group of its own, so the workers are in their master's. QUIT lets
+        // them close their listeners at once and finish what they have begun.
+        kill(master, None) == Err(Errno::ESRCH) && killpg(master, Signal::SIGQUIT).is_ok()
     }
 
     async fn services(&self) -> Option<BTreeMap<String, Service>> {

@@ -113,7 +113,19 @@ pub fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
     };
-    result.unwrap_or_else(|error| fail(&format!("{error:#}")))
+    result.unwrap_or_else(|error| fail(&chain(&error)))
+}
+
+/// The error and its causes, each said once: some errors repeat their cause in their own sentence.
+fn chain(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |text, cause| match text.contains(&cause) {
+            true => text,
+            false if text.is_empty() => cause,
+            false => format!("{text}: {cause}"),
+        })
 }
 
 fn fail(message: &str) -> ExitCode {

@@ -90,7 +90,7 @@ async fn first(context: &Context, wish: anyhow::Result<Spec>) -> anyhow::Result<
         let Some(number) = served_before else {
             return Err(error);
         };
-        tracing::error!("generation {number} serves again: {error:#}");
+        tracing::error!("generation {number} serves again: {error}");
     }
     Ok(supervisord)
 }

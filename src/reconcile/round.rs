@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -9,11 +10,14 @@ use super::Daemon;
 use super::attempt::Fingerprint;
 use super::control::Answer;
 use super::tell::Round;
-use crate::apply::{self, Applied, Left, Order, generation};
+use crate::apply::{self, Applied, Left, Machine, Order, generation};
 use crate::desired::{Desired, Templates, desired};
 use crate::facts::Observed;
 use crate::plan::{Listeners, Plan, Present, plan};
 use crate::spec::Spec;
+
+/// Workers that are told to end close their listeners well within this.
+const LET_GO: Duration = Duration::from_millis(50);
 
 /// How trying to bring about one spec ended.
 pub(super) enum Attempt {
@@ -33,6 +37,10 @@ pub(super) enum Attempt {
 impl Daemon {
     /// Looks at everything and brings the machine as near to the wish as it will go.
     pub(super) async fn reconcile(&mut self, causes: &BTreeSet<String>, asked: bool) -> Answer {
+        if self.machine.end_orphans() {
+            tracing::warn!("nginx was killed: its workers are ended, so that the next one gets the ports");
+            tokio::time::sleep(LET_GO).await;
+        }
         let cause = causes.iter().cloned().collect::<Vec<_>>().join(", ");
         let wish = self.source.now();
         if let Ok(spec) = &wish {
