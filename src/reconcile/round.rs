@@ -76,6 +76,7 @@ impl Daemon {
     }
 
     async fn attempt(&mut self, spec: &Arc<Spec>, seen: &Observed, cause: &str, asked: bool) -> Attempt {
+        let seen = &seen.clone().under(spec);
         let rendered = self.render(spec, seen);
         let desired = match rendered {
             Ok(desired) => desired,
