@@ -362,3 +362,31 @@ async fn local_apps_get_the_seven_files_and_the_proxy_gets_the_rest() {
         );
     }
 }
+
+#[tokio::test]
+async fn an_ipv6_wildcard_takes_both_kinds_unless_ipv4_is_taken() {
+    if tokio::net::TcpListener::bind("[::1]:0").await.is_err() {
+        eprintln!("this machine has no IPv6: nothing to see");
+        return;
+    }
+    let proxy = echo("proxy").await;
+    let wildcard = |port: u16| std::net::SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+    for taken in [false, true] {
+        let front = Front::start(|spec, _| {
+            spec.mesh.client_listen = proxy;
+            // A port that is the proxy's on IPv4 must stay the proxy's.
+            let port = if taken { proxy } else { spec.mesh.http_listen }.port();
+            spec.mesh.http_listen = wildcard(port);
+        })
+        .await;
+        let port = if taken { proxy } else { front.http }.port();
+        let over = async |host: &str| {
+            let stream = tokio::net::TcpStream::connect(format!("{host}:{port}"))
+                .await
+                .unwrap();
+            text(exchange(stream, get("x", "/.dstack-vpc/generation")).await).await
+        };
+        assert_eq!(over("[::1]").await, front.tag, "taken: {taken}");
+        assert_eq!(over("127.0.0.1").await == front.tag, !taken, "taken: {taken}");
+    }
+}

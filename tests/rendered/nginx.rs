@@ -145,9 +145,8 @@ impl Front {
 
         let mut spec = mesh();
         let mut facts = facts(&state);
-        let (http, https) = (free_port(), free_port());
-        spec.mesh.http_listen = http;
-        spec.mesh.https_listen = https;
+        spec.mesh.http_listen = free_port();
+        spec.mesh.https_listen = free_port();
         spec.mesh.auth_listen = auth;
         spec.nginx.workers = 1;
         facts.programs.nginx.as_mut().unwrap().value.path = program("nginx");
@@ -164,8 +163,8 @@ impl Front {
             .spawn()
             .unwrap();
         let front = Self {
-            http,
-            https,
+            http: reach(spec.mesh.http_listen),
+            https: reach(spec.mesh.https_listen),
             pki,
             state,
             tag: desired.tag,
@@ -173,7 +172,7 @@ impl Front {
             _dir: dir,
             child,
         };
-        for listener in [http, https] {
+        for listener in [front.http, front.https] {
             let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
             while TcpStream::connect(listener).await.is_err() {
                 assert!(
@@ -277,6 +276,14 @@ pub fn get(host: &str, path: &str) -> Request<Body> {
 pub async fn text(response: Response<Incoming>) -> String {
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Where a listener is reached from here.
+fn reach(listen: SocketAddr) -> SocketAddr {
+    match listen.ip().is_unspecified() {
+        true => (std::net::Ipv6Addr::LOCALHOST, listen.port()).into(),
+        false => listen,
+    }
 }
 
 /// Of the moment; nothing holds it until nginx does.
