@@ -322,6 +322,30 @@ async fn the_domain_form_names_the_target() {
     us.mesh.shutdown().await;
 }
 
+/// `.localhost` has an address in each family: the one that refuses does not hide the other.
+#[tokio::test]
+async fn the_next_address_is_tried_and_ipv6_works() {
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let peer = Peer::scripted_at("[::1]:0", acceptor, |mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        stream.write_all(OK).await.unwrap();
+        stream.flush().await.unwrap();
+    })
+    .await;
+    let by_name = Gateway::Domain {
+        domain: "apps.localhost".parse().unwrap(),
+        port: peer.addr.port(),
+    };
+    for gateway in [by_name, Gateway::Fixed(peer.addr.into())] {
+        let mut wanted = settings(Some(gateway));
+        wanted.client_listen = "[::1]:0".parse().unwrap();
+        let us = OurSide::start(&root, wanted).await;
+        assert_eq!(call(us.client, &get("/", "")).await.text(), "ok");
+        us.mesh.shutdown().await;
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_restarts_is_found_again() {
     let root = Signed::root(&Shape::root());

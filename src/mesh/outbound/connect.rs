@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rustls::ClientConfig;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::sleep;
@@ -23,6 +24,12 @@ use crate::spec::AgentAddr;
 
 /// How long one address has before the next is tried beside it (RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(250);
+
+/// A peer whose machine vanished sends nothing, not even an end: a download would wait for ever.
+const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
 
 /// A connection to whatever is on the other side.
 pub(super) enum Stream {
@@ -65,7 +72,11 @@ async fn tcp(at: &HostPort) -> Result<TcpStream, Failure> {
         cause,
     })?;
     let stream = first_that_answers(&addresses).await;
-    let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    let stream = stream.and_then(|stream| {
+        stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE)?;
+        Ok(stream)
+    });
     stream.map_err(|cause| Failure::Unreachable {
         at: at.clone(),
         cause,

@@ -46,14 +46,7 @@ pub(super) fn strip_request(headers: &mut HeaderMap) {
         .iter()
         .any(|te| tokens(te).any(|t| t.eq_ignore_ascii_case("trailers")));
     strip_hop_by_hop(headers);
-    let ours = |name: &HeaderName| {
-        let name = name.as_str();
-        name.starts_with('x') && {
-            let name = name.replace('_', "-");
-            name.starts_with("x-dstack-target-") || name == "x-dstack-app-id"
-        }
-    };
-    let ours: Vec<_> = headers.keys().filter(|name| ours(name)).cloned().collect();
+    let ours: Vec<_> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
     for name in ours {
         headers.remove(name);
     }
@@ -91,6 +84,19 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, protocol);
+}
+
+/// True for what only this hop may read or say, in any spelling: some servers take `_` for `-`.
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str().as_bytes();
+    let begins = |with: &[u8]| {
+        name.len() >= with.len()
+            && name.iter().zip(with).all(|(byte, expected)| match byte {
+                b'_' => *expected == b'-',
+                byte => byte == expected,
+            })
+    };
+    begins(b"x-dstack-target-") || (name.len() == "x-dstack-app-id".len() && begins(b"x-dstack-app-id"))
 }
 
 /// A `Connection` header may not talk the next hop out of how long the message is or whom it is for.

@@ -157,7 +157,15 @@ impl Peer {
         F: Fn(TlsStream<TcpStream>, usize) -> S + Clone + Send + 'static,
         S: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::scripted_at("127.0.0.1:0", acceptor, script).await
+    }
+
+    pub async fn scripted_at<F, S>(listen: &str, acceptor: TlsAcceptor, script: F) -> Self
+    where
+        F: Fn(TlsStream<TcpStream>, usize) -> S + Clone + Send + 'static,
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(listen).await.unwrap();
         let peer = Self {
             addr: listener.local_addr().unwrap(),
             connections: Arc::default(),
