@@ -265,3 +265,25 @@ fn long_lists_load_fast() {
     assert!(took < Duration::from_secs(20), "{took:?}");
     println!("loaded in {took:?}");
 }
+
+#[test]
+fn junk_is_refused_fast() {
+    let lines = |line: &dyn Fn(usize) -> String| (0..100_000).map(line).collect::<String>();
+    for (name, junk) in [
+        ("lines", lines(&|_| "junk junk\n".into())),
+        ("one line", lines(&|_| "junk ".into())),
+        ("brackets", format!("a = {}", "[".repeat(1 << 20))),
+        ("keys", lines(&|n| format!("k{n} = {n}\n"))),
+        (
+            "items",
+            format!("allowed_apps = [{}]", lines(&|_| "\"bad\",".into())),
+        ),
+    ] {
+        let begun = Instant::now();
+        survives(&junk, &Env::new());
+        let took = begun.elapsed();
+        // As above: what grows with the square would take minutes.
+        assert!(took < Duration::from_secs(20), "{name}: {took:?}");
+        println!("{name} refused in {took:?}");
+    }
+}

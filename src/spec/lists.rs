@@ -1,11 +1,10 @@
 //! Keys that take several values.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Value as Json, json};
 use toml::de::DeValue;
 
 use super::codec::{Codec, Fault, Raw, Shape, quoted};
+use super::problem::MOST_PROBLEMS;
 use super::suggest::did_you_mean;
 use super::values::AllowedApps;
 use crate::names::AppId;
@@ -36,6 +35,9 @@ impl<T: Codec> Codec for Vec<T> {
             }) {
                 Ok(value) => values.push(value),
                 Err(why) => faults.extend(why),
+            }
+            if faults.len() >= MOST_PROBLEMS {
+                break;
             }
         }
         if faults.is_empty() {
@@ -112,23 +114,7 @@ impl Codec for AllowedApps {
             DeValue::String(_) | DeValue::Array(_) => {}
             _ => return Err(raw.wrong_type(Self::expects())),
         }
-        let (mut apps, mut faults) = (BTreeSet::new(), Vec::new());
-        for item in raw.items() {
-            match AppId::read(Raw {
-                value: &item,
-                from_variable: false,
-            }) {
-                Ok(id) => {
-                    apps.insert(id);
-                }
-                Err(why) => faults.extend(why),
-            }
-        }
-        if faults.is_empty() {
-            Ok(Self::Only(apps))
-        } else {
-            Err(faults)
-        }
+        Vec::<AppId>::read(raw).map(|apps| Self::Only(apps.into_iter().collect()))
     }
 
     fn toml(value: &Self) -> String {

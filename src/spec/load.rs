@@ -9,7 +9,7 @@ use super::check;
 use super::codec::Codec;
 use super::keys::{SECTIONS, Spec};
 use super::numbers::Int;
-use super::problem::{Origin, Problem, Problems, Severity};
+use super::problem::{MOST_PROBLEMS, Origin, Problem, Problems, Severity};
 use super::table::{Reader, Section, TableReader, Variable, not_a_table};
 use super::text::ConfigText;
 use super::values::Role;
@@ -101,18 +101,15 @@ fn report_syntax(reader: &mut Reader<'_>, errors: &[toml::de::Error], end: usize
         Origin::Default => false,
     });
     let mut lines = BTreeSet::new();
-    for (error, span) in errors.iter().zip(spans) {
+    let errors = errors.iter().zip(spans);
+    // One slip makes the parser stumble several times on its line.
+    let slips =
+        errors.filter(|(_, span)| lines.insert(reader.source.map(|source| source.line_at(span.start))));
+    let slips: Vec<_> = slips.take(MOST_PROBLEMS).collect();
+    for (error, span) in slips {
         let origin = reader.in_file(span);
-        let line = if let Origin::File(spot) = &origin {
-            spot.line
-        } else {
-            0
-        };
-        // One slip makes the parser stumble several times on its line.
-        if lines.insert(line) {
-            let problem = Problem::new("this is not TOML", origin).expected(syntax_words(error));
-            reader.problems.push(problem);
-        }
+        let problem = Problem::new("this is not TOML", origin).expected(syntax_words(error));
+        reader.problems.push(problem);
     }
 }
 

@@ -93,6 +93,9 @@ pub struct Problems {
     source: Option<ConfigText>,
 }
 
+/// After so many of one kind no more are looked for: that is another file, not a slip.
+pub(super) const MOST_PROBLEMS: usize = 100;
+
 /// More than this are counted, not shown.
 const SHOWN: usize = 50;
 
@@ -148,37 +151,36 @@ impl Problems {
             Severity::Warning => Level::WARNING,
         };
         let group = Group::with_title(level.primary_title(problem.message.as_str()));
+        let marked = |span| {
+            AnnotationKind::Primary
+                .span(span)
+                .label(problem.expected.as_deref())
+        };
         let group = match (&problem.origin, &self.source) {
             (Origin::File(spot), Some(source)) => {
                 let (start, line) = source.line(spot.line);
                 let in_line = |at: usize| at.saturating_sub(start).min(line.len());
-                let marked = AnnotationKind::Primary
-                    .span(in_line(spot.span.start)..in_line(spot.span.end))
-                    .label(problem.expected.as_deref());
-                if may_hold_password(line) {
-                    let place = SnippetOrigin::path(source.path.as_str());
-                    group.element(Element::from(place.line(spot.line).char_column(spot.column)))
+                let path = source.path.as_str();
+                if may_be_shown(line) {
+                    let span = in_line(spot.span.start)..in_line(spot.span.end);
+                    let snippet = Snippet::source(line).path(path).line_start(spot.line);
+                    group.element(snippet.annotation(marked(span)))
                 } else {
-                    let snippet = Snippet::source(line)
-                        .path(source.path.as_str())
-                        .line_start(spot.line);
-                    group.element(snippet.annotation(marked))
+                    let place = SnippetOrigin::path(path).line(spot.line).char_column(spot.column);
+                    expected(group.element(Element::from(place)), problem)
                 }
             }
-            (Origin::Variable { name, value }, _) if !may_hold_password(value) => {
-                let source = format!("{name}={}", one_line(value));
-                let marked = AnnotationKind::Primary
-                    .span(name.len() + 1..source.len())
-                    .label(problem.expected.as_deref());
-                group.element(Snippet::source(source).line_numbering(false).annotation(marked))
+            (Origin::Variable { name, value }, _) if may_be_shown(value) => {
+                let source = format!("{name}={}", value.replace(char::is_control, " "));
+                let span = name.len() + 1..source.len();
+                let snippet = Snippet::source(source).line_numbering(false);
+                group.element(snippet.annotation(marked(span)))
             }
             (Origin::Variable { name, .. }, _) => {
-                group.element(Level::NOTE.message(format!("set by {name}")))
+                let group = group.element(Level::NOTE.message(format!("set by {name}")));
+                expected(group, problem)
             }
-            _ => match &problem.expected {
-                Some(expected) => group.element(Level::NOTE.message(expected.as_str())),
-                None => group,
-            },
+            _ => expected(group, problem),
         };
         match &problem.help {
             // Help quotes what was written, and only this text is not made harmless by the renderer.
@@ -188,23 +190,22 @@ impl Problems {
     }
 }
 
+fn expected<'a>(group: Group<'a>, problem: &'a Problem) -> Group<'a> {
+    match &problem.expected {
+        Some(expected) => group.element(Level::NOTE.message(expected.as_str())),
+        None => group,
+    }
+}
+
+/// A line that helps its reader: not an endless one, and none with a password in it.
+fn may_be_shown(line: &str) -> bool {
+    const LONGEST: usize = 1000;
+    line.len() <= LONGEST && !may_hold_password(line)
+}
+
 /// A URL with a user in it is refused everywhere, and nothing that may hold one is repeated.
 pub(super) fn may_hold_password(text: &str) -> bool {
     text.contains("://") && text.contains('@')
-}
-
-/// The start of a variable's text, without control characters.
-fn one_line(value: &str) -> String {
-    const LONGEST: usize = 200;
-    let mut shown: String = value
-        .chars()
-        .take(LONGEST)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    if value.chars().nth(LONGEST).is_some() {
-        shown.push('…');
-    }
-    shown
 }
 
 impl fmt::Display for Problems {

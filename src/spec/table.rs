@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::codec::{Codec, Fault, Raw, Shape, type_name};
-use super::problem::{Origin, Problem, may_hold_password};
+use super::problem::{MOST_PROBLEMS, Origin, Problem, may_hold_password};
 use super::suggest::nearest;
 use super::text::ConfigText;
 
@@ -268,12 +268,11 @@ impl TableReader<'_, '_> {
 
     /// Reports keys that the section does not have.
     pub(super) fn refuse_unknown(&mut self, known: &SectionInfo, also: &[&str], all: &[SectionInfo]) {
-        for (key, _) in self.values.into_iter().flatten() {
+        let names = || known.keys.iter().map(|key| key.name).chain(also.iter().copied());
+        let written = self.values.into_iter().flatten().map(|(key, _)| key);
+        let unknown = written.filter(|key| names().all(|known| known != key.get_ref().as_ref()));
+        for key in unknown.take(MOST_PROBLEMS) {
             let name: &str = key.get_ref();
-            let names = || known.keys.iter().map(|key| key.name).chain(also.iter().copied());
-            if names().any(|known| known == name) {
-                continue;
-            }
             let elsewhere = || {
                 all.iter().find(|section| {
                     section.name != known.name && section.keys.iter().any(|key| key.name == name)

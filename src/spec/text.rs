@@ -127,10 +127,15 @@ impl ConfigText {
         }
     }
 
+    /// The line of an offset, from 1.
+    pub(super) fn line_at(&self, offset: usize) -> usize {
+        self.line_starts.partition_point(|&at| at <= offset)
+    }
+
     /// The range as a place with line and column.
     pub(super) fn spot(&self, span: Range<usize>) -> Spot {
         let start = span.start.min(self.text.len());
-        let line = self.line_starts.partition_point(|&at| at <= start);
+        let line = self.line_at(start);
         let line_start = self.line_starts[line - 1];
         let column = 1 + self
             .text
