@@ -1,0 +1,194 @@
+//! The commands about the configuration, as their user meets them: what they print, and their exit codes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use serde_json::Value as Json;
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn file(&self, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.dir.path().join("vpc.toml");
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// Runs the program with these variables only, and a state directory that nothing has made.
+    fn run(&self, config: Option<&Path>, env: &[(&str, &str)], args: &[&str]) -> Said {
+        let state = self.dir.path().join("state");
+        let mut command = Command::cargo_bin("dstack-vpc").unwrap();
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .envs(env.iter().copied());
+        command.arg("--state-dir").arg(&state);
+        if let Some(config) = config {
+            command.arg("--config").arg(config);
+        }
+        let output = command.args(args).output().unwrap();
+        assert!(!state.exists(), "{args:?} wrote into the state directory");
+        let text = |bytes: Vec<u8>| {
+            let text = String::from_utf8(bytes).unwrap();
+            text.replace(&self.dir.path().display().to_string(), "/d")
+        };
+        let said = Said {
+            code: output.status.code().unwrap(),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        };
+        assert!(
+            !said.out.contains('\u{1b}') && !said.err.contains('\u{1b}'),
+            "colours in a pipe"
+        );
+        said
+    }
+}
+
+#[test]
+fn check_says_everything_that_is_wrong_and_fails() {
+    let place = Place::new();
+    let config = place.file("rol = \"mesh\"\n\n[mesh]\nfront = \"niginx\"\n");
+    let said = place.run(Some(&config), &[("VPC__LOG__LEVL", "debug")], &["check"]);
+    assert_eq!(said.code, 1);
+    for part in [
+        " --> /d/vpc.toml:1:1\n",
+        " --> /d/vpc.toml:4:9\n",
+        "help: did you mean `role`?",
+        "help: did you mean `nginx`?",
+        "help: did you mean `VPC__LOG__LEVEL`?",
+        "The configuration cannot be used: 3 errors.\n",
+    ] {
+        assert!(said.out.contains(part), "{part}\n{}", said.out);
+    }
+
+    let said = place.run(Some(&config), &[], &["check", "--json"]);
+    assert_eq!(said.code, 1);
+    let report: Json = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(report["ok"], false);
+    assert_eq!(report["problems"][1]["key"], "mesh.front");
+    assert_eq!(
+        (&report["problems"][1]["line"], &report["problems"][1]["column"]),
+        (&Json::from(4), &Json::from(9))
+    );
+}
+
+#[test]
+fn a_file_that_is_none_is_named() {
+    let place = Place::new();
+    let missing = place.dir.path().join("missing.toml");
+    for (config, message) in [
+        (place.dir.path().to_owned(), "/d is a directory"),
+        (missing, "there is no file /d/missing.toml"),
+        (
+            place.file(b"role = \"\xff\""),
+            "/d/vpc.toml:1: byte 8 of the file is not UTF-8",
+        ),
+    ] {
+        let said = place.run(Some(&config), &[], &["check"]);
+        assert_eq!(said.code, 1, "{message}");
+        assert!(said.err.contains(message), "{message}\n{}", said.err);
+    }
+    let junk = place.file(vec![b'#'; 10 << 20]);
+    let said = place.run(Some(&junk), &[], &["check"]);
+    assert_eq!(said.code, 1);
+    assert!(said.err.contains("/d/vpc.toml is 10 MiB long"), "{}", said.err);
+}
+
+#[test]
+fn every_starter_passes_check() {
+    for role in ["mesh", "server", "node", "server+node"] {
+        let place = Place::new();
+        let starter = place.run(None, &[], &["init", "--role", role]);
+        assert_eq!(starter.code, 0, "{}", starter.err);
+        let config = place.file(&starter.out);
+        let said = place.run(Some(&config), &[], &["check"]);
+        assert_eq!(said.code, 0, "{role}\n{}{}", said.out, said.err);
+        assert!(said.out.contains("The configuration can be used"), "{}", said.out);
+    }
+}
+
+#[test]
+fn init_writes_down_what_the_environment_sets() {
+    let place = Place::new();
+    let env = [
+        ("VPC_NODE_NAME", "db-1"),
+        ("VPC_NODE_TYPE", ""),
+        ("MESH_BACKEND", "127.0.0.1:27017"),
+    ];
+    let said = place.run(None, &env, &["init", "--from-env"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    for line in [
+        "role = \"node\"",
+        "name = \"db-1\"",
+        "# type = \"\"",
+        "upstream = [\"127.0.0.1:27017\"]",
+    ] {
+        assert!(said.out.lines().any(|said| said == line), "{line}\n{}", said.out);
+    }
+    let said = place.run(
+        None,
+        &[("VPC_SERVER_ENABLED", "perhaps")],
+        &["init", "--from-env"],
+    );
+    assert_eq!(said.code, 1);
+    assert!(said.err.contains("VPC_SERVER_ENABLED=perhaps"), "{}", said.err);
+}
+
+#[test]
+fn schema_prints_what_lies_beside_the_examples() {
+    let said = Place::new().run(None, &[], &["schema"]);
+    assert_eq!(said.code, 0);
+    let beside =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/vpc.schema.json")).unwrap();
+    assert_eq!(said.out, beside);
+}
+
+#[test]
+fn explain_tells_each_source() {
+    let place = Place::new();
+    let config = place.file("[mesh]\nhttp_listen = \"127.0.0.1:8081\"\n");
+    let env = [
+        ("VPC__LOG__LEVEL", "debug"),
+        ("DSTACK_GATEWAY_DOMAIN", "apps.example.com"),
+    ];
+    let said = place.run(Some(&config), &env, &["explain", "--json"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let lines: Json = serde_json::from_str(&said.out).unwrap();
+    let source = |key: &str| {
+        let line = lines
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|line| line["key"] == key)
+            .unwrap();
+        line["source"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(source("mesh.http_listen"), "/d/vpc.toml:2");
+    assert_eq!(source("log.level"), "VPC__LOG__LEVEL");
+    assert_eq!(source("dstack.gateway_domain"), "DSTACK_GATEWAY_DOMAIN");
+    assert_eq!(source("mesh.https_listen"), "default");
+
+    let said = place.run(Some(&config), &[], &["explain", "mesh.http_listne"]);
+    assert_eq!(said.code, 1);
+    assert!(
+        said.err.contains("did you mean `mesh.http_listen`?"),
+        "{}",
+        said.err
+    );
+}
