@@ -9,6 +9,7 @@ pub mod journal;
 mod machine;
 mod probe;
 mod real;
+mod switch;
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ pub use generation::DiskError;
 use journal::Journal;
 pub use machine::Machine;
 pub use real::Real;
+pub use switch::recover;
+use switch::{remove_generation, stage_and_switch};
 
 /// How long a program that is just starting may take to show that it has read its file.
 const HEARD: Duration = Duration::from_secs(1);
@@ -123,49 +126,6 @@ pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> std::io::Result<
         services: machine.services().await,
         owed: Journal::read(machine, state).is_some(),
     })
-}
-
-/// Puts right what an interrupted apply left: returns whether anything is still owed to the programs.
-pub fn recover<M: Machine>(machine: &M, state: &StateDir) -> Result<bool, DiskError> {
-    machine.end_orphans();
-    let generations = state.generations();
-    for name in machine.list(&generations).map_err(doing_list(&generations))? {
-        if name.ends_with(".tmp") {
-            let path = generations.join(name);
-            machine
-                .remove(&path)
-                .map_err(generation::doing("removing", &path))?;
-        }
-    }
-    let Some(journal) = Journal::read(machine, state) else {
-        return Ok(false);
-    };
-    let current = generation::current(machine, state).ok().flatten();
-    match (journal.rolling_back, journal.from) {
-        (true, Some(from)) => {
-            generation::switch(machine, state, from)?;
-            remove_generation(machine, state, journal.to)?;
-            Ok(true)
-        }
-        _ if current == Some(journal.to) => Ok(true),
-        // It ended before the switch: the new generation was never seen by anyone.
-        _ => {
-            remove_generation(machine, state, journal.to)?;
-            Journal::clear(machine, state)?;
-            Ok(false)
-        }
-    }
-}
-
-fn doing_list(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> DiskError + '_ {
-    generation::doing("listing", path)
-}
-
-fn remove_generation<M: Machine>(machine: &M, state: &StateDir, number: u32) -> Result<(), DiskError> {
-    let path = generation::dir(state, number);
-    machine
-        .remove(&path)
-        .map_err(generation::doing("removing", &path))
 }
 
 /// Makes the desired state live and proves it, or restores the one before.
@@ -286,17 +246,21 @@ fn ports_are_free<M: Machine>(
             .unwrap_or_default(),
         _ => Vec::new(),
     };
-    for probe in &desired.probes {
-        let serves_already = held.iter().any(|old| old.listen == probe.listen);
-        if let Some(holder) = (!serves_already)
-            .then(|| machine.taken_by(probe.listen, nginx))
-            .flatten()
-        {
-            return Err(Failure::PortTaken {
-                key: probe.key.clone(),
-                addr: probe.listen,
-                holder,
-            });
+    let fronts = desired
+        .probes
+        .iter()
+        .filter(|probe| !held.iter().any(|old| old.listen == probe.listen))
+        .map(|probe| (probe.key.as_str(), probe.listen));
+    // Before there is a daemon, its ports are looked at as well; later it opens them itself.
+    let no_daemon = present.listeners == Listeners::NotOurs && present.services.is_none();
+    let built_in = [
+        ("mesh.client_listen", desired.mesh.client_listen),
+        ("mesh.auth_listen", desired.mesh.auth_listen),
+    ];
+    for (key, addr) in fronts.chain(built_in.into_iter().filter(|_| no_daemon)) {
+        if let Some(holder) = machine.taken_by(addr, nginx) {
+            let key = key.to_owned();
+            return Err(Failure::PortTaken { key, addr, holder });
         }
     }
     Ok(())
@@ -305,79 +269,6 @@ fn ports_are_free<M: Machine>(
 fn nginx_pid(present: &Present) -> Option<i32> {
     let service = present.services.as_ref()?.get(Program::Nginx.name())?;
     service.pid.filter(|_| service.state == ServiceState::Up)
-}
-
-async fn stage_and_switch<M: Machine>(
-    machine: &M,
-    state: &StateDir,
-    desired: &Desired,
-    plan: &Plan,
-    good: Option<u32>,
-    order: &Order,
-    check: &mut Duration,
-) -> Result<u32, Failure> {
-    let ours = (state.generations(), 0o755);
-    let folders = desired
-        .folders
-        .iter()
-        .map(|(dir, mode)| (dir.clone(), *mode))
-        .chain([ours]);
-    for (dir, mode) in folders {
-        machine
-            .make_dir(&dir, mode)
-            .map_err(generation::doing("creating", &dir))?;
-    }
-    let numbers = generation::all(machine, state).map_err(doing_list(&state.generations()))?;
-    let number = numbers.last().map_or(1, |last| last + 1);
-    let staged = generation::stage(machine, state, number, desired, &order.cause)?;
-
-    let checking = Instant::now();
-    for reader in [Reader::Nginx, Reader::Headscale, Reader::Supervisord] {
-        let changed = plan.files.iter().any(|f| f.reader == reader && f.after.is_some());
-        if changed && let Err(words) = machine.check(reader, &staged).await {
-            let _ = machine.remove(&staged);
-            return Err(Failure::Refused { reader, words });
-        }
-    }
-    *check = checking.elapsed();
-
-    generation::complete(machine, state, number, &staged)?;
-    let journal = Journal {
-        from: good,
-        to: number,
-        rolling_back: false,
-        cause: order.cause.clone(),
-    };
-    let switched = journal
-        .write(machine, state)
-        .and_then(|()| generation::switch(machine, state, number));
-    if let Err(error) = switched {
-        undo_switch(machine, state, number, good)?;
-        return Err(error.into());
-    }
-    Ok(number)
-}
-
-/// The switch failed half-way: the link moved or it did not, and may not be durable. Back to before; what cannot be
-/// undone now is undone at the next start, because the journal stays.
-fn undo_switch<M: Machine>(
-    machine: &M,
-    state: &StateDir,
-    number: u32,
-    good: Option<u32>,
-) -> Result<(), DiskError> {
-    let current = state.current();
-    let moved =
-        generation::current(machine, state).map_err(generation::doing("reading", &current))? == Some(number);
-    match (moved, good) {
-        (true, Some(good)) => generation::switch(machine, state, good)?,
-        (true, None) => machine
-            .remove(&current)
-            .map_err(generation::doing("removing", &current))?,
-        (false, _) => {}
-    }
-    Journal::clear(machine, state)?;
-    remove_generation(machine, state, number)
 }
 
 async fn carry_out<M: Machine>(

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod children;
+mod conditions;
 pub mod control;
 pub mod lock;
 mod round;

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::conditions::conditions;
 use super::control::Answer;
 use super::round::Attempt;
 use super::source::Source;
@@ -14,7 +15,7 @@ use super::status::{
 };
 use super::wall;
 use crate::apply::{Applied, Left, Took};
-use crate::facts::{Observed, Topic};
+use crate::facts::Observed;
 use crate::plan::{ActionKind, Plan, Present, ServiceState};
 use crate::spec::Spec;
 
@@ -23,14 +24,14 @@ const HISTORY: usize = 50;
 /// What one reconcile gathers for the telling.
 pub(super) struct Round<'a> {
     cause: &'a str,
-    seen: &'a Observed,
+    pub(super) seen: &'a Observed,
     /// Why the configuration could not be read.
-    invalid: Option<String>,
+    pub(super) invalid: Option<String>,
     /// Why what it says could not be brought about, and what serves instead.
     refused: Option<(String, Left)>,
     waiting: bool,
     /// What serves now, and whether it is what the configuration says.
-    live: Option<(Applied, Plan, bool)>,
+    pub(super) live: Option<(Applied, Plan, bool)>,
     drifted: Vec<String>,
 }
 
@@ -276,119 +277,6 @@ fn summary(plan: &Plan) -> String {
         format!("{target}: {verb} ({})", action.reason)
     });
     files.chain(actions).collect::<Vec<_>>().join("; ")
-}
-
-fn conditions(status: &mut Status, present: &Present, round: &Round<'_>) {
-    use ConditionKind::{Configured, Degraded, IdentityValid, Ready, ServicesHealthy};
-    let error = status
-        .last_error
-        .as_ref()
-        .map(|error| error.message.clone())
-        .unwrap_or_default();
-    match (&round.live, &round.invalid) {
-        (_, Some(_)) => status.set(Configured, false, "Invalid", error.clone()),
-        (Some((applied, _, true)), _) if applied.proven => {
-            status.set(
-                Configured,
-                true,
-                "Live",
-                format!("generation {} is live", applied.generation),
-            );
-        }
-        (Some((applied, _, true)), _) => {
-            let message = format!(
-                "generation {} is rendered and waits for supervisord",
-                applied.generation
-            );
-            status.set(Configured, false, "Unproven", message);
-        }
-        _ => status.set(Configured, false, "Refused", error.clone()),
-    }
-
-    match &round.seen.identity {
-        Some(identity) if identity.not_after < std::time::SystemTime::now() => {
-            status.set(
-                IdentityValid,
-                false,
-                "Expired",
-                "the certificate has expired; a new one is being asked for",
-            );
-        }
-        Some(identity) if identity.app_id.is_none() => {
-            let message = "the certificate has no app id: the guest agent has no KMS, so no peer can know us";
-            status.set(IdentityValid, false, "NoAppId", message);
-        }
-        Some(identity) => {
-            let until = Timestamp::try_from(identity.not_after).unwrap_or(Timestamp::MAX);
-            status.set(IdentityValid, true, "Valid", format!("valid until {until}"));
-        }
-        None => {
-            let message = round
-                .seen
-                .problem(Topic::Identity)
-                .map_or("waiting for the guest agent", |problem| problem.message.as_str());
-            status.set(IdentityValid, false, "Waiting", message);
-        }
-    }
-
-    let unwell: Vec<_> = status
-        .services
-        .iter()
-        .filter(|(_, service)| service.state != "up")
-        .collect();
-    let (healthy, reason, message) = if present.services.is_none() {
-        (
-            false,
-            "NoSupervisor",
-            "supervisord is not running; `dstack-vpc up` starts it".to_owned(),
-        )
-    } else if unwell.is_empty() {
-        (true, "Running", format!("{} programs run", status.services.len()))
-    } else {
-        let says = unwell
-            .iter()
-            .map(|(name, s)| format!("{name} is {} ({})", s.state, s.detail));
-        (false, "NotRunning", says.collect::<Vec<_>>().join("; "))
-    };
-    status.set(ServicesHealthy, healthy, reason, message);
-
-    let holds = |kind| status.condition(kind).is_some_and(|condition| condition.status);
-    let serves = present.generation.is_some() && !present.owed;
-    let ready = serves && holds(IdentityValid) && holds(ServicesHealthy);
-    let wrong: Vec<String> = [Configured, IdentityValid, ServicesHealthy]
-        .into_iter()
-        .filter_map(|kind| {
-            status
-                .condition(kind)
-                .filter(|c| !c.status)
-                .map(|c| c.message.clone())
-        })
-        .chain(
-            round
-                .seen
-                .problems
-                .iter()
-                .map(|problem| format!("{}: {}", problem.what.name(), problem.message)),
-        )
-        .collect();
-    match ready {
-        true => status.set(
-            Ready,
-            true,
-            "Serving",
-            format!("generation {} serves", present.generation.unwrap_or(0)),
-        ),
-        false => status.set(
-            Ready,
-            false,
-            "NotServing",
-            wrong.first().cloned().unwrap_or_default(),
-        ),
-    }
-    match wrong.is_empty() {
-        true => status.set(Degraded, false, "AsConfigured", "everything is as it should be"),
-        false => status.set(Degraded, true, "SeeMessage", wrong.join("\n")),
-    }
 }
 
 fn answer(status: &Status, round: &Round<'_>) -> Answer {
