@@ -172,6 +172,36 @@ async fn what_we_vouch_for_cannot_be_sent_by_the_caller() {
     assert!(values.is_empty(), "{asked:?}");
 }
 
+/// Behind an upgrade to HTTP/2 in the clear, requests would pass that nginx never sees.
+#[tokio::test]
+async fn no_upgrade_leads_past_the_check() {
+    let front = three_backends().await;
+    for upgrade in [
+        "h2c",
+        "H2C",
+        "websocket, h2c",
+        "h2c,websocket",
+        "HTTP/2.0",
+        "TLS/1.0",
+    ] {
+        let mut request = get("db.internal", "/");
+        for (name, value) in [
+            ("upgrade", upgrade),
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"),
+        ] {
+            request.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let response = front.https(Who::App, request).await;
+        assert_eq!(response.status(), StatusCode::OK, "{upgrade}");
+        let seen = text(response).await;
+        assert!(
+            !seen.contains("\nupgrade:") && !seen.contains("\nconnection:"),
+            "{seen}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn without_a_default_backend_other_hosts_are_told_so_after_the_check() {
     let db = echo("db").await;
