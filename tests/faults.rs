@@ -112,7 +112,7 @@ impl Machine for Faulty {
         self.step()?;
         self.real.remove(path)
     }
-    fn taken_by(&self, _: SocketAddr, _: Option<i32>) -> Option<String> {
+    fn why_not(&self, _: SocketAddr, _: Option<i32>) -> Option<String> {
         None
     }
     fn end_orphans(&self) -> bool {

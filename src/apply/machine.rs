@@ -38,8 +38,9 @@ pub trait Machine: Send + Sync {
     /// Removes a file, a link or a whole tree; absent is fine.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Who else listens on an address, in words; `None`: nobody, or only our own nginx.
-    fn taken_by(&self, addr: SocketAddr, nginx: Option<i32>) -> Option<String>;
+    /// Why an address cannot be listened on, in words that say who has it; `None`: it is free, or our own nginx has
+    /// it.
+    fn why_not(&self, addr: SocketAddr, nginx: Option<i32>) -> Option<String>;
 
     /// Lets a consumer look at its file in a staged generation; the error is its own words.
     fn check(&self, reader: Reader, staged: &Path) -> impl Future<Output = Result<(), String>> + Send;

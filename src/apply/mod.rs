@@ -87,13 +87,11 @@ pub enum Failure {
     Disk(#[from] DiskError),
     #[error("{} refuses its new configuration:\n{words}", consumer(*.reader))]
     Refused { reader: Reader, words: String },
-    #[error(
-        "{key} = \"{addr}\" cannot be used: the port is taken by {holder}; stop that, or choose another port"
-    )]
-    PortTaken {
+    #[error("{key} = \"{addr}\" cannot be used: {why}")]
+    PortUnusable {
         key: String,
         addr: std::net::SocketAddr,
-        holder: String,
+        why: String,
     },
     #[error("{target}: {verb} failed: {words}")]
     Action {
@@ -258,9 +256,9 @@ fn ports_are_free<M: Machine>(
         ("mesh.auth_listen", desired.mesh.auth_listen),
     ];
     for (key, addr) in fronts.chain(built_in.into_iter().filter(|_| no_daemon)) {
-        if let Some(holder) = machine.taken_by(addr, nginx) {
+        if let Some(why) = machine.why_not(addr, nginx) {
             let key = key.to_owned();
-            return Err(Failure::PortTaken { key, addr, holder });
+            return Err(Failure::PortUnusable { key, addr, why });
         }
     }
     Ok(())

@@ -192,27 +192,30 @@ impl Machine for Real {
         }
     }
 
-    fn taken_by(&self, addr: SocketAddr, nginx: Option<i32>) -> Option<String> {
+    fn why_not(&self, addr: SocketAddr, nginx: Option<i32>) -> Option<String> {
         // std sets SO_REUSEADDR, as nginx does: connections that linger are no obstacle.
-        match TcpListener::bind(addr) {
-            Ok(_) => None,
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                let Some(holder) = holder_of(addr) else {
-                    return Some("another program".to_owned());
-                };
+        let error = TcpListener::bind(addr).err()?;
+        match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                let holder = holder_of(addr);
                 let pid = holder
-                    .process
                     .as_ref()
-                    .and_then(|(pid, _)| i32::try_from(*pid).ok());
-                let ours = nginx.is_some_and(|nginx| {
-                    pid.is_some_and(|pid| pid == nginx || probe::workers(nginx).contains(&pid))
-                });
-                (!ours).then(|| holder.to_string())
+                    .and_then(|holder| holder.process.as_ref())
+                    .map(|(pid, _)| *pid);
+                let pid = pid.and_then(|pid| i32::try_from(pid).ok());
+                let ours = nginx
+                    .zip(pid)
+                    .is_some_and(|(nginx, pid)| pid == nginx || probe::workers(nginx).contains(&pid));
+                let who = holder.map_or_else(|| "another program".to_owned(), |holder| holder.to_string());
+                (!ours).then(|| format!("the port is taken by {who}; stop that, or choose another port"))
             }
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(format!(
-                "nobody, but this user may not open it ({error}); ports below 1024 need root or CAP_NET_BIND_SERVICE"
-            )),
-            Err(error) => Some(format!("nobody, but it cannot be opened: {error}")),
+            io::ErrorKind::PermissionDenied => Some(
+                "this user may not open it; ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
+            ),
+            io::ErrorKind::AddrNotAvailable => {
+                Some("this machine has no such address; `ip address` lists those it has".to_owned())
+            }
+            _ => Some(error.to_string()),
         }
     }
 
