@@ -10,4 +10,5 @@ mod verifier;
 
 pub use chain::{ChainError, Purpose, VerifiedPeer, leaf, verify_chain};
 pub use extensions::{ExtensionError, app_id, usage};
+pub(crate) use verifier::handshake_signatures;
 pub use verifier::{ClientVerifier, PeerVerifier, provider};

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -109,6 +109,28 @@ async fn both_directions_stream_at_once_and_end_in_trailers() {
     assert_eq!(
         back.frame().await.unwrap().unwrap().into_trailers().unwrap(),
         trailers
+    );
+    us.mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_expectation_holds_nothing_up() {
+    let root = Signed::root(&Shape::root());
+    let peer = echo_head(&root).await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    let mut sender = client(&us).await;
+    sender.send_request(post("/warm", whole("x"))).await.unwrap();
+    let mut request = post("/", whole("body"));
+    request
+        .headers_mut()
+        .insert("expect", HeaderValue::from_static("100-continue"));
+    let begin = Instant::now();
+    let text = text(sender.send_request(request).await.unwrap()).await;
+    assert!(text.ends_with("\n\nbody"), "{text}");
+    assert!(
+        begin.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begin.elapsed()
     );
     us.mesh.shutdown().await;
 }
