@@ -132,51 +132,76 @@ impl fmt::Display for Gateway {
     }
 }
 
+/// `mesh.front`: who serves `http_listen` and `https_listen`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Front {
+    /// A supervised nginx.
     Nginx,
+    /// The daemon itself; refused by this version.
     Builtin,
 }
 
+/// `server.url`: where Headscale is reached from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerUrl {
+    /// `https://<own app id>-<port>.<gateway domain>`
     Auto,
+    /// Host and port, no path.
     Is(url::Url),
 }
 
+/// `vpn.derp`: the relays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Derp {
+    /// Headscale's own, and the public ones where their map can be had.
     Auto,
+    /// Headscale's own.
     Embedded,
+    /// Those of the public map.
     Public,
+    /// Those of a map in a file, at an absolute path.
     File(PathBuf),
 }
 
+/// `node.server_app_id`: whose VPN this node joins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerAppId {
+    /// `self`: that of this very app.
     SelfApp,
+    /// That of another app.
     Is(AppId),
 }
 
+/// `node.tun`: how packets get from the VPN to programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tun {
+    /// A device where the machine allows one.
     Auto,
+    /// A TUN device, which needs `NET_ADMIN`.
     Device,
+    /// Inside tailscaled.
     Userspace,
 }
 
+/// `registry.store`: where the server keeps what it knows of nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Store {
+    /// In the state directory.
     Embedded,
+    /// In the etcd of `registry.endpoints`.
     Etcd,
 }
 
+/// `supervisor.output`: where the output of the programs goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChildOutput {
+    /// To that of supervisord.
     Stdout,
+    /// Below `<state>/log`.
     Files,
 }
 
+/// `log.level`: the least important messages that are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
     Error,
@@ -186,6 +211,7 @@ pub enum LogLevel {
     Trace,
 }
 
+/// `log.format`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
