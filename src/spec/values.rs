@@ -17,12 +17,7 @@ pub struct Role {
 impl fmt::Display for Role {
     /// As it is written in the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.server, self.node) {
-            (false, false) => "mesh",
-            (true, false) => "server",
-            (false, true) => "node",
-            (true, true) => "server+node",
-        })
+        f.write_str(self.word())
     }
 }
 
