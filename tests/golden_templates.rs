@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dstack_vpc::agent::dev::pki::Pki;
 use dstack_vpc::desired::{Reader, RenderError, Templates, check_command, desired};
 use dstack_vpc::paths::StateDir;
-use dstack_vpc::spec::ServerUrl;
+use dstack_vpc::spec::{ChildOutput, ServerUrl};
 use rendered::*;
 
 /// What overriding one template with `text` gives for that file.
@@ -19,7 +19,11 @@ fn overridden(name: &str, text: &str) -> Result<String, RenderError> {
     let state = StateDir::new("/var/lib/a \"b\"");
     let mut spec = mesh();
     spec.role.server = true;
-    let desired = desired(&spec, &facts(&state), &state, &launch(), &templates)?;
+    // Nothing is left out: a value that is not there cannot be looked at.
+    spec.supervisor.output = ChildOutput::Files;
+    let mut facts = facts(&state);
+    facts.host.root = true;
+    let desired = desired(&spec, &facts, &state, &launch(), &templates)?;
     let file = desired
         .files
         .iter()
@@ -42,7 +46,29 @@ fn an_override_gets_the_same_values_with_the_same_quoting() {
         "{{ programs[0].argv | last }} {{ root }}",
     )
     .unwrap();
-    assert_eq!(supervisord, "run false");
+    assert_eq!(supervisord, "run true");
+}
+
+#[test]
+fn the_readme_names_every_value() {
+    let readme = include_str!("../templates/README.md");
+    for name in ["nginx.conf.tera", "headscale.yaml.tera", "supervisord.conf.tera"] {
+        let row = readme
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{name}`")))
+            .unwrap();
+        let dump = overridden(name, "{{ __tera_context | safe }}").unwrap();
+        let values: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&dump).unwrap();
+        for (value, content) in values {
+            assert!(row.contains(&format!("`{value}`")), "{name}: {value}");
+            let first = content.get(0).unwrap_or(&content);
+            for field in first.as_object().into_iter().flat_map(|fields| fields.keys()) {
+                let named =
+                    row.contains(&format!("`{field}`")) || row.contains(&format!("`{value}.{field}`"));
+                assert!(named, "{name}: {value}.{field}");
+            }
+        }
+    }
 }
 
 #[test]
