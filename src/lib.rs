@@ -14,6 +14,7 @@ pub mod cli;
 pub mod desired;
 pub mod facts;
 pub mod identity;
+pub mod log;
 pub mod mesh;
 pub mod names;
 pub mod paths;

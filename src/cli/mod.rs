@@ -7,7 +7,6 @@ pub mod dev_agent;
 pub mod explain;
 mod healthcheck;
 pub mod init;
-mod logging;
 mod plan;
 mod render;
 mod run;

@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use super::{Context, block_on, logging};
+use super::{Context, block_on};
+use crate::log;
 use crate::reconcile;
 
 pub(super) fn run(context: &Context) -> anyhow::Result<ExitCode> {
-    let log = context.load().map(|loaded| loaded.spec.log).ok();
-    logging::start(log.as_ref());
+    let settings = context.load().map(|loaded| loaded.spec.log).ok();
+    log::start(settings.as_ref());
     block_on(reconcile::run(
         context.source(),
         context.state.clone(),

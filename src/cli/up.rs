@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use super::apply::templates;
-use super::{Context, block_on, logging};
+use super::{Context, block_on};
 use crate::apply::{self, Order, Real, generation};
 use crate::desired::desired;
 use crate::facts::{self, Observed};
+use crate::log;
 use crate::plan::plan;
 use crate::reconcile::Lock;
 use crate::spec::Spec;
@@ -21,7 +22,7 @@ const AGENT_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) fn up(context: &Context) -> anyhow::Result<ExitCode> {
     let loaded = context.load();
-    logging::start(loaded.as_ref().ok().map(|loaded| &loaded.spec.log));
+    log::start(loaded.as_ref().ok().map(|loaded| &loaded.spec.log));
     let supervisord = block_on(first(context, loaded.map(|loaded| loaded.spec)))??;
 
     open_files();

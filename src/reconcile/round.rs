@@ -44,6 +44,7 @@ impl Daemon {
         let cause = causes.iter().cloned().collect::<Vec<_>>().join(", ");
         let wish = self.source.now();
         if let Ok(spec) = &wish {
+            crate::log::set_level(spec.log.level);
             self.wanted.send_if_modified(|now| {
                 let new = **now != **spec;
                 now.clone_from(spec);
