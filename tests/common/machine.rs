@@ -1,0 +1,348 @@
+//! One machine: `dstack-vpc up` with everything below it, started, asked, edited and ended.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dstack_vpc::agent::dev::Issued;
+use dstack_vpc::paths::StateDir;
+use dstack_vpc::reconcile::status::{ConditionKind, Status};
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::body::Body;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::http::{self, Reply};
+use super::poll;
+use super::ports::Port;
+use super::process::{self, Process, Watchdog};
+use super::tls::Caller;
+
+/// How long a machine may take to serve: the test machine is small and runs other tests meanwhile.
+const START: Duration = Duration::from_secs(60);
+/// How long an edit may take to be live or refused.
+pub const EDIT: Duration = Duration::from_secs(30);
+
+/// A machine that is not started yet: its directory, ports and `vpc.toml` are there and can be changed.
+pub struct Plan {
+    pub dir: TempDir,
+    pub ports: Ports,
+    pub toml: String,
+    pub env: Vec<(String, String)>,
+    /// Starts as this user instead of our own.
+    pub user: Option<&'static str>,
+}
+
+/// The four listeners of the mesh.
+pub struct Ports {
+    pub client: Port,
+    pub auth: Port,
+    pub http: Port,
+    pub https: Port,
+}
+
+impl Plan {
+    /// A mesh machine whose guest agent is at `socket`, whose calls all go to `gateway`, and that serves
+    /// `backends` as (name, server_name, upstream).
+    pub fn new(socket: &Path, gateway: SocketAddr, backends: &[(&str, &str, SocketAddr)]) -> Self {
+        let ports = Ports {
+            client: Port::reserve(),
+            auth: Port::reserve(),
+            http: Port::reserve(),
+            https: Port::reserve(),
+        };
+        let mut toml = format!(
+            r#"version = 1
+role = "mesh"
+
+[dstack]
+agent = "unix:{agent}"
+gateway_domain = "fixed/{gateway}"
+
+[mesh]
+client_listen = "{client}"
+auth_listen = "{auth}"
+http_listen = "{http}"
+https_listen = "{https}"
+
+[reconcile]
+probe_timeout = "3s"
+
+[log]
+level = "debug"
+"#,
+            agent = socket.display(),
+            client = ports.client,
+            auth = ports.auth,
+            http = ports.http,
+            https = ports.https,
+        );
+        for (name, server_name, upstream) in backends {
+            toml += &format!(
+                "\n[[backends]]\nname = \"{name}\"\nserver_name = \"{server_name}\"\nupstream = \"{upstream}\"\n"
+            );
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("vpc-machine-")
+            // nginx' workers are another user and must get in.
+            .permissions(PermissionsExt::from_mode(0o755))
+            .tempdir()
+            .expect("a temporary directory");
+        Self {
+            dir,
+            ports,
+            toml,
+            env: Vec::new(),
+            user: None,
+        }
+    }
+
+    /// Writes `vpc.toml` and starts `up`, without waiting for anything.
+    pub fn spawn(self) -> Machine {
+        let config = self.dir.path().join("vpc.toml");
+        replace(&config, self.toml.as_bytes());
+        let state = StateDir::new(self.dir.path().join("state"));
+        if let Some(user) = self.user {
+            for path in [self.dir.path(), &config] {
+                let user = nix::unistd::User::from_name(user)
+                    .ok()
+                    .flatten()
+                    .expect("the user");
+                std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+                    .expect("chown");
+            }
+        }
+        let log = File::create(self.dir.path().join("up.log")).expect("a log file");
+        let mut command = match self.user {
+            None => Command::new(super::binary()),
+            Some(user) => {
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid", user, "--regid", "nogroup", "--clear-groups"]);
+                command.arg(super::copy_binary(self.dir.path()));
+                command
+            }
+        };
+        let child = command
+            .args(["--config".as_ref(), config.as_os_str()])
+            .args(["--state-dir".as_ref(), state.root().as_os_str()])
+            .arg("up")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log)
+            .spawn()
+            .expect("the dstack-vpc binary");
+        Machine {
+            watchdog: Some(Watchdog::over(child.id())),
+            dir: self.dir,
+            ports: self.ports,
+            state,
+            config,
+            child,
+        }
+    }
+
+    /// Starts `up` and waits until it serves.
+    pub async fn start(self) -> Machine {
+        let machine = self.spawn();
+        machine.until_ready().await;
+        machine
+    }
+}
+
+/// A started machine. Dropping it ends every process of it.
+pub struct Machine {
+    watchdog: Option<Watchdog>,
+    pub dir: TempDir,
+    pub ports: Ports,
+    pub state: StateDir,
+    pub config: PathBuf,
+    child: Child,
+}
+
+impl Machine {
+    /// Waits until the daemon says that everything that should serve does.
+    pub async fn until_ready(&self) -> Status {
+        let ready = |status: &Status| holds(status, ConditionKind::Ready);
+        self.until(START, "it is ready", ready).await
+    }
+
+    /// Waits until `status` is as wanted; panics with the status and the logs when it does not come to it.
+    pub async fn until(&self, limit: Duration, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        let found = poll(limit, || async { self.status().await.filter(&wanted) }).await;
+        match found {
+            Some(status) => status,
+            None => {
+                let status = self.status().await;
+                panic!("waited {limit:?}, but not: {what}\n{status:#?}\n{}", self.logs());
+            }
+        }
+    }
+
+    /// What the daemon says of itself, `None` while it does not answer.
+    pub async fn status(&self) -> Option<Status> {
+        let stream = UnixStream::connect(self.state.daemon_socket()).await.ok()?;
+        let reply = http::send_on(stream, http::get("/status")).await.ok()?;
+        serde_json::from_slice(&reply.body).ok()
+    }
+
+    /// Runs a command of the program against this machine's file and state directory.
+    pub fn cli(&self, args: &[&str]) -> Output {
+        Command::new(super::binary())
+            .args(["--config".as_ref(), self.config.as_os_str()])
+            .args(["--state-dir".as_ref(), self.state.root().as_os_str()])
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the dstack-vpc binary")
+    }
+
+    /// Changes `vpc.toml` the way editors do, and waits until the daemon has settled on it: live or refused.
+    pub async fn edit(&self, change: impl FnOnce(String) -> String) -> Status {
+        let text = fs::read_to_string(&self.config).expect("vpc.toml");
+        let changed = change(text.clone());
+        assert_ne!(text, changed, "the edit changes nothing");
+        let before = self.status().await.expect("the daemon answers").config.observed;
+        replace(&self.config, changed.as_bytes());
+        self.until(EDIT, "it has settled on the edit", |status| {
+            status.config.observed != before && !status.owed && is_settled(status)
+        })
+        .await
+    }
+
+    /// Sends a request the way a local app does, to `http_listen`.
+    pub async fn call<B>(&self, request: Request<B>) -> Result<Reply, http::Error>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<http::Error>,
+    {
+        http::send(self.ports.http.addr(), request).await
+    }
+
+    /// Sends a request the way another machine does, to `https_listen`.
+    pub async fn call_as_peer(
+        &self,
+        identity: Option<Issued>,
+        request: Request<Empty<Bytes>>,
+    ) -> Result<Reply, http::Error> {
+        let caller = Caller {
+            identity,
+            ..Caller::default()
+        };
+        http::send_on(caller.connect(self.ports.https.addr()).await?, request).await
+    }
+
+    /// A plain connection to `http_listen`.
+    pub async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.ports.http.addr())
+            .await
+            .expect("http_listen")
+    }
+
+    /// Everything that runs for this machine.
+    pub fn processes(&self) -> Vec<Process> {
+        process::tree(self.child.id() as i32, self.dir.path())
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        let end = Instant::now() + Duration::from_secs(40);
+        loop {
+            match self.child.try_wait().expect("our own child") {
+                Some(status) => return status,
+                None if Instant::now() > end => panic!("still running after SIGTERM\n{}", self.logs()),
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    /// To the process that a container runtime would signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("our own child");
+    }
+
+    /// Waits for `up` to end by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let end = Instant::now() + START;
+        loop {
+            match self.child.try_wait().expect("our own child") {
+                Some(status) => return status,
+                None if Instant::now() > end => panic!("still running\n{}", self.logs()),
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    /// Ends every process at once and starts again on the same directory.
+    pub fn crash_and_spawn(mut self) -> Self {
+        self.end();
+        let log = File::options()
+            .append(true)
+            .open(self.dir.path().join("up.log"))
+            .expect("the log file");
+        self.child = Command::new(super::binary())
+            .args(["--config".as_ref(), self.config.as_os_str()])
+            .args(["--state-dir".as_ref(), self.state.root().as_os_str()])
+            .arg("up")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the log file"))
+            .stderr(log)
+            .spawn()
+            .expect("the dstack-vpc binary");
+        self.watchdog = Some(Watchdog::over(self.child.id()));
+        self
+    }
+
+    /// What `up` and everything below it wrote.
+    pub fn logs(&self) -> String {
+        let text = fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default();
+        let skip = text.lines().count().saturating_sub(80);
+        let tail: Vec<_> = text.lines().skip(skip).collect();
+        format!(
+            "--- {} (the last lines)\n{}",
+            self.dir.path().display(),
+            tail.join("\n")
+        )
+    }
+
+    fn end(&mut self) {
+        self.watchdog = None;
+        process::kill_tree(self.child.id() as i32, self.dir.path());
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        self.end();
+    }
+}
+
+/// Whether a condition is there and true.
+pub fn holds(status: &Status, kind: ConditionKind) -> bool {
+    status.condition(kind).is_some_and(|condition| condition.status)
+}
+
+/// Live, or refused with a reason.
+fn is_settled(status: &Status) -> bool {
+    holds(status, ConditionKind::Configured) || status.last_error.is_some()
+}
+
+/// Writes a file as editors do: complete under another name, then renamed.
+pub fn replace(path: &Path, bytes: &[u8]) {
+    let new = path.with_extension("new");
+    fs::write(&new, bytes).expect("write");
+    fs::rename(&new, path).expect("rename");
+}

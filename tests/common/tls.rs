@@ -1,0 +1,104 @@
+//! A TLS client that takes any server certificate: these tests look at what the *server* lets in.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use dstack_vpc::agent::dev::Issued;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme, SupportedProtocolVersion};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// How to come to a TLS listener.
+#[derive(Default)]
+pub struct Caller {
+    /// The client certificate, without one if `None`.
+    pub identity: Option<Issued>,
+    /// `h2` is offered when true, else nothing is.
+    pub h2: bool,
+    /// All that rustls knows when `None`.
+    pub version: Option<&'static SupportedProtocolVersion>,
+}
+
+impl Caller {
+    pub fn with(identity: Issued) -> Self {
+        Self {
+            identity: Some(identity),
+            ..Self::default()
+        }
+    }
+
+    /// Connects and shakes hands. With TLS 1.3 a refused certificate shows only at the first read.
+    pub async fn connect(&self, addr: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let versions = match &self.version {
+            Some(version) => vec![*version],
+            None => rustls::ALL_VERSIONS.to_vec(),
+        };
+        let config = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&versions)
+            .expect("protocol versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone(provider)));
+        let mut config = match &self.identity {
+            None => config.with_no_client_auth(),
+            Some(issued) => {
+                let mut chain = issued.chain();
+                // The root stays at home, as with the real callers.
+                chain.truncate(2);
+                let key = issued.key().expect("issued key");
+                config
+                    .with_client_auth_cert(chain, key)
+                    .expect("client certificate")
+            }
+        };
+        if self.h2 {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
+        let stream = TcpStream::connect(addr).await?;
+        let name = ServerName::IpAddress(addr.ip().into());
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+}
+
+/// Verifies that the server holds its key, not whose key it is.
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

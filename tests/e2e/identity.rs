@@ -1,0 +1,99 @@
+//! The machine's own certificate: had late, renewed early.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use dstack_vpc::reconcile::status::ConditionKind::{IdentityValid, Ready};
+
+use crate::common::agent::Agent;
+use crate::common::backend::Backend;
+use crate::common::http::{With, get};
+use crate::common::load::Load;
+use crate::common::machine::{Plan, holds};
+use crate::common::pair::Pair;
+use crate::common::ports::Port;
+use crate::common::{SERVER_APP, poll, run};
+
+#[test]
+fn renewals_under_load_fail_no_request() {
+    run(async {
+        let pair = Pair::start_with(|client, server| {
+            for plan in [client, server] {
+                plan.toml += "\n[identity]\nlifetime = \"40s\"\nrenew_before = \"36s\"\n";
+            }
+        })
+        .await;
+        let load = Load::start(2, pair.client.ports.http.addr(), || {
+            get("/load").to_app(SERVER_APP)
+        });
+        let mut folders = BTreeSet::new();
+        let renewed = poll(Duration::from_secs(60), || {
+            let folders = &mut folders;
+            let server = &pair.server;
+            async move {
+                let status = server.status().await?;
+                assert!(holds(&status, IdentityValid), "{status:#?}");
+                folders.insert(status.identity?.folder);
+                (folders.len() >= 4).then_some(())
+            }
+        });
+        assert!(renewed.await.is_some(), "three renewals\n{}", pair.server.logs());
+        let tally = load.stop().await;
+        assert!(tally.answered > 100, "{tally:?}");
+        assert!(
+            tally.failed.is_empty(),
+            "{} answered, failed: {:#?}",
+            tally.answered,
+            tally.failed
+        );
+    });
+}
+
+#[test]
+fn an_agent_that_is_away_at_start_is_waited_for() {
+    run(async {
+        let mut agent = Agent::start().await;
+        agent.stop();
+        let backend = Backend::start("default").await;
+        let nowhere = Port::reserve();
+        let plan = Plan::new(
+            &agent.socket(SERVER_APP),
+            nowhere.addr(),
+            &[("default", "_", backend.addr())],
+        );
+        let machine = plan.spawn();
+        let waits = |status: &dstack_vpc::reconcile::status::Status| {
+            status
+                .conditions
+                .iter()
+                .any(|c| c.kind == IdentityValid && !c.status)
+        };
+        let status = machine
+            .until(Duration::from_secs(60), "it says what it waits for", waits)
+            .await;
+        assert!(!holds(&status, Ready), "{status:#?}");
+        let why = status
+            .conditions
+            .iter()
+            .find(|c| c.kind == IdentityValid)
+            .unwrap();
+        assert!(why.message.contains("agent"), "{why:?}");
+        // What can be served is: local apps reach the proxy.
+        let health = poll(Duration::from_secs(30), || async {
+            machine
+                .call(get("/health"))
+                .await
+                .ok()
+                .filter(|reply| reply.status == 200)
+        });
+        assert!(health.await.is_some(), "{}", machine.logs());
+
+        agent.restart().await;
+        machine.until_ready().await;
+        let reply = machine
+            .call_as_peer(Some(agent.issue(SERVER_APP)), get("/"))
+            .await
+            .unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    });
+}

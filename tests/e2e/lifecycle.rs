@@ -1,0 +1,131 @@
+//! Start, stop, crash and start again.
+
+use std::time::Duration;
+
+use dstack_vpc::reconcile::status::ConditionKind::{Configured, Degraded, Ready};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::http::get;
+use crate::common::machine::holds;
+use crate::common::pair::Pair;
+use crate::common::{process, run};
+
+#[test]
+fn sigterm_ends_everything_and_the_exit_status_is_0() {
+    run(async {
+        let mut pair = Pair::start().await;
+        let before = pair.server.processes();
+        assert!(
+            before.len() >= 4,
+            "up or supervisord, daemon, nginx and a worker: {before:?}"
+        );
+        let status = pair.server.terminate().await;
+        assert_eq!(status.code(), Some(0), "{}", pair.server.logs());
+        let left: Vec<_> = before.into_iter().filter(|p| process::is_alive(p.pid)).collect();
+        assert!(left.is_empty(), "{left:?}");
+    });
+}
+
+#[test]
+fn two_machines_run_side_by_side_as_an_ordinary_user() {
+    run(async {
+        if !nix::unistd::geteuid().is_root() {
+            // Then every other test shows it.
+            return;
+        }
+        let pair = Pair::start_with(|client, server| {
+            client.user = Some("nobody");
+            server.user = Some("nobody");
+        })
+        .await;
+        assert_eq!(pair.call(get("/as-nobody")).await.status, 200);
+        for process in [pair.client.processes(), pair.server.processes()].concat() {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+            assert!(!status.contains("Uid:\t0"), "{process:?}");
+        }
+    });
+}
+
+#[test]
+fn a_crash_is_survived() {
+    run(async {
+        let mut pair = Pair::start().await;
+        pair.server = pair.server.crash_and_spawn();
+        pair.server.until_ready().await;
+        assert_eq!(pair.call(get("/after-the-crash")).await.status, 200);
+    });
+}
+
+#[test]
+fn started_with_a_broken_file_the_last_good_configuration_serves() {
+    run(async {
+        let mut pair = Pair::start().await;
+        let text = std::fs::read_to_string(&pair.server.config).unwrap();
+        std::fs::write(&pair.server.config, format!("{text}\n[[[")).unwrap();
+        pair.server = pair.server.crash_and_spawn();
+        let up = |status: &dstack_vpc::reconcile::status::Status| holds(status, Degraded);
+        let status = pair
+            .server
+            .until(Duration::from_secs(60), "it is up, degraded", up)
+            .await;
+        assert!(!holds(&status, Configured), "{status:#?}");
+        assert_eq!(pair.call(get("/on-the-last-good")).await.status, 200);
+
+        std::fs::write(&pair.server.config, text).unwrap();
+        pair.server
+            .until(Duration::from_secs(30), "it follows again", |s| {
+                holds(s, Configured)
+            })
+            .await;
+    });
+}
+
+#[test]
+fn killed_programs_come_back() {
+    run(async {
+        let pair = Pair::start().await;
+        for (what, words) in [("nginx", "nginx: master"), ("the daemon", " run")] {
+            let found = pair.server.processes();
+            let victim = found.iter().find(|p| p.command.contains(words)).expect(what);
+            kill(Pid::from_raw(victim.pid), Signal::SIGKILL).unwrap();
+            let pid = victim.pid;
+            let back = crate::common::poll(Duration::from_secs(30), || async {
+                let new = pair
+                    .server
+                    .processes()
+                    .into_iter()
+                    .any(|p| p.command.contains(words) && p.pid != pid);
+                let status = pair.server.status().await?;
+                (new && holds(&status, Ready)).then_some(())
+            });
+            assert!(back.await.is_some(), "{what}\n{}", pair.server.logs());
+            assert_eq!(pair.call(get("/again")).await.status, 200, "{what}");
+        }
+    });
+}
+
+#[test]
+fn an_edited_rendered_file_is_put_right() {
+    run(async {
+        let pair = Pair::start_with(|_, server| {
+            server.toml = server
+                .toml
+                .replace("[reconcile]", "[reconcile]\ninterval = \"1s\"");
+        })
+        .await;
+        let rendered = pair.server.state.current().join("nginx/nginx.conf");
+        let good = std::fs::read(&rendered).unwrap();
+        std::fs::write(&rendered, "# nothing\n").unwrap();
+        let repaired = crate::common::poll(Duration::from_secs(30), || async {
+            (std::fs::read(&rendered).ok()? == good).then_some(())
+        });
+        assert!(repaired.await.is_some(), "{}", pair.server.logs());
+        pair.server
+            .until(Duration::from_secs(10), "it is counted", |s| {
+                s.counters.drift_repaired > 0
+            })
+            .await;
+        assert_eq!(pair.call(get("/repaired")).await.status, 200);
+    });
+}

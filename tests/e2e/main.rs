@@ -1,0 +1,14 @@
+//! Whole machines, tried through the doors their users have: real nginx, real supervisord, real TLS.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod common;
+
+mod bad_input;
+mod callers;
+mod edits;
+mod identity;
+mod lifecycle;
+mod previews;
+mod traffic;
+mod volume;

@@ -1,0 +1,128 @@
+//! Commands that only look, and what they answer.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::common::pair::Pair;
+use crate::common::run;
+
+#[test]
+fn looking_changes_nothing() {
+    run(async {
+        let pair = Pair::shared().await;
+        let machine = &pair.server;
+        // What the daemon itself writes from time to time is not of interest here.
+        let before = photograph(&machine.state.root().join("generations"), &machine.config);
+        for args in [
+            &["check"][..],
+            &["plan"],
+            &["plan", "--json"],
+            &["render"],
+            &["explain"],
+            &["explain", "mesh.http_listen"],
+            &["status"],
+            &["status", "--json"],
+            &["healthcheck"],
+        ] {
+            let output = machine.cli(args);
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(0), "{args:?}: {error}");
+        }
+        let after = photograph(&machine.state.root().join("generations"), &machine.config);
+        assert_eq!(before, after);
+    });
+}
+
+#[test]
+fn plan_says_what_would_change_and_exits_2() {
+    run(async {
+        let pair = Pair::shared().await;
+        let machine = &pair.server;
+        let other = machine.dir.path().join("other.toml");
+        let text = fs::read_to_string(&machine.config).unwrap();
+        fs::write(&other, text.replace("reports.local", "renamed.local")).unwrap();
+        let output = std::process::Command::new(crate::common::binary())
+            .args(["--config".as_ref(), other.as_os_str()])
+            .args(["--state-dir".as_ref(), machine.state.root().as_os_str()])
+            .arg("plan")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(
+            text.contains("renamed.local") && text.contains("reload"),
+            "{text}"
+        );
+        assert!(!text.contains('\u{1b}'), "no colours in a pipe");
+    });
+}
+
+#[test]
+fn where_nothing_runs_the_previews_write_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("vpc.toml");
+    fs::write(
+        &config,
+        "role = \"mesh\"\n[dstack]\nagent = \"unix:/nowhere/dstack.sock\"\n",
+    )
+    .unwrap();
+    let before = photograph(dir.path(), &config);
+    let cli = |args: &[&str]| {
+        let output = std::process::Command::new(crate::common::binary())
+            .args(["--config".as_ref(), config.as_os_str()])
+            .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
+            .args(args)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    let assumed = "app_id=5e44e40000000000000000000000000000000002";
+    let (code, rendered) = cli(&[
+        "render",
+        "--assume",
+        assumed,
+        "--assume",
+        "gateway_domain=apps.example.com:443",
+    ]);
+    assert_eq!(code, Some(0));
+    assert!(
+        rendered.contains("nginx.conf") && rendered.contains("supervisord"),
+        "{rendered}"
+    );
+    assert_eq!(cli(&["check"]).0, Some(0));
+    assert_eq!(cli(&["explain"]).0, Some(0));
+    assert_eq!(cli(&["healthcheck"]).0, Some(1));
+    assert_eq!(cli(&["status"]).0, Some(1));
+    cli(&["plan"]);
+    assert_eq!(photograph(dir.path(), &config), before);
+}
+
+/// Every file and folder below `dir`, and `config`: modification time in ns, mode and content.
+fn photograph(dir: &Path, config: &Path) -> BTreeMap<String, (i64, i64, u32, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut queue = vec![dir.to_owned(), config.to_owned()];
+    while let Some(path) = queue.pop() {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        if meta.is_dir() {
+            queue.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let content = if meta.is_file() {
+            fs::read(&path).unwrap()
+        } else {
+            Vec::new()
+        };
+        let name = path.to_string_lossy().into_owned();
+        found.insert(name, (meta.mtime(), meta.mtime_nsec(), meta.mode(), content));
+    }
+    found
+}
