@@ -149,7 +149,7 @@ async fn editing(pair: &Pair) -> Result<()> {
     let text = std::fs::read_to_string(&pair.server.config)?;
     let saved = Instant::now();
     common::machine::replace(&pair.server.config, (text + &more).as_bytes());
-    let live = poll(Duration::from_secs(20), || async {
+    let live = poll(Duration::from_secs(20), async || {
         (which(pair).await == "reports").then_some(())
     });
     ensure!(

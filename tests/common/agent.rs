@@ -69,7 +69,7 @@ impl Agent {
 
     async fn until_it_answers(&self) {
         let socket = self.socket(CLIENT_APP);
-        let answers = poll(Duration::from_secs(20), || async {
+        let answers = poll(Duration::from_secs(20), async || {
             let stream = UnixStream::connect(&socket).await.ok()?;
             let reply = http::send_on(stream, http::get("/Info")).await.ok()?;
             (reply.status == 200).then_some(())

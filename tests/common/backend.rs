@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use dstack_vpc::agent::dev::Issued;
 use futures_util::{SinkExt, StreamExt, stream};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -25,12 +26,16 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::tls::acceptor;
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -54,6 +59,16 @@ impl Backend {
     }
 
     pub async fn on(addr: SocketAddr, name: &'static str) -> Self {
+        Self::serve(addr, name, None).await
+    }
+
+    /// A peer of its own, without nginx in front: shows `identity` and speaks HTTP/1.1.
+    pub async fn as_peer(identity: &Issued, name: &'static str) -> Self {
+        let addr = "127.0.0.1:0".parse().expect("an address");
+        Self::serve(addr, name, Some(acceptor(identity))).await
+    }
+
+    async fn serve(addr: SocketAddr, name: &'static str, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind(addr).await.expect("backend port");
         let addr = listener.local_addr().expect("backend address");
         let shared = Arc::new(Shared {
@@ -61,7 +76,7 @@ impl Backend {
             seen: Mutex::default(),
             release: Semaphore::new(0),
         });
-        let server = tokio::spawn(serve(listener, shared.clone())).abort_handle();
+        let server = tokio::spawn(serve(listener, tls, shared.clone())).abort_handle();
         Self { addr, shared, server }
     }
 
@@ -86,19 +101,35 @@ impl Drop for Backend {
     }
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     // Owns the connections: they end with it.
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        let shared = shared.clone();
+        let (shared, tls) = (shared.clone(), tls.clone());
         connections.spawn(async move {
-            let service = service_fn(move |request| answer(shared.clone(), request));
-            let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
-                .serve_connection_with_upgrades(TokioIo::new(stream), service)
-                .await;
+            match tls {
+                None => converse(stream, shared).await,
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        converse(stream, shared).await;
+                    }
+                }
+            }
         });
         while connections.try_join_next().is_some() {}
     }
+}
+
+async fn converse<S>(stream: S, shared: Arc<Shared>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| answer(shared.clone(), request));
+    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    // How a client ends its connection is its own affair.
+    let _ = server
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .await;
 }
 
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {

@@ -176,7 +176,7 @@ impl Machine {
 
     /// Waits until `status` is as wanted; panics with the status and the logs when it does not come to it.
     pub async fn until(&self, limit: Duration, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
-        let found = poll(limit, || async { self.status().await.filter(&wanted) }).await;
+        let found = poll(limit, async || self.status().await.filter(&wanted)).await;
         match found {
             Some(status) => status,
             None => {

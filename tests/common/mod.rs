@@ -54,10 +54,7 @@ pub fn run<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// Asks `probe` again and again until it answers. `None` when `limit` has passed.
-pub async fn poll<T, F>(limit: Duration, mut probe: impl FnMut() -> F) -> Option<T>
-where
-    F: Future<Output = Option<T>>,
-{
+pub async fn poll<T>(limit: Duration, mut probe: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + limit;
     loop {
         if let Some(found) = probe().await {

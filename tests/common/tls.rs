@@ -1,4 +1,5 @@
-//! A TLS client that takes any server certificate: these tests look at what the *server* lets in.
+//! Both ends of TLS as tests need them: a client that takes any server certificate (it is to show what the
+//! *server* lets in), and a server that shows any certificate.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,11 +7,13 @@ use std::sync::Arc;
 use dstack_vpc::agent::dev::Issued;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// How to come to a TLS listener.
 #[derive(Default)]
@@ -62,6 +65,19 @@ impl Caller {
         let name = ServerName::IpAddress(addr.ip().into());
         TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
+}
+
+/// The server side for a peer that shows `identity` and asks for no certificate.
+pub fn acceptor(identity: &Issued) -> TlsAcceptor {
+    let mut chain = identity.chain();
+    chain.truncate(2);
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("protocol versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, identity.key().expect("issued key"))
+        .expect("a certificate");
+    TlsAcceptor::from(Arc::new(config))
 }
 
 /// Verifies that the server holds its key, not whose key it is.

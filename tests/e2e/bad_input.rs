@@ -141,7 +141,7 @@ fn programs_that_are_missing_are_named_with_their_packages() {
                 format!("/nowhere/{section}"),
                 format!("apt-get install {package}"),
             ];
-            let said = poll(Duration::from_secs(30), || async {
+            let said = poll(Duration::from_secs(30), async || {
                 let logs = machine.logs();
                 words.iter().all(|words| logs.contains(words)).then_some(())
             });
@@ -171,7 +171,7 @@ fn a_taken_port_is_named_with_its_holder() {
             ];
             let _holder = TcpListener::bind(port.addr()).unwrap();
             let machine = plan.spawn();
-            let said = poll(Duration::from_secs(30), || async {
+            let said = poll(Duration::from_secs(30), async || {
                 let mut said = machine.logs();
                 if let Some(error) = machine.status().await.and_then(|status| status.last_error) {
                     said += &error.message;

@@ -99,7 +99,7 @@ fn a_bad_edit_is_refused_and_the_old_goes_on_serving() {
             replace(&pair.server.config, &bytes);
             let refused = |status: &dstack_vpc::reconcile::status::Status| !holds(status, Configured);
             let status = pair.server.until(EDIT, what, refused).await;
-            let error = status.last_error.expect("an error").message;
+            let error = &status.last_error.as_ref().expect("an error").message;
             assert!(error.contains("vpc.toml"), "{what}: {error}");
             assert!(holds(&status, Degraded), "{what}");
             assert_eq!(backend(&pair, REPORTS).await, "reports", "{what}");
@@ -160,7 +160,7 @@ fn a_mounted_configuration_that_is_swapped_by_links_is_followed() {
             if version == "..1" {
                 link("..data/vpc.toml", "vpc.toml");
             }
-            let serves = crate::common::poll(EDIT, || async {
+            let serves = crate::common::poll(EDIT, async || {
                 (backend(&pair, host).await == "reports").then_some(())
             });
             assert!(serves.await.is_some(), "{version}\n{}", pair.server.logs());

@@ -27,15 +27,11 @@ fn renewals_under_load_fail_no_request() {
             get("/load").to_app(SERVER_APP)
         });
         let mut folders = BTreeSet::new();
-        let renewed = poll(Duration::from_secs(60), || {
-            let folders = &mut folders;
-            let server = &pair.server;
-            async move {
-                let status = server.status().await?;
-                assert!(holds(&status, IdentityValid), "{status:#?}");
-                folders.insert(status.identity?.folder);
-                (folders.len() >= 4).then_some(())
-            }
+        let renewed = poll(Duration::from_secs(60), async || {
+            let status = pair.server.status().await?;
+            assert!(holds(&status, IdentityValid), "{status:#?}");
+            folders.insert(status.identity?.folder);
+            (folders.len() >= 4).then_some(())
         });
         assert!(renewed.await.is_some(), "three renewals\n{}", pair.server.logs());
         let tally = load.stop().await;
@@ -79,7 +75,7 @@ fn an_agent_that_is_away_at_start_is_waited_for() {
             .unwrap();
         assert!(why.message.contains("agent"), "{why:?}");
         // What can be served is: local apps reach the proxy.
-        let health = poll(Duration::from_secs(30), || async {
+        let health = poll(Duration::from_secs(30), async || {
             machine
                 .call(get("/health"))
                 .await

@@ -90,7 +90,7 @@ fn killed_programs_come_back() {
             let victim = found.iter().find(|p| p.command.contains(words)).expect(what);
             kill(Pid::from_raw(victim.pid), Signal::SIGKILL).unwrap();
             let pid = victim.pid;
-            let back = crate::common::poll(Duration::from_secs(30), || async {
+            let back = crate::common::poll(Duration::from_secs(30), async || {
                 let new = pair
                     .server
                     .processes()
@@ -117,7 +117,7 @@ fn an_edited_rendered_file_is_put_right() {
         let rendered = pair.server.state.current().join("nginx/nginx.conf");
         let good = std::fs::read(&rendered).unwrap();
         std::fs::write(&rendered, "# nothing\n").unwrap();
-        let repaired = crate::common::poll(Duration::from_secs(30), || async {
+        let repaired = crate::common::poll(Duration::from_secs(30), async || {
             (std::fs::read(&rendered).ok()? == good).then_some(())
         });
         assert!(repaired.await.is_some(), "{}", pair.server.logs());

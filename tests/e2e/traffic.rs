@@ -258,7 +258,7 @@ fn without_a_target_the_guest_agent_answers() {
 }
 
 /// The values of one header that a backend saw.
-pub fn header<'a>(seen: &'a serde_json::Value, name: &str) -> Vec<&'a str> {
+pub(crate) fn header<'a>(seen: &'a serde_json::Value, name: &str) -> Vec<&'a str> {
     let headers = seen["headers"].as_array().into_iter().flatten();
     headers
         .filter(|header| header[0] == name)
