@@ -107,6 +107,23 @@ fn where_nothing_runs_the_previews_write_nothing() {
     assert_eq!(photograph(dir.path(), &config), before);
 }
 
+#[test]
+fn the_vpc_toml_of_the_readme_is_valid() {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("```toml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("vpc.toml");
+    fs::write(&config, example).unwrap();
+    let output = std::process::Command::new(crate::common::binary())
+        .args(["--config".as_ref(), config.as_os_str()])
+        .arg("check")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+}
+
 /// Every file and folder below `dir`, and `config`: modification time in ns, mode and content.
 fn photograph(dir: &Path, config: &Path) -> BTreeMap<String, (i64, i64, u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
