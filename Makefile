@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test run fmt lint ci image clean
+.PHONY: help setup build demo test figures run fmt lint ci image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ demo: setup ## two machines, a call between them, a live edit, and three things 
 
 test: setup ## run every test, with real nginx, supervisord and headscale
 	cargo test --locked
+
+figures: setup ## measure the release build: edit to live, start, memory
+	@cargo build --locked --quiet --release --bin dstack-vpc --example figures
+	@cargo run --locked --quiet --release --example figures
 
 run: ## run the program: make run ARGS='check --help'
 	@cargo run --locked --quiet --bin dstack-vpc -- $(ARGS)
