@@ -1,6 +1,7 @@
 //! The stand-in guest agent as a process of its own, one socket for each app.
 
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -24,7 +25,7 @@ impl Agent {
     pub async fn start() -> Self {
         let dir = tempfile::Builder::new()
             .prefix("vpc-agent-")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .permissions(PermissionsExt::from_mode(0o755))
             .tempdir()
             .expect("a temporary directory");
         let child = spawn(dir.path());
@@ -78,6 +79,10 @@ impl Agent {
             let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             panic!("the dev agent does not answer:\n{log}");
         };
+        for app in [CLIENT_APP, SERVER_APP, OTHER_APP] {
+            // Machines that run as another user talk to it, too.
+            std::fs::set_permissions(self.socket(app), PermissionsExt::from_mode(0o666)).expect("chmod");
+        }
     }
 }
 

@@ -12,8 +12,8 @@ use dstack_vpc::agent::dev::Issued;
 use dstack_vpc::paths::StateDir;
 use dstack_vpc::reconcile::status::{ConditionKind, Status};
 use http_body_util::Empty;
-use hyper::Request;
 use hyper::body::Body;
+use hyper::{Method, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -76,7 +76,7 @@ https_listen = "{https}"
 probe_timeout = "3s"
 
 [log]
-level = "debug"
+level = "info"
 "#,
             agent = socket.display(),
             client = ports.client,
@@ -109,17 +109,18 @@ level = "debug"
         let config = self.dir.path().join("vpc.toml");
         replace(&config, self.toml.as_bytes());
         let state = StateDir::new(self.dir.path().join("state"));
+        let log_path = self.dir.path().join("up.log");
+        let log = File::create(&log_path).expect("a log file");
         if let Some(user) = self.user {
-            for path in [self.dir.path(), &config] {
-                let user = nix::unistd::User::from_name(user)
-                    .ok()
-                    .flatten()
-                    .expect("the user");
+            let user = nix::unistd::User::from_name(user)
+                .ok()
+                .flatten()
+                .expect("the user");
+            for path in [self.dir.path(), &config, &log_path] {
                 std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
                     .expect("chown");
             }
         }
-        let log = File::create(self.dir.path().join("up.log")).expect("a log file");
         let mut command = match self.user {
             None => Command::new(super::binary()),
             Some(user) => {
@@ -191,6 +192,16 @@ impl Machine {
         let stream = UnixStream::connect(self.state.daemon_socket()).await.ok()?;
         let reply = http::send_on(stream, http::get("/status")).await.ok()?;
         serde_json::from_slice(&reply.body).ok()
+    }
+
+    /// Has the daemon fetch a new certificate now.
+    pub async fn ask_for_renewal(&self) {
+        let stream = UnixStream::connect(self.state.daemon_socket())
+            .await
+            .expect("the daemon's socket");
+        let renew = http::request(Method::POST, "/renew", Empty::<Bytes>::new());
+        let reply = http::send_on(stream, renew).await.expect("an answer");
+        assert_eq!(reply.status, 202, "{}", reply.text());
     }
 
     /// Runs a command of the program against this machine's file and state directory.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dstack_vpc::reconcile::status::ConditionKind::{Configured, Degraded, Ready};
+use dstack_vpc::reconcile::status::Status;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -64,7 +65,7 @@ fn started_with_a_broken_file_the_last_good_configuration_serves() {
         let text = std::fs::read_to_string(&pair.server.config).unwrap();
         std::fs::write(&pair.server.config, format!("{text}\n[[[")).unwrap();
         pair.server = pair.server.crash_and_spawn();
-        let up = |status: &dstack_vpc::reconcile::status::Status| holds(status, Degraded);
+        let up = |status: &Status| holds(status, Degraded);
         let status = pair
             .server
             .until(Duration::from_secs(60), "it is up, degraded", up)
