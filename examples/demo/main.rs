@@ -204,14 +204,15 @@ async fn refusing(pair: &Pair) -> Result<()> {
 
     let taken = Port::reserve();
     let holder = std::net::TcpListener::bind(taken.addr())?;
-    say("Then one that nothing can see beforehand: nginx is to listen on a port that somebody else has.");
+    say("Then one that no look at the file can find: nginx is to listen on a port that somebody else has.");
     let http = pair.server.ports.http.to_string();
     let status = pair
         .server
         .edit(|toml| toml.replace(&http, &taken.to_string()))
         .await;
     ensure!(!holds(&status, Configured), "a taken port was taken for good");
-    say("It was tried, did not prove itself, and was rolled back. `dstack-vpc status` says:");
+    let outcome = status.history.last().map_or("nothing", |event| &event.outcome);
+    say(&format!("`dstack-vpc status` says \"{outcome}\", and why:"));
     for line in reason(&status).lines() {
         quote(line);
     }

@@ -110,7 +110,12 @@ level = "info"
         replace(&config, self.toml.as_bytes());
         let state = StateDir::new(self.dir.path().join("state"));
         let log_path = self.dir.path().join("up.log");
-        let log = File::create(&log_path).expect("a log file");
+        // Appending, like the journal of a container: many processes write to it.
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .expect("a log file");
         if let Some(user) = self.user {
             let user = nix::unistd::User::from_name(user)
                 .ok()

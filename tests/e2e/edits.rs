@@ -55,7 +55,7 @@ fn who_may_call_changes_in_place() {
         let anyone = format!("server_name = \"{REPORTS}\"");
         let status = pair.server.edit(|toml| toml.replace(&anyone, &list)).await;
         assert!(holds(&status, Configured), "{status:#?}");
-        assert_eq!(before, workers(), "nginx has nothing to do with it");
+        assert!(workers().is_subset(&before), "nginx has nothing to do with it");
         let reply = pair.call(get("/").with("host", REPORTS)).await;
         assert_eq!(reply.status, 403, "{}", reply.text());
         pair.server.edit(|toml| toml.replace(&list, &anyone)).await;
