@@ -50,8 +50,10 @@ pub fn resident(pid: i32) -> u64 {
     field(pid, "VmRSS:").and_then(|kib| kib.parse().ok()).unwrap_or(0)
 }
 
+/// A process whose first thread is a zombie still has its files and locks until its last thread is one.
 pub fn is_alive(pid: i32) -> bool {
-    field(pid, "State:").is_some_and(|state| state != "Z")
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    field(pid, "State:").is_some_and(|state| state != "Z" || threads() > 1)
 }
 
 /// `root` and all below it, parents first, and every process whose command line names `place`
