@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use http_body_util::{BodyExt, Empty};
-use hyper::Method;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::{Method, Request};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 
-use crate::common::http::{self, With, get, post, request};
+use crate::common::http::{self, Reply, With, get, post, request};
 use crate::common::pair::{DOWN, Pair, REPORTS};
+use crate::common::tls::Caller;
 use crate::common::{CLIENT_APP, OTHER_APP, SERVER_APP, run};
 
 #[test]
@@ -139,7 +140,7 @@ fn every_method_passes_as_it_is() {
             assert_eq!(reply.body.is_empty(), name == "HEAD", "{name}");
         }
         // A body where few expect one must not run into the next request.
-        let body = http_body_util::Full::new(Bytes::from_static(b"12345"));
+        let body = Full::new(Bytes::from_static(b"12345"));
         let reply = pair.call(request(Method::DELETE, "/with-a-body", body)).await;
         assert_eq!(reply.json()["bytes"], 5);
         assert_eq!(pair.call(get("/after-a-body")).await.status, 200);
@@ -170,22 +171,52 @@ fn two_cookies_stay_two() {
 }
 
 #[test]
-fn grpc_trailers_pass() {
+fn grpc_passes_with_its_trailers() {
     run(async {
         let pair = Pair::shared().await;
         // gRPC clients speak HTTP/2 to the proxy itself; nginx in front of it is for plain HTTP.
         let proxy = TcpStream::connect(pair.client.ports.client.addr()).await.unwrap();
-        let mut call = post("/trailers", "message")
-            .to_app(SERVER_APP)
-            .with("content-type", "application/grpc")
-            .with("te", "trailers");
-        *call.uri_mut() = "http://app.local/trailers".parse().unwrap();
-        let reply = http::send_h2(proxy, call).await.unwrap();
-        assert_eq!(reply.status, 200, "{}", reply.text());
-        assert_eq!(reply.text(), "message");
-        let trailers = reply.trailers.expect("trailers");
-        assert_eq!(trailers.get("grpc-status").unwrap(), "0");
+        let reply = http::send_h2(proxy, grpc().to_app(SERVER_APP)).await.unwrap();
+        assert_grpc(&reply);
     });
+}
+
+#[test]
+fn grpc_and_plain_calls_use_connections_of_their_own() {
+    run(async {
+        let pair = Pair::shared().await;
+        let https = pair.server.ports.https.addr();
+        for _ in 0..20 {
+            // On new connections, so that every worker of nginx gets some of both kinds.
+            let plain = pair
+                .server
+                .call_as_peer(Some(pair.agent.issue(CLIENT_APP)), get("/among-grpc"));
+            assert_eq!(plain.await.unwrap().status, 200);
+            let caller = Caller {
+                h2: true,
+                ..Caller::with(pair.agent.issue(CLIENT_APP))
+            };
+            assert_grpc(
+                &http::send_h2(caller.connect(https).await.unwrap(), grpc())
+                    .await
+                    .unwrap(),
+            );
+        }
+    });
+}
+
+fn grpc() -> Request<Full<Bytes>> {
+    let mut call = post("/trailers", "message")
+        .with("content-type", "application/grpc")
+        .with("te", "trailers");
+    *call.uri_mut() = "http://app.local/trailers".parse().unwrap();
+    call
+}
+
+fn assert_grpc(reply: &Reply) {
+    assert_eq!((reply.status, reply.text().as_str()), (200, "message"));
+    let trailers = reply.trailers.as_ref().expect("trailers");
+    assert_eq!(trailers.get("grpc-status").unwrap(), "0");
 }
 
 #[test]
