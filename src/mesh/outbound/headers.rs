@@ -9,10 +9,19 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// The protocol a client asks to change to, when it asks in the way of RFC 9110 §7.8.
+///
+/// Another version of HTTP is not one: the requests in such a tunnel would pass nobody's checks.
 pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+    let protocol = headers.get(header::UPGRADE)?;
     let asked =
         version == Version::HTTP_11 && names(headers).any(|name| name.eq_ignore_ascii_case("upgrade"));
-    headers.get(header::UPGRADE).filter(|_| asked).cloned()
+    let is_http = |protocol: &str| {
+        let name = protocol.split('/').next().unwrap_or("");
+        ["http", "h2c", "h2"]
+            .iter()
+            .any(|http| name.eq_ignore_ascii_case(http))
+    };
+    (asked && !tokens(protocol).any(is_http)).then(|| protocol.clone())
 }
 
 /// Refuses requests that two parsers could read as two different requests. (Of a length beside a coding hyper leaves only
@@ -191,5 +200,9 @@ mod tests {
         );
         assert_eq!(upgrade(&asked, Version::HTTP_10), None);
         assert_eq!(upgrade(&map(&[("upgrade", "websocket")]), Version::HTTP_11), None);
+        for http in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", "http"] {
+            let asked = map(&[("connection", "upgrade"), ("upgrade", http)]);
+            assert_eq!(upgrade(&asked, Version::HTTP_11), None, "{http}");
+        }
     }
 }
