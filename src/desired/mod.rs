@@ -34,11 +34,11 @@ pub fn desired(
     if spec.mesh.front == Front::Builtin {
         return Err(RenderError::FrontNotAvailable);
     }
-    let mut notes = Vec::new();
+    let (mut missing, mut notes) = (Vec::new(), Vec::new());
     let mut files = BTreeMap::new();
     let mut programs = BTreeMap::new();
 
-    if let Some(nginx) = installed(&facts.programs.nginx, "nginx", &mut notes) {
+    if let Some(nginx) = installed(&facts.programs.nginx, "nginx", &mut missing) {
         programs.insert(Program::Nginx, nginx::command(nginx, state)?);
     }
     if facts.identity.is_none() {
@@ -49,10 +49,10 @@ pub fn desired(
     }
     if spec.role.server {
         match headscale::render(templates, spec, facts, state)? {
-            Err(note) => notes.push(note),
+            Err(why) => missing.push(why),
             Ok(bytes) => {
                 files.insert(headscale::FILE.to_owned(), File::new(bytes, Reader::Headscale));
-                let program = installed(&facts.programs.headscale, "headscale", &mut notes);
+                let program = installed(&facts.programs.headscale, "headscale", &mut missing);
                 if let Some(program) = program {
                     programs.insert(Program::Headscale, headscale::command(program, state)?);
                 }
@@ -60,7 +60,7 @@ pub fn desired(
         }
     }
     if spec.role.node {
-        let program = installed(&facts.programs.tailscaled, "tailscaled", &mut notes);
+        let program = installed(&facts.programs.tailscaled, "tailscaled", &mut missing);
         if let Some(program) = program {
             let command = supervisord::tailscaled(program, spec, facts, state)?;
             programs.insert(Program::Tailscaled, command);
@@ -89,6 +89,7 @@ pub fn desired(
         mesh: mesh_settings(spec, facts),
         programs,
         tag,
+        missing,
         notes,
     })
 }
@@ -159,7 +160,9 @@ pub struct Desired {
     pub folders: BTreeMap<PathBuf, u32>,
     /// How to see that this generation serves.
     pub probes: Vec<Probe>,
-    /// What is left out and why, as a person should read it.
+    /// Programs that the role needs and that cannot run, and why: the machine is not ready without them.
+    pub missing: Vec<String>,
+    /// What else is left out for now and why, as a person should read it.
     pub notes: Vec<String>,
 }
 
@@ -230,10 +233,10 @@ pub struct Check {
 fn installed<'a>(
     fact: &'a Option<Fact<Installed>>,
     name: &str,
-    notes: &mut Vec<String>,
+    missing: &mut Vec<String>,
 ) -> Option<&'a Installed> {
     if fact.is_none() {
-        notes.push(format!(
+        missing.push(format!(
             "{name} is not installed (or not found where vpc.toml says) and will not run"
         ));
     }

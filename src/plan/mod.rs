@@ -59,7 +59,9 @@ pub struct Plan {
     pub files: Vec<FileChange>,
     /// In the order they are carried out.
     pub actions: Vec<Action>,
-    /// What is left as it is on purpose, or is missing, in sentences.
+    /// Programs that should run and cannot, in sentences.
+    pub missing: Vec<String>,
+    /// What is left as it is on purpose, in sentences.
     pub notes: Vec<String>,
 }
 
@@ -131,6 +133,7 @@ pub fn plan(desired: &Desired, present: &Present) -> Plan {
     Plan {
         files,
         actions,
+        missing: desired.missing.clone(),
         notes,
     }
 }
@@ -179,7 +182,7 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
     Plan {
         files,
         actions,
-        notes: Vec::new(),
+        ..Plan::default()
     }
 }
 

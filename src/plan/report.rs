@@ -47,7 +47,7 @@ impl From<&Plan> for Report {
                     }
                 })
                 .collect(),
-            notes: plan.notes.clone(),
+            notes: plan.missing.iter().chain(&plan.notes).cloned().collect(),
         }
     }
 }

@@ -71,6 +71,12 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
             "NoSupervisor",
             "supervisord is not running; `dstack-vpc up` starts it".to_owned(),
         )
+    } else if let Some((_, plan, _)) = round
+        .live
+        .as_ref()
+        .filter(|(_, plan, _)| !plan.missing.is_empty())
+    {
+        (false, "Missing", plan.missing.join("; "))
     } else if unwell.is_empty() {
         (true, "Running", format!("{} programs run", status.services.len()))
     } else {
