@@ -29,6 +29,9 @@ const CASES: &[Case] = &[
         s.nginx.workers = 3;
         s.mesh.drain_timeout = std::time::Duration::from_millis(1500);
     }),
+    ("mesh-user-without-root", |s, _| {
+        s.nginx.user = Some("www-data".to_owned())
+    }),
     ("mesh-ipv6", |s, _| {
         s.mesh.http_listen = "[::]:80".parse().unwrap();
         s.mesh.https_listen = "[::]:443".parse().unwrap();

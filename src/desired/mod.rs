@@ -41,6 +41,11 @@ pub fn desired(
     if let Some(nginx) = installed(&facts.programs.nginx, "nginx", &mut missing) {
         programs.insert(Program::Nginx, nginx::command(nginx, state)?);
     }
+    if let (Some(user), false) = (&spec.nginx.user, facts.host.root) {
+        notes.push(format!(
+            "nginx.user {user:?} is not used: only root can run nginx's workers as another user"
+        ));
+    }
     if facts.identity.is_none() {
         notes.push(format!(
             "mesh.https_listen {} is left out: waiting for the certificate from the guest agent",
@@ -254,7 +259,7 @@ fn folders(state: &StateDir) -> BTreeMap<PathBuf, u32> {
         (state.run(), 0o755),
         (nginx::prefix(state), 0o755),
         (state.vpc(), 0o755),
-        (state.log(), 0o755),
+        (state.log(), 0o700),
         (state.headscale(), 0o700),
         (state.tailscale(), 0o700),
     ])
