@@ -138,7 +138,12 @@ fn each_case_renders_to_its_golden_files() {
             .iter()
             .map(|(name, file)| (name.clone(), String::from_utf8(file.bytes.clone()).unwrap()))
             .collect();
-        let rest = (&desired.programs, &desired.probes, &desired.missing, &desired.notes);
+        let rest = (
+            &desired.programs,
+            &desired.probes,
+            &desired.missing,
+            &desired.notes,
+        );
         all.push(("rest.txt".to_owned(), format!("{rest:#?}\n")));
         if update {
             let _ = fs::remove_dir_all(&dir);

@@ -269,6 +269,27 @@ async fn grpc_streams_both_ways_with_its_trailers_under_the_same_check() {
     assert!(seen.lock().unwrap().is_none());
 }
 
+/// nginx keeps idle connections by upstream group, whatever was spoken on them.
+#[tokio::test]
+async fn grpc_and_plain_calls_to_one_backend_do_not_meet_on_a_connection() {
+    let upstream = serve(|request: Request<Incoming>| async move {
+        Response::new(body(format!("{:?}", request.version())))
+    })
+    .await;
+    let front = front(upstream).await;
+    for (kind, expected) in [("text/plain", "HTTP/1.1"), ("application/grpc", "HTTP/2.0")].repeat(3) {
+        let mut request = get("x", "/");
+        request
+            .headers_mut()
+            .insert("content-type", kind.parse().unwrap());
+        let response = front.https(Who::App, request).await;
+        assert_eq!(
+            (response.status(), text(response).await.as_str()),
+            (StatusCode::OK, expected)
+        );
+    }
+}
+
 #[tokio::test]
 async fn the_connection_to_the_upstream_is_kept_whatever_the_client_says() {
     let connections: Arc<Mutex<usize>> = Arc::default();
