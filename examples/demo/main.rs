@@ -146,9 +146,7 @@ async fn editing(pair: &Pair) -> Result<()> {
         quote(&format!("+ {line}"));
     }
     let load = steady(pair);
-    let text = std::fs::read_to_string(&pair.server.config)?;
-    let saved = Instant::now();
-    common::machine::replace(&pair.server.config, (text + &more).as_bytes());
+    let saved = pair.server.save(|toml| toml + &more).await;
     let live = poll(Duration::from_secs(20), async || {
         (which(pair).await == "reports").then_some(())
     });
@@ -157,13 +155,9 @@ async fn editing(pair: &Pair) -> Result<()> {
         "the edit did not go live\n{}",
         pair.server.logs()
     );
-    let took = saved.elapsed();
+    let took = saved.at.elapsed();
     quote("answered by \"reports\"");
-    pair.server
-        .until(Duration::from_secs(20), "the edit is proven", |status| {
-            holds(status, Configured) && !status.owed
-        })
-        .await;
+    pair.server.settled(&saved).await;
     let failed = stopped(load).await?;
     good(&format!(
         "Live {} ms after it was saved. {failed}",

@@ -64,21 +64,17 @@ async fn editing(pair: &Pair) -> Result<()> {
     let text = std::fs::read_to_string(&pair.server.config)?;
     for run in 0..RUNS {
         let host = format!("edit-{run}.local");
-        let changed = text.replace(common::pair::REPORTS, &host);
-        let begin = Instant::now();
-        common::machine::replace(&pair.server.config, changed.as_bytes());
+        let saved = pair
+            .server
+            .save(|_| text.replace(common::pair::REPORTS, &host))
+            .await;
         let live = poll(Duration::from_secs(20), async || {
             let call = get("/").with("host", &host);
             (pair.call(call).await.json()["backend"] == "reports").then_some(())
         });
         live.await.with_context(|| pair.server.logs())?;
-        seen.push(begin.elapsed());
-        let settled = pair
-            .server
-            .until(Duration::from_secs(20), "the edit is proven", |status| {
-                !status.owed && status.config.live == status.config.observed
-            })
-            .await;
+        seen.push(saved.at.elapsed());
+        let settled = pair.server.settled(&saved).await;
         let last = settled.history.last().context("a history")?;
         ours.push(Duration::from_millis(last.stage_ms));
         act.push(Duration::from_millis(last.act_ms));

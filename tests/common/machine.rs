@@ -222,13 +222,27 @@ impl Machine {
 
     /// Changes `vpc.toml` the way editors do, and waits until the daemon has settled on it: live or refused.
     pub async fn edit(&self, change: impl FnOnce(String) -> String) -> Status {
+        let saved = self.save(change).await;
+        self.settled(&saved).await
+    }
+
+    /// Changes `vpc.toml` and waits for nothing.
+    pub async fn save(&self, change: impl FnOnce(String) -> String) -> Saved {
         let text = fs::read_to_string(&self.config).expect("vpc.toml");
         let changed = change(text.clone());
         assert_ne!(text, changed, "the edit changes nothing");
         let before = self.status().await.expect("the daemon answers").config.observed;
         replace(&self.config, changed.as_bytes());
+        Saved {
+            before,
+            at: Instant::now(),
+        }
+    }
+
+    /// Waits until the daemon has settled on what was saved: live or refused.
+    pub async fn settled(&self, saved: &Saved) -> Status {
         self.until(EDIT, "it has settled on the edit", |status| {
-            status.config.observed != before && !status.owed && is_settled(status)
+            status.config.observed != saved.before && !status.owed && is_settled(status)
         })
         .await
     }
@@ -344,6 +358,14 @@ impl Drop for Machine {
         }
         self.end();
     }
+}
+
+/// An edit on its way.
+pub struct Saved {
+    /// The digest of what the daemon had read last.
+    before: String,
+    /// When the new file had its name.
+    pub at: Instant,
 }
 
 /// Whether a condition is there and true.
