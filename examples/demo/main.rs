@@ -198,11 +198,11 @@ async fn refusing(pair: &Pair) -> Result<()> {
 
     let taken = Port::reserve();
     let holder = std::net::TcpListener::bind(taken.addr())?;
-    say("Then one that no look at the file can find: nginx is to listen on a port that somebody else has.");
-    let http = pair.server.ports.http.to_string();
+    say("Then one that no look at the file can find: the proxy is to move to a port that somebody else has.");
+    let client = pair.server.ports.client.to_string();
     let status = pair
         .server
-        .edit(|toml| toml.replace(&http, &taken.to_string()))
+        .edit(|toml| toml.replace(&client, &taken.to_string()))
         .await;
     ensure!(!holds(&status, Configured), "a taken port was taken for good");
     let outcome = status.history.last().map_or("nothing", |event| &event.outcome);
