@@ -442,3 +442,41 @@ async fn bad_targets_are_400_and_go_nowhere() {
     assert_eq!(peer.count(), 0);
     us.mesh.shutdown().await;
 }
+
+/// Damaged requests, by the hundred: none panics a worker, hangs it, or stands in the way of the next good one.
+#[tokio::test]
+async fn damaged_requests_hurt_nobody_else() {
+    let (us, _peer) = echoing().await;
+    let good = request(
+        "POST",
+        "/path?q",
+        "transfer-encoding: chunked\r\nexpect: 100-continue\r\n",
+    ) + "3\r\nabc\r\n0\r\n\r\n";
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..10 {
+        let damaged = (0..50).map(|_| {
+            let mut bytes = good.clone().into_bytes();
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..bytes.len());
+                match random.u8(..3) {
+                    0 => bytes[at] = random.u8(..),
+                    1 => drop(bytes.remove(at)),
+                    _ => bytes.insert(at, random.u8(..)),
+                }
+            }
+            let addr = us.client;
+            async move {
+                let mut client = Client::connect(addr).await;
+                client.send(&bytes).await;
+                // What is incomplete gets no answer: its client leaves.
+                let answer = tokio::time::timeout(Duration::from_millis(200), client.response(false)).await;
+                if let Ok(Some(answer)) = answer {
+                    assert_ne!(answer.status, 500, "{}", String::from_utf8_lossy(&bytes));
+                }
+            }
+        });
+        futures_util::future::join_all(damaged.collect::<Vec<_>>()).await;
+        assert_eq!(call(us.client, &get("/", "")).await.status, 200);
+    }
+    us.mesh.shutdown().await;
+}
