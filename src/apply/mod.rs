@@ -93,6 +93,8 @@ pub enum Failure {
         addr: std::net::SocketAddr,
         why: String,
     },
+    #[error("{name} runs now and would be lost: {why}")]
+    Lost { name: &'static str, why: String },
     #[error("{target}: {verb} failed: {words}")]
     Action {
         target: &'static str,
@@ -153,6 +155,7 @@ pub async fn apply<M: Machine>(
             took,
         });
     }
+    nothing_is_lost(desired, present).map_err(untouched)?;
     ports_are_free(machine, state, desired, present).map_err(untouched)?;
 
     // An unproven generation is never one to go back to.
@@ -228,6 +231,19 @@ async fn already_heard<M: Machine>(machine: &M, plan: &Plan, goal: &Goal<'_>) ->
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A program that runs is never given up because its file or a fact about it is gone.
+fn nothing_is_lost(desired: &Desired, present: &Present) -> Result<(), Failure> {
+    for (program, why) in &desired.missing {
+        let name = program.name();
+        let service = present.services.as_ref().and_then(|services| services.get(name));
+        if service.is_some_and(|service| service.state == ServiceState::Up) {
+            let why = why.clone();
+            return Err(Failure::Lost { name, why });
+        }
+    }
+    Ok(())
 }
 
 /// nginx itself ignores a taken port at reload, so it is asked for here, before anything changes.

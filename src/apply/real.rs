@@ -29,12 +29,10 @@ use crate::supervisor::{Limits, ProcessInfo, State, Supervisor, SupervisorError}
 /// A checker that takes longer than this hangs.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A program that takes longer to start or to stop is reported. nginx may drain for as long as its
-/// `worker_shutdown_timeout`, but not its master, which is what supervisord waits for.
-const LIMITS: Limits = Limits {
-    start: Duration::from_secs(15),
-    stop: Duration::from_secs(45),
-};
+/// A program that is not up by then is reported.
+const START: Duration = Duration::from_secs(15);
+/// nginx may drain for as long as it was told to, and supervisord kills it at most a minute and a bit later.
+const BEYOND_DRAIN: Duration = Duration::from_secs(70);
 
 /// What [`Machine`] stands for outside tests.
 pub struct Real {
@@ -44,7 +42,8 @@ pub struct Real {
     programs: Mutex<Programs>,
     /// `None`: this process has no listeners (the commands).
     identity: Option<watch::Receiver<Option<Arc<Identity>>>>,
-    mesh: tokio::sync::Mutex<Option<Mesh>>,
+    /// With the settings it is to have once everything is proven.
+    mesh: tokio::sync::Mutex<Option<(Mesh, MeshSettings)>>,
 }
 
 impl Real {
@@ -69,11 +68,7 @@ impl Real {
 
     /// Settings of the listeners, once they are open.
     pub async fn mesh_settings(&self) -> Option<MeshSettings> {
-        self.mesh
-            .lock()
-            .await
-            .as_ref()
-            .map(|mesh| MeshSettings::clone(&mesh.settings()))
+        self.mesh.lock().await.as_ref().map(|(_, goal)| goal.clone())
     }
 
     /// supervisord and its programs, where they run.
@@ -91,7 +86,7 @@ impl Real {
 
     /// Drains and closes the listeners.
     pub async fn close(&self) {
-        if let Some(mesh) = self.mesh.lock().await.take() {
+        if let Some((mesh, _)) = self.mesh.lock().await.take() {
             mesh.shutdown().await;
         }
     }
@@ -101,17 +96,22 @@ impl Real {
             return Ok(());
         };
         let mut mesh = self.mesh.lock().await;
-        match &*mesh {
-            Some(mesh) => mesh
-                .update(settings.clone())
-                .await
-                .map_err(|error| error.to_string()),
-            None => {
-                *mesh =
-                    Some(Mesh::start(settings.clone(), identity.clone()).map_err(|error| error.to_string())?);
-                Ok(())
-            }
+        let Some((mesh, goal)) = &mut *mesh else {
+            let started =
+                Mesh::start(settings.clone(), identity.clone()).map_err(|error| error.to_string())?;
+            *mesh = Some((started, settings.clone()));
+            return Ok(());
+        };
+        // nginx asks by the old names until it has reloaded: a backend that goes is known until then.
+        let mut both = settings.clone();
+        for (name, allowed) in &mesh.settings().backends {
+            both.backends
+                .entry(name.clone())
+                .or_insert_with(|| allowed.clone());
         }
+        mesh.update(both).await.map_err(|error| error.to_string())?;
+        goal.clone_from(settings);
+        Ok(())
     }
 }
 
@@ -275,6 +275,10 @@ impl Machine for Real {
 
     async fn act(&self, action: ActionKind, mesh: &MeshSettings) -> Result<(), String> {
         let words = |error: SupervisorError| error.to_string();
+        let limits = Limits {
+            start: START,
+            stop: mesh.drain_timeout + BEYOND_DRAIN,
+        };
         match action {
             ActionKind::UpdateListeners => self.update_listeners(mesh).await,
             ActionKind::UpdateSupervisor { interrupted } => {
@@ -285,7 +289,7 @@ impl Machine for Real {
                     .map(|p| p.name().to_owned())
                     .collect();
                 self.supervisor
-                    .converge(Program::Daemon.name(), &ours, LIMITS)
+                    .converge(Program::Daemon.name(), &ours, limits)
                     .await
                     .map(drop)
                     .map_err(words)
@@ -297,12 +301,12 @@ impl Machine for Real {
                 .map_err(words),
             ActionKind::RestartHeadscale => self
                 .supervisor
-                .restart(Program::Headscale.name(), LIMITS)
+                .restart(Program::Headscale.name(), limits)
                 .await
                 .map_err(words),
             ActionKind::Start(program) => self
                 .supervisor
-                .start(program.name(), Some(LIMITS.start))
+                .start(program.name(), Some(START))
                 .await
                 .map_err(words),
         }
@@ -323,7 +327,13 @@ impl Machine for Real {
     }
 
     async fn settle(&self) {
-        if let Some(mesh) = &*self.mesh.lock().await {
+        if let Some((mesh, goal)) = &*self.mesh.lock().await {
+            // No listener moves here, so nothing can fail.
+            if *mesh.settings() != *goal
+                && let Err(error) = mesh.update(goal.clone()).await
+            {
+                tracing::error!(%error, "the listeners keep a former backend");
+            }
             mesh.retire().await;
         }
     }

@@ -40,7 +40,7 @@ pub(super) fn render(context: &Context, args: &Args) -> anyhow::Result<ExitCode>
         &context.launch()?,
         &templates(context)?,
     )?;
-    for note in desired.missing.iter().chain(&desired.notes) {
+    for note in desired.missing.values().chain(&desired.notes) {
         eprintln!("note: {note}");
     }
     let Some(out) = &args.out else {

@@ -34,11 +34,11 @@ pub fn desired(
     if spec.mesh.front == Front::Builtin {
         return Err(RenderError::FrontNotAvailable);
     }
-    let (mut missing, mut notes) = (Vec::new(), Vec::new());
+    let (mut missing, mut notes) = (BTreeMap::new(), Vec::new());
     let mut files = BTreeMap::new();
     let mut programs = BTreeMap::new();
 
-    if let Some(nginx) = installed(&facts.programs.nginx, "nginx", &mut missing) {
+    if let Some(nginx) = installed(&facts.programs.nginx, Program::Nginx, &mut missing) {
         programs.insert(Program::Nginx, nginx::command(nginx, state)?);
     }
     if let (Some(user), false) = (&spec.nginx.user, facts.host.root) {
@@ -54,10 +54,10 @@ pub fn desired(
     }
     if spec.role.server {
         match headscale::render(templates, spec, facts, state)? {
-            Err(why) => missing.push(why),
+            Err(why) => drop(missing.insert(Program::Headscale, why)),
             Ok(bytes) => {
                 files.insert(headscale::FILE.to_owned(), File::new(bytes, Reader::Headscale));
-                let program = installed(&facts.programs.headscale, "headscale", &mut missing);
+                let program = installed(&facts.programs.headscale, Program::Headscale, &mut missing);
                 if let Some(program) = program {
                     programs.insert(Program::Headscale, headscale::command(program, state)?);
                 }
@@ -65,7 +65,7 @@ pub fn desired(
         }
     }
     if spec.role.node {
-        let program = installed(&facts.programs.tailscaled, "tailscaled", &mut missing);
+        let program = installed(&facts.programs.tailscaled, Program::Tailscaled, &mut missing);
         if let Some(program) = program {
             let command = supervisord::tailscaled(program, spec, facts, state)?;
             programs.insert(Program::Tailscaled, command);
@@ -166,7 +166,7 @@ pub struct Desired {
     /// How to see that this generation serves.
     pub probes: Vec<Probe>,
     /// Programs that the role needs and that cannot run, and why: the machine is not ready without them.
-    pub missing: Vec<String>,
+    pub missing: BTreeMap<Program, String>,
     /// What else is left out for now and why, as a person should read it.
     pub notes: Vec<String>,
 }
@@ -237,13 +237,15 @@ pub struct Check {
 /// The program, or a note that it is missing.
 fn installed<'a>(
     fact: &'a Option<Fact<Installed>>,
-    name: &str,
-    missing: &mut Vec<String>,
+    program: Program,
+    missing: &mut BTreeMap<Program, String>,
 ) -> Option<&'a Installed> {
     if fact.is_none() {
-        missing.push(format!(
-            "{name} is not installed (or not found where vpc.toml says) and will not run"
-        ));
+        let name = program.name();
+        missing.insert(
+            program,
+            format!("{name} is not installed (or not found where vpc.toml says) and will not run"),
+        );
     }
     fact.as_ref().map(|fact| &fact.value)
 }

@@ -133,7 +133,7 @@ pub fn plan(desired: &Desired, present: &Present) -> Plan {
     Plan {
         files,
         actions,
-        missing: desired.missing.clone(),
+        missing: desired.missing.values().cloned().collect(),
         notes,
     }
 }

@@ -204,9 +204,13 @@ impl Supervisor {
 
     async fn wait_running(&self, name: &str, within: Duration) -> Result<()> {
         let deadline = Instant::now() + within;
+        let (mut last, mut falls) = (State::Unknown, 0);
         loop {
             let info = self.process(name).await?;
-            let given_up = matches!(info.state, State::Fatal | State::Exited | State::Unknown);
+            // One fall may be bad luck, such as a port that its predecessor has not let go of yet.
+            falls += u8::from(info.state == State::Backoff && last != State::Backoff);
+            last = info.state;
+            let given_up = falls > 1 || matches!(info.state, State::Fatal | State::Exited | State::Unknown);
             match info.state {
                 State::Running => return Ok(()),
                 _ if given_up || Instant::now() >= deadline => return Err(self.failed(info).await),
