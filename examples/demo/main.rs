@@ -64,7 +64,22 @@ async fn tell() -> Result<()> {
 async fn starting() -> Result<Pair> {
     chapter(1, "Starting");
     let begin = Instant::now();
-    let pair = Pair::start().await;
+    let headscale = Port::reserve();
+    let api = Port::reserve();
+    let has_headscale = std::process::Command::new("headscale")
+        .arg("version")
+        .output()
+        .is_ok();
+    let pair = Pair::start_with(|_, orders| {
+        if has_headscale {
+            make_server(&mut orders.toml, &headscale.to_string(), &api.to_string());
+        }
+    })
+    .await;
+    match has_headscale {
+        true => say("orders is a server, too: it runs Headscale, through which machines can join one VPN."),
+        false => say("Headscale is not installed (`make setup` installs it), so orders runs without it."),
+    }
     for (name, app, machine) in [
         ("shop", CLIENT_APP, &pair.client),
         ("orders", SERVER_APP, &pair.server),
@@ -85,16 +100,31 @@ async fn starting() -> Result<Pair> {
     Ok(pair)
 }
 
+/// Turns a mesh machine into a VPC server.
+fn make_server(toml: &mut String, headscale: &str, api: &str) {
+    *toml = toml.replace(
+        "role = \"mesh\"",
+        &format!("role = \"server\"\nallowed_apps = [\"{CLIENT_APP}\"]"),
+    );
+    toml.push_str(&format!(
+        "\n[vpn]\nprefix = \"100.64.0.0/16\"\n\n[server]\nurl = \"http://{headscale}\"\nheadscale_listen = \"{headscale}\"\napi_listen = \"{api}\"\n"
+    ));
+}
+
 /// The programs below a machine, each with its number of processes.
 fn programs(machine: &Machine) -> String {
     let processes = machine.processes();
     let count = |words: &str| processes.iter().filter(|p| p.command.contains(words)).count();
-    format!(
+    let mut text = format!(
         "{} of supervisord, {} of dstack-vpc, {} of nginx",
         count("supervisord"),
         processes.iter().filter(|p| p.command.ends_with(" run")).count(),
         count("nginx: "),
-    )
+    );
+    if count("headscale serve") > 0 {
+        text.push_str(", 1 of headscale");
+    }
+    text
 }
 
 async fn calling(pair: &Pair) -> Result<()> {
@@ -174,7 +204,7 @@ async fn which(pair: &Pair) -> String {
 }
 
 async fn refusing(pair: &Pair) -> Result<()> {
-    chapter(4, "Two edits that are refused, while requests go on");
+    chapter(4, "Edits that are refused, while requests go on");
     let load = steady(pair);
 
     say(
@@ -210,12 +240,45 @@ async fn refusing(pair: &Pair) -> Result<()> {
     for line in reason(&status).lines() {
         quote(line);
     }
-    drop(holder);
     pair.server.edit(|_| text.clone()).await;
+    if text.contains("[server]") {
+        rolled_back(pair, &text, &taken).await?;
+    }
+    drop(holder);
     let failed = stopped(load).await?;
     good(&format!(
         "The last good configuration served all the time. {failed}"
     ));
+    Ok(())
+}
+
+/// An edit whose every file is right, and that fails all the same once it is live.
+async fn rolled_back(pair: &Pair, text: &str, taken: &Port) -> Result<()> {
+    say(
+        "And one that even Headscale's own check approves: Headscale moves to that port. It stops, tries, fails,",
+    );
+    say("and the generation before comes back by itself:");
+    let status = pair
+        .server
+        .edit(|toml| {
+            let line = toml.lines().find(|line| line.starts_with("headscale_listen"));
+            let line = line.unwrap_or_default().to_owned();
+            toml.replace(&line, &format!("headscale_listen = \"{taken}\""))
+        })
+        .await;
+    let event = status.history.last();
+    ensure!(
+        event.is_some_and(|event| event.outcome == "rolled back"),
+        "it was not rolled back: {:?}",
+        status.history
+    );
+    let why = reason(&status).lines().next().unwrap_or_default();
+    quote(why.trim_end_matches("; it said:"));
+    quote(&format!(
+        "rolled back: generation {} serves again",
+        status.generation.unwrap_or_default()
+    ));
+    pair.server.edit(|_| text.to_owned()).await;
     Ok(())
 }
 
