@@ -16,14 +16,16 @@ build: ## build the release binary
 	cargo build --locked --release
 
 demo: setup ## two machines, a call between them, a live edit, and three things refused
-	@cargo build --locked --quiet --bin dstack-vpc --example demo
+	@echo 'demo: building dstack-vpc (some minutes the first time)' >&2
+	@cargo build --locked --bin dstack-vpc --example demo
 	@cargo run --locked --quiet --example demo
 
 test: setup ## run every test, with real nginx, supervisord and headscale
 	cargo test --locked
 
 figures: setup ## measure the release build: edit to live, start, memory
-	@cargo build --locked --quiet --release --bin dstack-vpc --example figures
+	@echo 'figures: building the release (some minutes the first time)' >&2
+	@cargo build --locked --release --bin dstack-vpc --example figures
 	@cargo run --locked --quiet --release --example figures
 
 run: ## run the program: make run ARGS='check --help'
