@@ -3,18 +3,18 @@
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::spec::{Log, LogFormat, LogLevel};
 
-static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
+static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// Starts the log, once in a process; without settings it says what matters.
 pub fn start(log: Option<&Log>) {
-    let level = log.map_or(LevelFilter::INFO, |log| filter(log.level));
+    let level = filter(log.map_or(LogLevel::Info, |log| log.level));
     let terminal = std::io::stderr().is_terminal();
     let json = match log.map_or(LogFormat::Auto, |log| log.format) {
         LogFormat::Json => true,
@@ -40,12 +40,16 @@ pub fn set_level(level: LogLevel) {
     }
 }
 
-fn filter(level: LogLevel) -> LevelFilter {
-    match level {
+/// What libraries say in detail would drown our own words, so they are heard from `warn` on.
+fn filter(level: LogLevel) -> Targets {
+    let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
-    }
+    };
+    Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target(env!("CARGO_CRATE_NAME"), level)
 }

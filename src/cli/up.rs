@@ -71,9 +71,6 @@ async fn first(context: &Context, wish: anyhow::Result<Spec>) -> anyhow::Result<
     };
     tracing::info!("looking for the guest agent");
     let seen = facts::first(&spec, state, AGENT_WAIT).await;
-    for problem in &seen.problems {
-        tracing::warn!("{}: {}", problem.what.name(), problem.message);
-    }
     let programs = &seen.facts.programs;
     let Some(supervisord) = programs.supervisord.as_ref().map(|fact| fact.value.path.clone()) else {
         bail!(

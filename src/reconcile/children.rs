@@ -1,11 +1,10 @@
 //! Knowing at once that a supervised program ended, without asking again and again: a pidfd becomes
-//! readable when its process exits. What a program leaves behind is told to end: the workers of an nginx that
-//! was killed would keep its ports, and no other nginx could ever start.
+//! readable when its process exits.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-use rustix::process::{Pid, PidfdFlags, Signal, getpgid, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -44,13 +43,8 @@ impl Children {
                 && let Some(fd) = open(pid)
             {
                 let sender = self.sender.clone();
-                let group = own_group(pid);
                 entry.insert(self.tasks.spawn(async move {
                     if fd.readable().await.is_ok() {
-                        if let Some(group) = group {
-                            // Nobody left is the usual answer.
-                            let _ = kill_process_group(group, Signal::QUIT);
-                        }
                         let _ = sender.send(pid).await;
                     }
                 }));
@@ -69,12 +63,6 @@ impl Children {
             None => std::future::pending().await,
         }
     }
-}
-
-/// The process group that `pid` leads, as every program of supervisord does.
-fn own_group(pid: i32) -> Option<Pid> {
-    let pid = Pid::from_raw(pid)?;
-    (getpgid(Some(pid)).ok()? == pid).then_some(pid)
 }
 
 /// `None` where the kernel has no pidfd, or the process is gone already: the timer finds out then.
