@@ -77,6 +77,23 @@ async fn without_a_certificate_of_ours_nothing_is_reached() {
     assert!(text(refused).await.contains("\"code\":\"forbidden\""));
 }
 
+/// Backends may share an upstream that itself looks at Host: what was checked is what it has to see.
+#[tokio::test]
+async fn a_host_in_the_request_line_is_the_host_for_everyone() {
+    let front = three_backends().await;
+    let request = get("closed.internal", "https://DB.internal/a%20b");
+    let response = front.https(Who::App, request).await;
+    assert_eq!(served_by(&response), "db");
+    let text = text(response).await;
+    assert!(text.starts_with("GET /a%20b\n"), "{text}");
+    assert!(text.contains("\nhost: db.internal\n"), "{text}");
+    assert!(!text.contains("closed.internal"), "{text}");
+
+    let request = get("db.internal", "https://closed.internal/");
+    let refused = front.https(Who::App, request).await;
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+}
+
 /// A server without a TLS context of its own takes the default one's, with everything that is checked there.
 #[tokio::test]
 async fn the_name_in_the_handshake_changes_nothing() {
