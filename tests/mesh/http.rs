@@ -268,6 +268,7 @@ async fn what_could_be_read_in_two_ways_is_refused() {
     for (what, bytes) in [
         ("two hosts", request("GET", "/", "host: b\r\n")),
         ("no host", format!("GET / HTTP/1.1\r\n{app}\r\n")),
+        ("no path", format!("GET name HTTP/1.1\r\nhost: h\r\n{app}\r\n")),
         (
             "two lengths",
             request("POST", "/", "content-length: 1\r\ncontent-length: 2\r\n") + "ab",

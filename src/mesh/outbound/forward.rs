@@ -186,6 +186,10 @@ fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
 fn address<B>(request: &mut Request<B>, at: Option<&HostPort>) -> Result<(), Failure> {
     let bad = |_| Failure::BadRequest("the request's host is not valid");
     if let Some(authority) = request.uri().authority().cloned() {
+        // `GET name`: the form of CONNECT alone.
+        if request.uri().scheme().is_none() {
+            return Err(Failure::BadRequest("the path does not begin with \"/\""));
+        }
         if authority.as_str().contains('@') {
             return Err(Failure::BadRequest("the request's URL holds a user name"));
         }
