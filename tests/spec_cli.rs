@@ -192,3 +192,60 @@ fn explain_tells_each_source() {
         said.err
     );
 }
+
+/// Standard output that nobody reads is no reason for a stack trace, and one that is full is an error.
+#[test]
+fn output_that_cannot_be_written_is_told_or_borne() {
+    let run = |args: &[&str], out: std::process::Stdio| {
+        let place = Place::new();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_dstack-vpc"))
+            .env_clear()
+            .arg("--state-dir")
+            .arg(place.dir.path())
+            .args(args)
+            .stdout(out)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for args in [
+        &["schema"][..],
+        &["init"],
+        &["explain"],
+        &["explain", "--json"],
+        &["check", "--json"],
+        &["render"],
+        &["plan"],
+        &["completions", "bash"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(run(args, writer.into()), (Some(141), String::new()), "{args:?}");
+
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let (code, err) = run(args, full.into());
+        assert_eq!(code, Some(1), "{args:?}: {err}");
+        assert!(
+            err.contains("standard output cannot be written: No space left"),
+            "{err}"
+        );
+        assert!(!err.contains("panicked"), "{err}");
+    }
+}
+
+#[test]
+fn explain_says_why_something_is_not_known() {
+    let place = Place::new();
+    let config = place.file("[dstack]\nagent = \"unix:/nowhere/a\"\nhost_shared_dir = \"/nowhere\"\n");
+    let said = place.run(Some(&config), &[], &["explain", "dstack.gateway_domain"]);
+    assert_eq!(said.code, 0);
+    assert!(said.out.contains("here unknown"), "{}", said.out);
+    assert!(said.err.contains("note: gateway: "), "{}", said.err);
+    assert!(said.err.contains("/nowhere/.sys-config.json"), "{}", said.err);
+    assert!(!said.err.contains("note: agent"), "{}", said.err);
+    let said = place.run(Some(&config), &[], &["explain"]);
+    assert!(said.err.contains("note: agent: "), "{}", said.err);
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 
-use super::{Context, block_on};
+use super::{Context, block_on, out};
 use crate::apply::{self, Left, Order, Real};
 use crate::desired::{Templates, desired};
 use crate::facts;
@@ -31,9 +31,9 @@ pub(super) fn apply(context: &Context, args: &Args) -> anyhow::Result<ExitCode> 
         }
     })??;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
+        out::line(serde_json::to_string_pretty(&answer)?)?;
     } else if answer.live {
-        println!("{}", answer.message);
+        out::line(&answer.message)?;
     } else {
         bail!("{}", answer.message);
     }

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use super::apply::templates;
 use super::check_report::{CheckReport, Checked, Verdict};
-use super::{Context, block_on};
+use super::{Context, block_on, out};
 use crate::agent::dev::pki::{LeafRequest, Pki};
 use crate::apply::{Machine, Real};
 use crate::desired::{Reader, desired};
@@ -35,8 +35,8 @@ pub(super) fn check(context: &Context, args: &Args) -> anyhow::Result<ExitCode> 
 
 fn show(report: &CheckReport<'_>, json: bool) -> anyhow::Result<ExitCode> {
     match json {
-        true => println!("{}", serde_json::to_string_pretty(report)?),
-        false => anstream::print!("{}", report.text(true)),
+        true => out::line(serde_json::to_string_pretty(report)?)?,
+        false => out::print(report.text(true))?,
     }
     Ok(if report.ok {
         ExitCode::SUCCESS

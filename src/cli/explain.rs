@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::out;
 use crate::desired::server_url;
-use crate::facts::{Facts, Row};
+use crate::facts::{Facts, Observed, Row};
 use crate::spec::{Loaded, SECTIONS, about_key, did_you_mean};
 
 #[derive(Debug, clap::Args)]
@@ -166,11 +167,19 @@ fn from(line: &Line) -> String {
 }
 
 /// Prints what was asked for.
-pub fn explain(loaded: &Loaded, facts: &Facts, args: &Args) -> anyhow::Result<ExitCode> {
-    let lines = lines(loaded, facts, args.key.as_deref()).map_err(anyhow::Error::msg)?;
+pub fn explain(loaded: &Loaded, seen: &Observed, args: &Args) -> anyhow::Result<ExitCode> {
+    let key = args.key.as_deref();
+    let lines = lines(loaded, &seen.facts, key).map_err(anyhow::Error::msg)?;
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&lines)?),
-        false => anstream::print!("{}", text(&lines)),
+        true => out::line(serde_json::to_string_pretty(&lines)?)?,
+        false => out::print(text(&lines))?,
+    }
+    // Why something is not known, beside the output: that may be read by a machine.
+    for problem in &seen.problems {
+        let what = problem.what.name();
+        if key.is_none_or(|key| key.contains(what)) {
+            eprintln!("note: {what}: {}", problem.message);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

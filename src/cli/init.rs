@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use super::out;
 use crate::spec::{Role, starter};
 
 #[derive(Debug, clap::Args)]
@@ -26,6 +27,6 @@ pub fn init(env: &BTreeMap<String, String>, args: &Args) -> anyhow::Result<ExitC
         .find(|(word, _)| Some(*word) == args.role.as_deref())
         .map(|(_, role)| *role);
     let text = starter(role, args.from_env.then_some(env)).map_err(anyhow::Error::msg)?;
-    anstream::print!("{text}");
+    out::print(text)?;
     Ok(ExitCode::SUCCESS)
 }

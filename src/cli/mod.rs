@@ -7,6 +7,7 @@ pub mod dev_agent;
 pub mod explain;
 mod healthcheck;
 pub mod init;
+mod out;
 mod plan;
 mod render;
 mod run;
@@ -28,6 +29,8 @@ use crate::spec::{Loaded, Spec};
 
 const CONFIG: &str = "/etc/dstack-vpc/vpc.toml";
 const STATE_DIR: &str = "/var/lib/dstack-vpc";
+/// What a shell calls the end of a program by SIGPIPE.
+const READER_GONE: u8 = 141;
 
 /// One vpc.toml, reconciled into a mesh, a VPN and an API for Confidential VMs.
 #[derive(Debug, Parser)]
@@ -100,7 +103,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&context, &args),
         Command::Explain(args) => context.load().and_then(|loaded| {
             let seen = block_on(context.look(&loaded.spec))?;
-            explain::explain(&loaded, &seen.facts, &args)
+            explain::explain(&loaded, &seen, &args)
         }),
         Command::Status(args) => status::status(&context, &args),
         Command::Healthcheck => healthcheck::healthcheck(&context),
@@ -108,11 +111,15 @@ pub fn main() -> ExitCode {
         Command::Schema => schema::schema(),
         Command::DevAgent(args) => dev_agent::dev_agent(args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "dstack-vpc", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "dstack-vpc", &mut script);
+            out::print(String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
     };
-    result.unwrap_or_else(|error| fail(&chain(&error)))
+    result.unwrap_or_else(|error| match error.is::<out::ReaderGone>() {
+        true => ExitCode::from(READER_GONE),
+        false => fail(&chain(&error)),
+    })
 }
 
 /// The error and its causes, each said once: some errors repeat their cause in their own sentence.

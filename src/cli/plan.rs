@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::apply::templates;
-use super::{Context, block_on};
+use super::{Context, block_on, out};
 use crate::apply::{self, Real};
 use crate::desired::desired;
 use crate::plan::{Report, plan as make_plan};
@@ -27,8 +27,8 @@ pub(super) fn plan(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     })??;
     let report = Report::from(&plan);
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print!("{}", report.to_text()),
+        true => out::line(serde_json::to_string_pretty(&report)?)?,
+        false => out::print(report.to_text())?,
     }
     Ok(if plan.is_empty() {
         ExitCode::SUCCESS

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 
-use super::Context;
 use super::apply::templates;
+use super::{Context, out};
 use crate::desired::desired;
 use crate::facts;
 
@@ -50,9 +50,7 @@ pub(super) fn render(context: &Context, args: &Args) -> anyhow::Result<ExitCode>
             .map(|(path, file)| (path, String::from_utf8_lossy(&file.bytes)))
             .collect();
         for (path, text) in texts {
-            println!("# ==> {path}");
-            println!("{}", text.trim_end());
-            println!();
+            out::print(format_args!("# ==> {path}\n{}\n\n", text.trim_end()))?;
         }
         return Ok(ExitCode::SUCCESS);
     };
@@ -68,7 +66,7 @@ pub(super) fn render(context: &Context, args: &Args) -> anyhow::Result<ExitCode>
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         fs::write(&path, &file.bytes).with_context(|| format!("cannot write {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))?;
-        println!("{}", path.display());
+        out::line(path.display())?;
     }
     Ok(ExitCode::SUCCESS)
 }

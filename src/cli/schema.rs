@@ -4,6 +4,6 @@ use std::process::ExitCode;
 
 /// Prints it.
 pub fn schema() -> anyhow::Result<ExitCode> {
-    println!("{:#}", crate::spec::schema());
+    super::out::line(format_args!("{:#}", crate::spec::schema()))?;
     Ok(ExitCode::SUCCESS)
 }

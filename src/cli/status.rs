@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 
-use super::{Context, block_on};
+use super::{Context, block_on, out};
 use crate::reconcile::control::Daemon;
 use crate::reconcile::status::{Condition, ConditionKind, Status};
 
@@ -49,13 +49,13 @@ pub(super) fn status(context: &Context, args: &Args) -> anyhow::Result<ExitCode>
 fn show(status: &Status, args: &Args) -> anyhow::Result<()> {
     match (args.json, args.watch) {
         // One object a line can be read while it goes on.
-        (true, true) => println!("{}", serde_json::to_string(status)?),
-        (true, false) => println!("{}", serde_json::to_string_pretty(status)?),
+        (true, true) => out::line(serde_json::to_string(status)?)?,
+        (true, false) => out::line(serde_json::to_string_pretty(status)?)?,
         (false, watch) => {
             if watch {
-                anstream::print!("\x1b[H\x1b[2J");
+                out::print("\x1b[H\x1b[2J")?;
             }
-            anstream::print!("{}", text(status));
+            out::print(text(status))?;
         }
     }
     Ok(())
