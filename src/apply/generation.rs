@@ -132,23 +132,26 @@ fn digest(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// Writes everything below `generations/<number>.tmp`, durably. Nothing looks there but the checkers.
+/// Where generation `number` is written before it is complete: nothing looks there but the checkers.
+pub(super) fn staged(state: &StateDir, number: u32) -> PathBuf {
+    dir(state, number).with_extension("tmp")
+}
+
+/// Writes everything below `staged`, durably.
 pub(super) fn stage<M: Machine>(
     machine: &M,
-    state: &StateDir,
-    number: u32,
+    staged: &Path,
     desired: &Desired,
     cause: &str,
-) -> Result<PathBuf, DiskError> {
-    let staged = dir(state, number).with_extension("tmp");
-    machine.remove(&staged).map_err(doing("removing", &staged))?;
+) -> Result<(), DiskError> {
+    machine.remove(staged).map_err(doing("removing", staged))?;
     machine
-        .make_dir(&staged, 0o755)
-        .map_err(doing("creating", &staged))?;
+        .make_dir(staged, 0o755)
+        .map_err(doing("creating", staged))?;
     let mut folders = std::collections::BTreeSet::new();
     for (path, file) in &desired.files {
         let path = staged.join(path);
-        let folder = path.parent().unwrap_or(&staged).to_owned();
+        let folder = path.parent().unwrap_or(staged).to_owned();
         if folders.insert(folder.clone()) {
             machine
                 .make_dir(&folder, 0o755)
@@ -163,10 +166,10 @@ pub(super) fn stage<M: Machine>(
     machine
         .write_new(&path, 0o600, &manifest)
         .map_err(doing("writing", &path))?;
-    for folder in folders.iter().chain([&staged]) {
+    for folder in folders.iter().map(PathBuf::as_path).chain([staged]) {
         machine.sync_dir(folder).map_err(doing("syncing", folder))?;
     }
-    Ok(staged)
+    Ok(())
 }
 
 /// Makes a staged generation a complete one.
@@ -183,10 +186,15 @@ pub(super) fn complete<M: Machine>(
     machine.sync_dir(&all).map_err(doing("syncing", &all))
 }
 
+/// Where the link is made before it becomes `current`.
+pub(super) fn new_link(state: &StateDir) -> PathBuf {
+    state.root().join("current.tmp")
+}
+
 /// Points `current` at a generation by one rename.
 pub(super) fn switch<M: Machine>(machine: &M, state: &StateDir, number: u32) -> Result<(), DiskError> {
     let link = state.current();
-    let new = state.root().join("current.tmp");
+    let new = new_link(state);
     let target = Path::new("generations").join(format!("{number:06}"));
     machine.remove(&new).map_err(doing("removing", &new))?;
     machine.symlink(&target, &new).map_err(doing("linking", &new))?;

@@ -24,6 +24,11 @@ fn path(state: &StateDir) -> PathBuf {
     state.run().join("journal.json")
 }
 
+/// Where it is written before it counts.
+pub(super) fn new_path(state: &StateDir) -> PathBuf {
+    path(state).with_extension("tmp")
+}
+
 impl Journal {
     /// The unfinished apply, if there is one. A damaged journal still says that something is owed.
     pub fn read<M: Machine>(machine: &M, state: &StateDir) -> Option<Self> {
@@ -40,8 +45,7 @@ impl Journal {
     }
 
     pub(super) fn write<M: Machine>(&self, machine: &M, state: &StateDir) -> Result<(), DiskError> {
-        let (path, run) = (path(state), state.run());
-        let new = path.with_extension("tmp");
+        let (path, run, new) = (path(state), state.run(), new_path(state));
         machine.remove(&new).map_err(doing("removing", &new))?;
         let bytes = serde_json::to_vec(self).expect("plain data serialises");
         machine

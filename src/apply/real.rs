@@ -84,6 +84,25 @@ impl Real {
         pids
     }
 
+    /// Ends an nginx that outlived its supervisord: it would keep the ports from the next one.
+    pub async fn end_leftover(&self) {
+        for _ in 0..50 {
+            let Some(master) = self.nginx_master().filter(|pid| is_nginx(*pid)) else {
+                return;
+            };
+            tracing::warn!(pid = master.as_raw(), "an nginx that nobody supervises is ended");
+            // Gone meanwhile is as good.
+            let _ = kill(master, Signal::SIGTERM);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn nginx_master(&self) -> Option<Pid> {
+        let text = fs::read_to_string(&self.nginx_pid_file).ok()?;
+        let pid = text.trim().parse().ok().filter(|pid| *pid > 1)?;
+        Some(Pid::from_raw(pid))
+    }
+
     /// Drains and closes the listeners.
     pub async fn close(&self) {
         if let Some((mesh, _)) = self.mesh.lock().await.take() {
@@ -253,10 +272,7 @@ impl Machine for Real {
     }
 
     fn end_orphans(&self) -> bool {
-        let pid = fs::read_to_string(&self.nginx_pid_file)
-            .ok()
-            .and_then(|text| text.trim().parse().ok());
-        let Some(master) = pid.filter(|pid| *pid > 1).map(Pid::from_raw) else {
+        let Some(master) = self.nginx_master() else {
             return false;
         };
         // supervisord gives each program a process group of its own, so the workers are in their master's. QUIT lets
@@ -337,6 +353,12 @@ impl Machine for Real {
             mesh.retire().await;
         }
     }
+}
+
+/// Whether a pid from a file that may be old is still that of an nginx.
+fn is_nginx(master: Pid) -> bool {
+    let title = fs::read(format!("/proc/{master}/cmdline")).unwrap_or_default();
+    title.starts_with(b"nginx: master")
 }
 
 fn service(info: &ProcessInfo) -> Service {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::generation::{self, DiskError, doing};
-use super::journal::Journal;
+use super::journal::{self, Journal};
 use super::machine::Machine;
 use super::{Failure, Order};
 use crate::desired::{Desired, Reader};
@@ -22,6 +22,10 @@ pub fn recover<M: Machine>(machine: &M, state: &StateDir) -> Result<bool, DiskEr
             let path = generations.join(name);
             machine.remove(&path).map_err(doing("removing", &path))?;
         }
+    }
+    // Links and journals that were written and not yet renamed are of no use to anybody.
+    for path in [generation::new_link(state), journal::new_path(state)] {
+        machine.remove(&path).map_err(doing("removing", &path))?;
     }
     let Some(journal) = Journal::read(machine, state) else {
         return Ok(false);
@@ -73,7 +77,12 @@ pub(super) async fn stage_and_switch<M: Machine>(
     }
     let numbers = generation::all(machine, state).map_err(doing("listing", &state.generations()))?;
     let number = numbers.last().map_or(1, |last| last + 1);
-    let staged = generation::stage(machine, state, number, desired, &order.cause)?;
+    let staged = generation::staged(state, number);
+    if let Err(error) = generation::stage(machine, &staged, desired, &order.cause) {
+        // A full disk needs the room.
+        let _ = machine.remove(&staged);
+        return Err(error.into());
+    }
 
     let checking = Instant::now();
     for reader in [Reader::Nginx, Reader::Headscale, Reader::Supervisord] {
