@@ -13,12 +13,19 @@ use crate::apply::{self, Order, Real, generation};
 use crate::desired::desired;
 use crate::facts::{self, Observed};
 use crate::log;
+use crate::paths::StateDir;
 use crate::plan::plan;
-use crate::reconcile::Lock;
+use crate::reconcile::{Lock, LockError};
 use crate::spec::Spec;
 
 /// How long the first reconcile waits for the guest agent. The daemon goes on waiting, and serves meanwhile.
 const AGENT_WAIT: Duration = Duration::from_secs(10);
+
+/// The kernel's 107 bytes, without the dot and the pid that supervisord appends while it opens its socket.
+const LONGEST_SOCKET: usize = 107 - 8;
+
+/// How long a daemon that nobody supervises any more may take to drain.
+const LEAVING: Duration = Duration::from_secs(10);
 
 pub(super) fn up(context: &Context) -> anyhow::Result<ExitCode> {
     let loaded = context.load();
@@ -50,8 +57,15 @@ fn open_files() {
 /// Renders what is wished, or leaves what served last; returns where supervisord is.
 async fn first(context: &Context, wish: anyhow::Result<Spec>) -> anyhow::Result<std::path::PathBuf> {
     let state = &context.state;
-    let _lock = Lock::take(state)?;
+    let socket = state.supervisor_socket();
+    if socket.as_os_str().len() > LONGEST_SOCKET {
+        bail!(
+            "{} is too long for a unix socket; choose a shorter --state-dir",
+            socket.display()
+        );
+    }
     let machine = Real::new(state, None);
+    let _lock = lock(state, &machine).await?;
     apply::recover(&machine, state)?;
     if !machine.pids().await.is_empty() {
         bail!(
@@ -59,6 +73,7 @@ async fn first(context: &Context, wish: anyhow::Result<Spec>) -> anyhow::Result<
             state.root().display()
         );
     }
+    machine.end_leftover().await;
     let served_before = generation::current(&machine, state)?;
     let spec = match (wish, served_before) {
         (Ok(spec), _) => Arc::new(spec),
@@ -91,6 +106,21 @@ async fn first(context: &Context, wish: anyhow::Result<Spec>) -> anyhow::Result<
         tracing::error!("generation {number} serves again: {error}");
     }
     Ok(supervisord)
+}
+
+/// The lock, at once or as soon as a daemon whose supervisord was killed has let go of it.
+async fn lock(state: &StateDir, machine: &Real) -> Result<Lock, LockError> {
+    let deadline = tokio::time::Instant::now() + LEAVING;
+    loop {
+        match Lock::take(state) {
+            Err(LockError::Held { .. })
+                if tokio::time::Instant::now() < deadline && machine.pids().await.is_empty() =>
+            {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            taken => return taken,
+        }
+    }
 }
 
 async fn reconcile(context: &Context, machine: &Real, spec: &Spec, seen: &Observed) -> anyhow::Result<()> {

@@ -53,6 +53,14 @@ impl Children {
         while self.tasks.try_join_next().is_some() {}
     }
 
+    /// Ends all that is followed. At once: an nginx that drains would remove the pid file of the next one.
+    pub(super) fn end(&self) {
+        for group in self.watched.keys().filter_map(|pid| own_group(*pid)) {
+            // One that has just ended by itself is fine.
+            let _ = kill_process_group(group, Signal::TERM);
+        }
+    }
+
     /// The pid of one that ended. Cancel safe.
     pub(super) async fn ended(&mut self) -> i32 {
         match self.ended.recv().await {

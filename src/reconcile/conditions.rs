@@ -60,11 +60,7 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         }
     }
 
-    let unwell: Vec<_> = status
-        .services
-        .iter()
-        .filter(|(_, service)| service.state != "up")
-        .collect();
+    let unwell = unwell(status);
     let (healthy, reason, message) = if present.services.is_none() {
         (
             false,
@@ -77,13 +73,11 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         .filter(|(_, plan, _)| !plan.missing.is_empty())
     {
         (false, "Missing", plan.missing.join("; "))
-    } else if unwell.is_empty() {
-        (true, "Running", format!("{} programs run", status.services.len()))
     } else {
-        let says = unwell
-            .iter()
-            .map(|(name, s)| format!("{name} is {} ({})", s.state, s.detail));
-        (false, "NotRunning", says.collect::<Vec<_>>().join("; "))
+        match unwell {
+            None => (true, "Running", format!("{} programs run", status.services.len())),
+            Some(message) => (false, "NotRunning", message),
+        }
     };
     status.set(ServicesHealthy, healthy, reason, message);
 
@@ -124,4 +118,25 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         true => status.set(Degraded, false, "AsConfigured", "everything is as it should be"),
         false => status.set(Degraded, true, "SeeMessage", wrong.join("\n")),
     }
+}
+
+/// Says at once that programs do not run: to bring them back takes a while, and ends with [`conditions`].
+pub(super) fn not_running(status: &mut Status) {
+    use ConditionKind::{Degraded, Ready, ServicesHealthy};
+    if let Some(message) = unwell(status) {
+        status.set(ServicesHealthy, false, "NotRunning", message.clone());
+        status.set(Ready, false, "NotServing", message.clone());
+        status.set(Degraded, true, "SeeMessage", message);
+    }
+}
+
+/// The programs that do not run, in a sentence.
+fn unwell(status: &Status) -> Option<String> {
+    let says: Vec<_> = status
+        .services
+        .iter()
+        .filter(|(_, service)| service.state != "up")
+        .map(|(name, s)| format!("{name} is {} ({})", s.state, s.detail))
+        .collect();
+    (!says.is_empty()).then(|| says.join("; "))
 }

@@ -48,6 +48,12 @@ pub enum AskError {
     Broken(String),
 }
 
+/// Docker's own limit for a health check is 30 s; a daemon that takes this long to say how it is hangs.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long a watcher hears nothing when nothing changes.
+const QUIET: Duration = Duration::from_secs(10);
+
 #[derive(Clone)]
 struct Shared {
     status: watch::Receiver<Status>,
@@ -100,7 +106,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 async fn next_status(State(mut shared): State<Shared>) -> Json<Status> {
     shared.status.mark_unchanged();
     // A quiet daemon answers all the same, so that a watcher sees that it lives.
-    let _ = tokio::time::timeout(Duration::from_secs(10), shared.status.changed()).await;
+    let _ = tokio::time::timeout(QUIET, shared.status.changed()).await;
     let status = shared.status.borrow().clone();
     Json(status)
 }
@@ -131,12 +137,12 @@ pub struct Daemon<'a>(pub &'a StateDir);
 impl Daemon<'_> {
     /// What it says of itself.
     pub async fn status(&self) -> Result<Status, AskError> {
-        self.ask(Method::GET, "/status").await
+        within(ANSWER, self.ask(Method::GET, "/status")).await
     }
 
     /// The same, at its next change, ten seconds from now at the latest.
     pub async fn next_status(&self) -> Result<Status, AskError> {
-        self.ask(Method::GET, "/status/next").await
+        within(QUIET + ANSWER, self.ask(Method::GET, "/status/next")).await
     }
 
     /// Reconciles now.
@@ -197,4 +203,14 @@ impl Daemon<'_> {
             }
         }
     }
+}
+
+/// A daemon that is stopped or hangs keeps its socket and accepts no more: said instead of waiting for ever.
+async fn within<T>(
+    limit: Duration,
+    asking: impl Future<Output = Result<T, AskError>>,
+) -> Result<T, AskError> {
+    tokio::time::timeout(limit, asking)
+        .await
+        .unwrap_or_else(|_| Err(AskError::Broken(format!("nothing came within {limit:?}"))))
 }

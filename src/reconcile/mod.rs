@@ -41,6 +41,9 @@ use watch::Watch;
 /// The longest a burst of changes may hold back a reconcile.
 const BURST: Duration = Duration::from_secs(1);
 
+/// How soon to look again at a program that does not run.
+const UNEASY: Duration = Duration::from_secs(2);
+
 /// Why the daemon could not start. Once it runs, nothing ends it but a signal.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -68,6 +71,8 @@ struct Daemon {
     attempts: Attempts,
     /// When the wish that failed is due again.
     retry: Option<Instant>,
+    /// When to look whether a program that does not run has come back: no event tells of a start by hand.
+    uneasy: Option<Instant>,
     /// The settings that serve.
     live: Option<Arc<Spec>>,
     teller: Teller,
@@ -106,6 +111,7 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
         wanted,
         attempts: Attempts::default(),
         retry: None,
+        uneasy: None,
         live,
         watch: Watch::new(),
         children: Children::new(),
@@ -113,7 +119,15 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
     tracing::info!(config = %daemon.source, state = %daemon.state.root().display(), "started");
     let mut causes = BTreeSet::from(["start".to_owned()]);
     let mut waiting: Vec<oneshot::Sender<Answer>> = Vec::new();
+    let parent = supervised_by();
     loop {
+        if parent.is_some_and(|pid| pid != std::os::unix::process::parent_id()) {
+            // Nobody would start what ends, or end what runs: the next `up` finds the ports and the lock free.
+            tracing::error!("supervisord was killed: all that it ran ends");
+            daemon.children.end();
+            daemon.stop(cancel, control, "supervisord is gone").await;
+            return Ok(());
+        }
         let answer = daemon.reconcile(&causes, !waiting.is_empty()).await;
         for sender in waiting.drain(..) {
             let _ = sender.send(answer.clone());
@@ -190,11 +204,16 @@ impl Daemon {
         let interval = self.wanted.borrow().reconcile.interval;
         // A tenth of jitter, so that many machines do not move in step.
         let timer = Instant::now() + interval.mul_f64(1.0 + fastrand::f64() / 10.0);
-        [self.retry, self.source.look_again()]
+        [self.retry, self.uneasy, self.source.look_again()]
             .into_iter()
             .flatten()
             .fold(timer, Instant::min)
     }
+}
+
+/// supervisord's pid where it is our parent: it says so to what it starts.
+fn supervised_by() -> Option<u32> {
+    std::env::var_os("SUPERVISOR_ENABLED").map(|_| std::os::unix::process::parent_id())
 }
 
 /// RFC 3339 for a moment on the monotonic clock.

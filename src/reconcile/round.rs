@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Daemon;
 use super::attempt::Fingerprint;
 use super::control::Answer;
 use super::tell::Round;
+use super::{Daemon, UNEASY};
 use crate::apply::{self, Applied, Left, Machine, Order, generation};
 use crate::desired::{Desired, Templates, desired};
 use crate::facts::Observed;
-use crate::plan::{Listeners, Plan, Present, plan};
+use crate::plan::{Listeners, Plan, Present, ServiceState, plan};
 use crate::spec::Spec;
 
 /// Workers that are told to end close their listeners well within this.
@@ -42,6 +42,7 @@ impl Daemon {
             tokio::time::sleep(LET_GO).await;
         }
         let cause = causes.iter().cloned().collect::<Vec<_>>().join(", ");
+        self.watch.look(self.source.path.as_deref());
         let wish = self.source.now();
         if let Ok(spec) = &wish {
             crate::log::set_level(spec.log.level);
@@ -72,6 +73,12 @@ impl Daemon {
         }
         self.look_around().await;
         let present = self.present().await;
+        let down = present
+            .services
+            .iter()
+            .flatten()
+            .any(|(_, service)| service.state != ServiceState::Up);
+        self.uneasy = down.then(|| Instant::now() + UNEASY);
         self.teller
             .tell(&self.source, self.live.as_deref(), &present, round, self.retry)
     }
@@ -97,6 +104,7 @@ impl Daemon {
             return Attempt::TooSoon(at);
         }
         let present = self.present().await;
+        self.teller.not_running(&present);
         let plan = plan(&desired, &present);
         let drifted = present
             .generation

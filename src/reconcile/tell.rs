@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::conditions::conditions;
+use super::conditions::{conditions, not_running};
 use super::control::Answer;
 use super::round::Attempt;
 use super::source::Source;
@@ -78,6 +78,16 @@ impl Teller {
             status.config.source = source.to_string();
         });
         Self { status }
+    }
+
+    /// Publishes which programs do not run, before anything is done about it.
+    pub(super) fn not_running(&mut self, present: &Present) {
+        self.status.send_if_modified(|status| {
+            let old = status.clone();
+            status.services = services(present);
+            not_running(status);
+            *status != old
+        });
     }
 
     /// Publishes what is so now; wakes watchers only when something changed.

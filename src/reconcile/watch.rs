@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
@@ -57,6 +57,13 @@ impl Watch {
         }
     }
 
+    /// The file is about to be read: whatever becomes of it from now on is a change. Said before reading, because a
+    /// swap of a folder above it, which no event tells, may come while what was read is being brought about.
+    pub(super) fn look(&mut self, file: Option<&Path>) {
+        self.file = file.map(Path::to_owned);
+        self.seen = self.file.as_deref().and_then(signature);
+    }
+
     /// Follows `file` (through every link that leads to it) and the given folders.
     pub(super) fn follow(&mut self, file: Option<&Path>, folders: impl IntoIterator<Item = PathBuf>) {
         let mut wanted: Vec<PathBuf> = file.map(folders_on_the_way).unwrap_or_default();
@@ -66,8 +73,6 @@ impl Watch {
             .map(|path| (inode(&path), path))
             .map(|(i, p)| (p, i))
             .collect();
-        self.file = file.map(Path::to_owned);
-        self.seen = self.file.as_deref().and_then(signature);
         let Some(watcher) = &mut self.watcher else { return };
         let gone: Vec<_> = self
             .set
@@ -107,11 +112,12 @@ impl Watch {
     }
 }
 
-/// Reading is not a change; everything else, an overflow of the queue included, may be one.
+/// Reading is not a change; everything else, an overflow of the queue included, may be one. A file that is being
+/// written is half a file: its close tells, and the look once a second finds the writer that never closes.
 fn matters(event: &Event) -> bool {
     match event.kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
-        EventKind::Access(_) => event.need_rescan(),
+        EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_)) => event.need_rescan(),
         _ => true,
     }
 }
@@ -147,4 +153,56 @@ fn signature(path: &Path) -> Option<Signature> {
         meta.mtime_nsec(),
         meta.size(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    async fn noticed(watch: &mut Watch) -> bool {
+        tokio::time::timeout(Duration::from_secs(20), watch.changed())
+            .await
+            .is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_folder_swapped_while_the_file_is_brought_about_is_a_change() {
+        let home = tempfile::tempdir().unwrap();
+        let (old, new, conf) = (
+            home.path().join("1"),
+            home.path().join("2"),
+            home.path().join("conf"),
+        );
+        for dir in [&old, &new] {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("vpc.toml"), "").unwrap();
+        }
+        symlink(&old, &conf).unwrap();
+        let file = conf.join("vpc.toml");
+        let mut watch = Watch::new();
+        watch.look(Some(&file));
+        // Here the file is read and made live.
+        symlink(&new, home.path().join("next")).unwrap();
+        fs::rename(home.path().join("next"), &conf).unwrap();
+        watch.follow(Some(&file), []);
+        assert!(noticed(&mut watch).await);
+    }
+
+    #[tokio::test]
+    async fn a_file_counts_when_its_writer_is_done() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("vpc.toml");
+        fs::write(&file, "role").unwrap();
+        let mut watch = Watch::new();
+        watch.look(Some(&file));
+        watch.follow(Some(&file), []);
+        let mut writer = fs::OpenOptions::new().append(true).open(&file).unwrap();
+        std::io::Write::write_all(&mut writer, b" = ").unwrap();
+        // Only what events tell is asked for here, not the look once a second.
+        assert!(tokio::time::timeout(LOOK / 2, watch.events.recv()).await.is_err());
+        drop(writer);
+        assert!(noticed(&mut watch).await);
+    }
 }

@@ -315,6 +315,12 @@ impl Machine {
     /// Ends every process at once and starts again on the same directory.
     pub fn crash_and_spawn(mut self) -> Self {
         self.end();
+        self.spawn_again();
+        self
+    }
+
+    /// Starts again on the same directory, whatever still runs there.
+    pub fn spawn_again(&mut self) {
         let log = File::options()
             .append(true)
             .open(self.dir.path().join("up.log"))
@@ -329,7 +335,6 @@ impl Machine {
             .spawn()
             .expect("the dstack-vpc binary");
         self.watchdog = Some(Watchdog::over(self.child.id()));
-        self
     }
 
     /// What `up` and everything below it wrote.

@@ -83,6 +83,78 @@ fn started_with_a_broken_file_the_last_good_configuration_serves() {
 }
 
 #[test]
+fn a_killed_supervisord_takes_all_with_it_and_up_starts_again() {
+    run(async {
+        let mut pair = Pair::start().await;
+        let before = pair.server.processes();
+        pair.server.signal(Signal::SIGKILL);
+        pair.server.ended().await;
+        pair.server.spawn_again();
+        let gone = crate::common::poll(Duration::from_secs(30), async || {
+            (!before.iter().any(|p| process::is_alive(p.pid))).then_some(())
+        });
+        assert!(gone.await.is_some(), "{before:?}\n{}", pair.server.logs());
+        pair.server.until_ready().await;
+        assert_eq!(pair.call(get("/on-a-new-supervisord")).await.status, 200);
+    });
+}
+
+#[test]
+fn status_tells_of_a_dead_nginx_and_a_hanging_daemon() {
+    run(async {
+        let pair = Pair::start().await;
+        let found = pair.server.processes();
+        let nginx = found
+            .iter()
+            .find(|p| p.command.contains("nginx: master"))
+            .expect("nginx");
+        kill(Pid::from_raw(nginx.pid), Signal::SIGKILL).unwrap();
+        // supervisord starts it again a second later.
+        let down = |status: &Status| !holds(status, Ready);
+        pair.server
+            .until(Duration::from_secs(60), "it is not ready", down)
+            .await;
+        let cli = pair.server.cli(&["healthcheck"]);
+        assert_eq!(cli.status.code(), Some(1), "{cli:?}");
+        pair.server.until_ready().await;
+
+        let daemon = found
+            .iter()
+            .find(|p| p.command.ends_with(" run"))
+            .expect("the daemon");
+        kill(Pid::from_raw(daemon.pid), Signal::SIGSTOP).unwrap();
+        let cli = pair.server.cli(&["status"]);
+        kill(Pid::from_raw(daemon.pid), Signal::SIGCONT).unwrap();
+        assert_eq!(cli.status.code(), Some(1), "{cli:?}");
+        assert!(
+            String::from_utf8_lossy(&cli.stderr).contains("does not answer"),
+            "{cli:?}"
+        );
+    });
+}
+
+#[test]
+fn a_program_that_an_operator_stops_and_starts_is_told_soon() {
+    run(async {
+        let pair = Pair::start().await;
+        let nginx = |wanted: &'static str| {
+            move |status: &Status| status.services.get("nginx").is_some_and(|s| s.state == wanted)
+        };
+        let supervisor = dstack_vpc::supervisor::Supervisor::new(pair.server.state.supervisor_socket());
+        supervisor.stop("nginx", None).await.unwrap();
+        let limit = Duration::from_secs(60);
+        pair.server
+            .until(limit, "it is told", nginx("stopped by hand"))
+            .await;
+        supervisor.start("nginx", None).await.unwrap();
+        // Well before the timer, which comes after 30 s.
+        let soon = Duration::from_secs(15);
+        pair.server.until(soon, "it is told", nginx("up")).await;
+        pair.server.until_ready().await;
+    });
+}
+
+#[test]
 fn killed_programs_come_back() {
     run(async {
         let pair = Pair::start().await;
