@@ -78,23 +78,11 @@ pub(super) async fn stage_and_switch<M: Machine>(
     let numbers = generation::all(machine, state).map_err(doing("listing", &state.generations()))?;
     let number = numbers.last().map_or(1, |last| last + 1);
     let staged = generation::staged(state, number);
-    if let Err(error) = generation::stage(machine, &staged, desired, &order.cause) {
+    if let Err(failure) = bring_to_completion(machine, state, number, desired, plan, order, check).await {
         // A full disk needs the room.
         let _ = machine.remove(&staged);
-        return Err(error.into());
+        return Err(failure);
     }
-
-    let checking = Instant::now();
-    for reader in [Reader::Nginx, Reader::Headscale, Reader::Supervisord] {
-        let changed = plan.files.iter().any(|f| f.reader == reader && f.after.is_some());
-        if changed && let Err(words) = machine.check(reader, &staged).await {
-            let _ = machine.remove(&staged);
-            return Err(Failure::Refused { reader, words });
-        }
-    }
-    *check = checking.elapsed();
-
-    generation::complete(machine, state, number, &staged)?;
     let journal = Journal {
         from: good,
         to: number,
@@ -109,6 +97,29 @@ pub(super) async fn stage_and_switch<M: Machine>(
         return Err(error.into());
     }
     Ok(number)
+}
+
+/// Writes a generation, has it checked, and gives it its number.
+async fn bring_to_completion<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    number: u32,
+    desired: &Desired,
+    plan: &Plan,
+    order: &Order,
+    check: &mut Duration,
+) -> Result<(), Failure> {
+    let staged = generation::staged(state, number);
+    generation::stage(machine, &staged, desired, &order.cause)?;
+    let checking = Instant::now();
+    for reader in [Reader::Nginx, Reader::Headscale, Reader::Supervisord] {
+        let changed = plan.files.iter().any(|f| f.reader == reader && f.after.is_some());
+        if changed && let Err(words) = machine.check(reader, &staged).await {
+            return Err(Failure::Refused { reader, words });
+        }
+    }
+    *check = checking.elapsed();
+    Ok(generation::complete(machine, state, number, &staged)?)
 }
 
 /// The switch failed half-way: the link moved or it did not, and may not be durable. Back to before; what cannot be
