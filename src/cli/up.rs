@@ -19,7 +19,7 @@ use crate::reconcile::{Lock, LockError};
 use crate::spec::Spec;
 
 /// How long the first reconcile waits for the guest agent. The daemon goes on waiting, and serves meanwhile.
-const AGENT_WAIT: Duration = Duration::from_secs(10);
+const AGENT_WAIT: Duration = Duration::from_secs(3);
 
 /// The kernel's 107 bytes, without the dot and the pid that supervisord appends while it opens its socket.
 const LONGEST_SOCKET: usize = 107 - 8;
