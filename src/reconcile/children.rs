@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -55,9 +55,9 @@ impl Children {
 
     /// Ends all that is followed. At once: an nginx that drains would remove the pid file of the next one.
     pub(super) fn end(&self) {
-        for group in self.watched.keys().filter_map(|pid| own_group(*pid)) {
+        for pid in self.watched.keys().filter_map(|pid| Pid::from_raw(*pid)) {
             // One that has just ended by itself is fine.
-            let _ = kill_process_group(group, Signal::TERM);
+            let _ = kill_process(pid, Signal::TERM);
         }
     }
 
