@@ -73,12 +73,6 @@ impl Children {
     }
 }
 
-/// The process group that `pid` leads, as every program of supervisord does.
-fn own_group(pid: i32) -> Option<Pid> {
-    let pid = Pid::from_raw(pid)?;
-    (getpgid(Some(pid)).ok()? == pid).then_some(pid)
-}
-
 /// `None` where the kernel has no pidfd, or the process is gone already: the timer finds out then.
 fn open(pid: i32) -> Option<AsyncFd<OwnedFd>> {
     let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
