@@ -15,7 +15,7 @@ setup: ## install nginx, supervisord and headscale where they are missing
 build: ## build the release binary
 	cargo build --locked --release
 
-demo: setup ## two machines, a call between them, a live edit, and three things refused
+demo: setup ## two machines, a call between them, a live edit, and what gets refused
 	@echo 'demo: building dstack-vpc (some minutes the first time)' >&2
 	@cargo build --locked --bin dstack-vpc --example demo
 	@cargo run --locked --quiet --example demo

@@ -166,7 +166,7 @@ async fn editing(pair: &Pair) -> Result<()> {
         "orders gets a second backend. Until now, calls with the Host {NEW_HOST} reach the first:"
     ));
     ensure!(which(pair).await == "default", "{}", which(pair).await);
-    quote("answered by \"default\"");
+    quote("answered by the program \"default\"");
     let more = format!(
         "\n[[backends]]\nname = \"invoices\"\nserver_name = \"{NEW_HOST}\"\nupstream = \"{}\"\n",
         pair.reports.addr()
@@ -186,7 +186,7 @@ async fn editing(pair: &Pair) -> Result<()> {
         pair.server.logs()
     );
     let took = saved.at.elapsed();
-    quote("answered by \"reports\"");
+    quote("answered by the program \"reports\", which listens there");
     pair.server.settled(&saved).await;
     let failed = stopped(load).await?;
     good(&format!(

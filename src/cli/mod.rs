@@ -10,6 +10,7 @@ pub mod init;
 mod out;
 mod plan;
 mod render;
+mod renew;
 mod run;
 pub mod schema;
 mod status;
@@ -74,6 +75,8 @@ enum Command {
     Status(status::Args),
     /// Exit 0 when the last generation is live and every service is healthy
     Healthcheck,
+    /// Fetch a new certificate now, without waiting until it is due
+    Renew,
     /// Print a commented starter vpc.toml
     Init(init::Args),
     /// JSON schema of vpc.toml, for editors
@@ -107,6 +110,7 @@ pub fn main() -> ExitCode {
         }),
         Command::Status(args) => status::status(&context, &args),
         Command::Healthcheck => healthcheck::healthcheck(&context),
+        Command::Renew => renew::renew(&context),
         Command::Init(args) => init::init(&context.env, &args),
         Command::Schema => schema::schema(),
         Command::DevAgent(args) => dev_agent::dev_agent(args),

@@ -12,8 +12,8 @@ use dstack_vpc::agent::dev::Issued;
 use dstack_vpc::paths::StateDir;
 use dstack_vpc::reconcile::status::{ConditionKind, Status};
 use http_body_util::Empty;
+use hyper::Request;
 use hyper::body::Body;
-use hyper::{Method, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -201,12 +201,8 @@ impl Machine {
 
     /// Has the daemon fetch a new certificate now.
     pub async fn ask_for_renewal(&self) {
-        let stream = UnixStream::connect(self.state.daemon_socket())
-            .await
-            .expect("the daemon's socket");
-        let renew = http::request(Method::POST, "/renew", Empty::<Bytes>::new());
-        let reply = http::send_on(stream, renew).await.expect("an answer");
-        assert_eq!(reply.status, 202, "{}", reply.text());
+        let asked = self.cli(&["renew"]);
+        assert!(asked.status.success(), "{asked:?}");
     }
 
     /// Runs a command of the program against this machine's file and state directory.
