@@ -92,14 +92,18 @@ pub(super) fn serve(
 
 /// Socket paths are limited to about 107 bytes by the kernel: said in words instead of `EINVAL`.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
+    // It gets its name once it has its mode: nobody else can connect for a moment, whatever the umask is.
+    let unnamed = path.with_extension("new");
+    let _ = std::fs::remove_file(&unnamed);
+    let listener = UnixListener::bind(&unnamed).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => io::Error::other(format!(
             "{} is too long for a unix socket; choose a shorter --state-dir",
             path.display()
         )),
         _ => error,
     })?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(&unnamed, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&unnamed, path)?;
     Ok(listener)
 }
 
