@@ -9,18 +9,19 @@ export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sb
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## install nginx, supervisord and headscale where they are missing
+setup: ## install nginx, supervisord, headscale, tailscale and etcd where they are missing
 	@scripts/setup
 
 build: ## build the release binary
 	cargo build --locked --release
 
-demo: setup ## two machines, a call between them, a live edit, and what gets refused
+demo: ## two machines, a call between them, a live edit, and what gets refused
+	@scripts/setup --demo
 	@echo 'demo: building dstack-vpc (some minutes the first time)' >&2
 	@cargo build --locked --bin dstack-vpc --example demo
 	@cargo run --locked --quiet --example demo
 
-test: setup ## run every test, with real nginx, supervisord and headscale
+test: setup ## run every test, with all of these for real
 	cargo test --locked
 
 figures: setup ## measure the release build: edit to live, start, memory
