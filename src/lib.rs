@@ -9,17 +9,21 @@
 //! ```
 
 pub mod agent;
+pub mod api;
 pub mod apply;
 pub mod cli;
 pub mod desired;
 pub mod facts;
+pub mod headscale;
 pub mod identity;
 pub mod log;
 pub mod mesh;
 pub mod names;
+pub mod node;
 pub mod paths;
 pub mod plan;
 pub mod ratls;
 pub mod reconcile;
+pub mod registry;
 pub mod spec;
 pub mod supervisor;

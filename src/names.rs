@@ -238,6 +238,14 @@ pub struct BackendName(String);
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NodeType(String);
 
+/// What a node calls itself in the registry, its instance id as a rule: letters, digits, `-`, `_`, `.`, at most 64.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct NodeId(String);
+
+/// A network device: letters, digits, `-`, `_`, `.`, at most 15, as the kernel allows.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DeviceName(String);
+
 macro_rules! text {
     ($($name:ident: $parse:expr;)*) => {$(
         impl $name {
@@ -267,14 +275,42 @@ macro_rules! text {
 text! {
     NodeName: label;
     BackendName: label;
-    NodeType: |s| {
-        let ok = (1..=63).contains(&s.len())
-            && s.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        ok.then(|| s.to_owned())
-            .ok_or_else(|| NotA::new("a node type (letters, digits, '-', '_' and '.', at most 63)"))
-    };
+    NodeType: |s| word(s, 63)
+        .ok_or_else(|| NotA::new("a node type (letters, digits, '-', '_' and '.', at most 63)"));
+    NodeId: |s| word(s, 64)
+        .ok_or_else(|| NotA::new("an instance id (letters, digits, '-', '_' and '.', at most 64)"));
+    DeviceName: |s| word(s, 15)
+        .ok_or_else(|| NotA::new("the name of a network device (letters, digits, '-', '_' and '.', at most 15)"));
 }
+
+/// Letters, digits, `-`, `_` and `.`, the first one a letter or digit.
+fn word(s: &str, longest: usize) -> Option<String> {
+    let ok = (1..=longest).contains(&s.len())
+        && s.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && s.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    ok.then(|| s.to_owned())
+}
+
+/// Read and written as text.
+macro_rules! serde_as_text {
+    ($($name:ident)*) => {$(
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+
+serde_as_text! { AppId InstanceId DnsName NodeName NodeType NodeId }
 
 fn label(s: &str) -> Result<String, NotA> {
     match s.parse::<DnsName>() {

@@ -39,6 +39,11 @@ impl StateDir {
         self.0.join("headscale")
     }
 
+    /// The embedded store of nodes.
+    pub fn registry(&self) -> PathBuf {
+        self.0.join("registry")
+    }
+
     pub fn tailscale(&self) -> PathBuf {
         self.0.join("tailscale")
     }
@@ -59,6 +64,11 @@ impl StateDir {
     /// The daemon's own socket: status, apply, renew.
     pub fn daemon_socket(&self) -> PathBuf {
         self.run().join("daemon.sock")
+    }
+
+    /// tailscaled's LocalAPI.
+    pub fn tailscale_socket(&self) -> PathBuf {
+        self.run().join("tailscaled.sock")
     }
 
     /// supervisord's XML-RPC socket.

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dstack_vpc::apply::{self, Left, Machine, Order, Real, generation};
+use dstack_vpc::desired::ListenerSettings;
 use dstack_vpc::desired::{Desired, Launch, Probe, Program, Reader, Templates, desired};
 use dstack_vpc::facts::assume;
-use dstack_vpc::mesh::MeshSettings;
 use dstack_vpc::paths::StateDir;
 use dstack_vpc::plan::{ActionKind, Listeners, Service, ServiceState, plan};
 use dstack_vpc::spec::{ConfigText, load};
@@ -130,7 +130,7 @@ impl Machine for Faulty {
         };
         Some(known.iter().map(|name| (name.clone(), up())).collect())
     }
-    async fn act(&self, action: ActionKind, _: &MeshSettings) -> Result<(), String> {
+    async fn act(&self, action: ActionKind, _: &ListenerSettings) -> Result<(), String> {
         self.step().map_err(|error| error.to_string())?;
         match action {
             ActionKind::ReloadNginx | ActionKind::Start(Program::Nginx) => self.read_conf(),
@@ -184,7 +184,7 @@ async fn once(machine: &Faulty, state: &StateDir, desired: &Desired) -> Result<b
     let mut present = apply::look(machine, state)
         .await
         .map_err(|error| error.to_string())?;
-    present.listeners = Listeners::Open(Box::new(desired.mesh.clone()));
+    present.listeners = Listeners::Open(Box::new(desired.listeners.clone()));
     let plan = plan(desired, &present);
     let order = Order {
         cause: "test".into(),

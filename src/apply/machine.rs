@@ -8,8 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::desired::{Probe, Reader};
-use crate::mesh::MeshSettings;
+use crate::desired::{ListenerSettings, Probe, Reader};
 use crate::plan::{ActionKind, Service};
 
 /// One method, one step. Files first, then the programs.
@@ -52,9 +51,12 @@ pub trait Machine: Send + Sync {
     /// What supervisord says of its programs; `None`: it cannot be reached.
     fn services(&self) -> impl Future<Output = Option<BTreeMap<String, Service>>> + Send;
 
-    /// Carries out one action; `mesh` is for the listeners.
-    fn act(&self, action: ActionKind, mesh: &MeshSettings)
-    -> impl Future<Output = Result<(), String>> + Send;
+    /// Carries out one action; `listeners` is for those that the daemon serves itself.
+    fn act(
+        &self,
+        action: ActionKind,
+        listeners: &ListenerSettings,
+    ) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Workers of nginx that accept connections now.
     fn workers(&self, nginx: i32) -> Vec<i32>;

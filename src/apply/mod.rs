@@ -13,8 +13,7 @@ mod switch;
 
 use std::time::{Duration, Instant};
 
-use crate::desired::{Desired, Probe, Program, Reader};
-use crate::mesh::MeshSettings;
+use crate::desired::{Desired, ListenerSettings, Probe, Program, Reader};
 use crate::paths::StateDir;
 use crate::plan::{self, ActionKind, Listeners, Plan, Present, ServiceState};
 pub use generation::DiskError;
@@ -170,7 +169,7 @@ pub async fn apply<M: Machine>(
     let staged = Instant::now();
 
     let goal = Goal {
-        mesh: &desired.mesh,
+        listeners: &desired.listeners,
         probes: &desired.probes,
         tag: &desired.tag,
     };
@@ -202,7 +201,8 @@ pub async fn apply<M: Machine>(
     };
     let left = match good {
         Some(good) if good == number => Left::Untouched,
-        Some(good) => match roll_back(machine, state, present, &desired.mesh, number, good, order).await {
+        Some(good) => match roll_back(machine, state, present, &desired.listeners, number, good, order).await
+        {
             Ok(()) => Left::RolledBackTo(good),
             Err(second) => Left::Unproven(format!("going back to generation {good} failed too: {second}")),
         },
@@ -214,7 +214,7 @@ pub async fn apply<M: Machine>(
 
 /// What is to be live in the end.
 struct Goal<'a> {
-    mesh: &'a MeshSettings,
+    listeners: &'a ListenerSettings,
     probes: &'a [Probe],
     tag: &'a str,
 }
@@ -267,10 +267,7 @@ fn ports_are_free<M: Machine>(
         .map(|probe| (probe.key.as_str(), probe.listen));
     // Before there is a daemon, its ports are looked at as well; later it opens them itself.
     let no_daemon = present.listeners == Listeners::NotOurs && present.services.is_none();
-    let built_in = [
-        ("mesh.client_listen", desired.mesh.client_listen),
-        ("mesh.auth_listen", desired.mesh.auth_listen),
-    ];
+    let built_in = desired.listeners.addresses();
     for (key, addr) in fronts.chain(built_in.into_iter().filter(|_| no_daemon)) {
         if let Some(why) = machine.why_not(addr, nginx) {
             let key = key.to_owned();
@@ -308,7 +305,7 @@ async fn carry_out<M: Machine>(
         }
         let (target, verb, _) = plan::words(action.kind);
         machine
-            .act(action.kind, goal.mesh)
+            .act(action.kind, goal.listeners)
             .await
             .map_err(|words| Failure::Action { target, verb, words })?;
     }
@@ -343,7 +340,7 @@ async fn roll_back<M: Machine>(
     machine: &M,
     state: &StateDir,
     before: &Present,
-    failed_mesh: &MeshSettings,
+    failed_listeners: &ListenerSettings,
     failed: u32,
     good: u32,
     order: &Order,
@@ -371,12 +368,12 @@ async fn roll_back<M: Machine>(
     let manifest = generation::manifest(machine, state, good);
     let (probes, tag) = manifest.map(|m| (m.probes, m.tag)).unwrap_or_default();
     // What served before serves again; listeners that were opened by the failed apply stay as they are.
-    let mesh = match &before.listeners {
-        Listeners::Open(mesh) => mesh,
-        Listeners::Closed | Listeners::NotOurs => failed_mesh,
+    let listeners = match &before.listeners {
+        Listeners::Open(listeners) => listeners,
+        Listeners::Closed | Listeners::NotOurs => failed_listeners,
     };
     let goal = Goal {
-        mesh,
+        listeners,
         probes: &probes,
         tag: &tag,
     };

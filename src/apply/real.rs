@@ -17,11 +17,11 @@ use tokio::sync::watch;
 
 use super::machine::Machine;
 use super::probe;
-use crate::desired::{Probe, Program, Reader, check_command};
+use crate::desired::{ListenerSettings, Probe, Program, Reader, check_command};
 use crate::facts::Programs;
 use crate::facts::ports::holder_of;
 use crate::identity::Identity;
-use crate::mesh::{Mesh, MeshSettings};
+use crate::mesh::Mesh;
 use crate::paths::StateDir;
 use crate::plan::{ActionKind, Service, ServiceState};
 use crate::supervisor::{Limits, ProcessInfo, State, Supervisor, SupervisorError};
@@ -43,7 +43,7 @@ pub struct Real {
     /// `None`: this process has no listeners (the commands).
     identity: Option<watch::Receiver<Option<Arc<Identity>>>>,
     /// With the settings it is to have once everything is proven.
-    mesh: tokio::sync::Mutex<Option<(Mesh, MeshSettings)>>,
+    listeners: tokio::sync::Mutex<Option<(Mesh, ListenerSettings)>>,
 }
 
 impl Real {
@@ -54,7 +54,7 @@ impl Real {
             nginx_pid_file: state.run().join("nginx.pid"),
             programs: Mutex::default(),
             identity,
-            mesh: tokio::sync::Mutex::new(None),
+            listeners: tokio::sync::Mutex::new(None),
         }
     }
 
@@ -67,8 +67,8 @@ impl Real {
     }
 
     /// Settings of the listeners, once they are open.
-    pub async fn mesh_settings(&self) -> Option<MeshSettings> {
-        self.mesh.lock().await.as_ref().map(|(_, goal)| goal.clone())
+    pub async fn listener_settings(&self) -> Option<ListenerSettings> {
+        self.listeners.lock().await.as_ref().map(|(_, goal)| goal.clone())
     }
 
     /// supervisord and its programs, where they run.
@@ -105,24 +105,24 @@ impl Real {
 
     /// Drains and closes the listeners.
     pub async fn close(&self) {
-        if let Some((mesh, _)) = self.mesh.lock().await.take() {
+        if let Some((mesh, _)) = self.listeners.lock().await.take() {
             mesh.shutdown().await;
         }
     }
 
-    async fn update_listeners(&self, settings: &MeshSettings) -> Result<(), String> {
+    async fn update_listeners(&self, settings: &ListenerSettings) -> Result<(), String> {
         let Some(identity) = &self.identity else {
             return Ok(());
         };
-        let mut mesh = self.mesh.lock().await;
-        let Some((mesh, goal)) = &mut *mesh else {
+        let mut listeners = self.listeners.lock().await;
+        let Some((mesh, goal)) = &mut *listeners else {
             let started =
-                Mesh::start(settings.clone(), identity.clone()).map_err(|error| error.to_string())?;
-            *mesh = Some((started, settings.clone()));
+                Mesh::start(settings.mesh.clone(), identity.clone()).map_err(|error| error.to_string())?;
+            *listeners = Some((started, settings.clone()));
             return Ok(());
         };
         // nginx asks by the old names until it has reloaded: a backend that goes is known until then.
-        let mut both = settings.clone();
+        let mut both = settings.mesh.clone();
         for (name, allowed) in &mesh.settings().backends {
             both.backends
                 .entry(name.clone())
@@ -289,14 +289,14 @@ impl Machine for Real {
         )
     }
 
-    async fn act(&self, action: ActionKind, mesh: &MeshSettings) -> Result<(), String> {
+    async fn act(&self, action: ActionKind, listeners: &ListenerSettings) -> Result<(), String> {
         let words = |error: SupervisorError| error.to_string();
         let limits = Limits {
             start: START,
-            stop: mesh.drain_timeout + BEYOND_DRAIN,
+            stop: listeners.mesh.drain_timeout + BEYOND_DRAIN,
         };
         match action {
-            ActionKind::UpdateListeners => self.update_listeners(mesh).await,
+            ActionKind::UpdateListeners => self.update_listeners(listeners).await,
             ActionKind::UpdateSupervisor { interrupted } => {
                 let programs = [Program::Nginx, Program::Headscale, Program::Tailscaled];
                 let ours = programs
@@ -343,10 +343,10 @@ impl Machine for Real {
     }
 
     async fn settle(&self) {
-        if let Some((mesh, goal)) = &*self.mesh.lock().await {
+        if let Some((mesh, goal)) = &*self.listeners.lock().await {
             // No listener moves here, so nothing can fail.
-            if *mesh.settings() != *goal
-                && let Err(error) = mesh.update(goal.clone()).await
+            if *mesh.settings() != goal.mesh
+                && let Err(error) = mesh.update(goal.mesh.clone()).await
             {
                 tracing::error!(%error, "the listeners keep a former backend");
             }

@@ -91,6 +91,7 @@ fn detected_as(key: &str, value: &str) -> Option<&'static str> {
         ("supervisor.program", _) => Some("programs.supervisord"),
         ("headscale.program", _) => Some("programs.headscale"),
         ("tailscale.program", _) => Some("programs.tailscaled"),
+        ("tailscale.client", _) => Some("programs.tailscale"),
         _ => None,
     }
 }

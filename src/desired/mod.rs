@@ -3,6 +3,7 @@
 mod headscale;
 mod nginx;
 mod quote;
+mod settings;
 mod supervisord;
 mod templates;
 
@@ -15,10 +16,12 @@ use sha2::{Digest, Sha256};
 
 pub use self::headscale::server_url;
 pub use self::templates::{RenderError, Templates};
+use crate::api::ApiSettings;
 use crate::facts::{Fact, Facts, Installed, Programs};
 use crate::mesh::MeshSettings;
+use crate::node::NodeSettings;
 use crate::paths::StateDir;
-use crate::spec::{AllowedApps, Front, Spec};
+use crate::spec::{Front, Spec};
 
 /// The spec itself, complete: what a generation was made from, and what serves again when `vpc.toml` is broken.
 pub const EFFECTIVE: &str = "daemon/vpc.toml";
@@ -70,6 +73,12 @@ pub fn desired(
             let command = supervisord::tailscaled(program, spec, facts, state)?;
             programs.insert(Program::Tailscaled, command);
         }
+        if facts.programs.tailscale.is_none() {
+            let client = spec.tailscale.client.display();
+            notes.push(format!(
+                "{client} is not installed (or not found where vpc.toml says): this node cannot join"
+            ));
+        }
     }
     let conf = supervisord::render(templates, spec, facts, state, launch, &programs)?;
     files.insert(supervisord::FILE.to_owned(), File::new(conf, Reader::Supervisord));
@@ -91,7 +100,8 @@ pub fn desired(
         files,
         folders: folders(state),
         probes: probes(spec, facts, &programs),
-        mesh: mesh_settings(spec, facts),
+        listeners: settings::listeners(spec, facts, state),
+        node: settings::node(spec, facts),
         programs,
         tag,
         missing,
@@ -157,7 +167,9 @@ pub struct Desired {
     /// Supervised programs other than the daemon; each runs with exactly these words.
     pub programs: BTreeMap<Program, Command>,
     /// Settings of the built-in listeners: they change in place.
-    pub mesh: MeshSettings,
+    pub listeners: ListenerSettings,
+    /// This machine as a node of the VPN; it joins in its own time.
+    pub node: Option<NodeSettings>,
     /// Names the content of nginx.conf, where it stands and is probed: the same content has the same tag. It does
     /// not depend on the other files, so that a change for Headscale alone does not reload nginx.
     pub tag: String,
@@ -169,6 +181,26 @@ pub struct Desired {
     pub missing: BTreeMap<Program, String>,
     /// What else is left out for now and why, as a person should read it.
     pub notes: Vec<String>,
+}
+
+/// What the daemon itself serves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListenerSettings {
+    pub mesh: MeshSettings,
+    /// Server roles.
+    pub api: Option<ApiSettings>,
+}
+
+impl ListenerSettings {
+    /// Where the daemon listens, by key.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        let mut all = vec![
+            ("mesh.client_listen", self.mesh.client_listen),
+            ("mesh.auth_listen", self.mesh.auth_listen),
+        ];
+        all.extend(self.api.as_ref().map(|api| ("server.api_listen", api.listen)));
+        all
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -264,6 +296,8 @@ fn folders(state: &StateDir) -> BTreeMap<PathBuf, u32> {
         (state.log(), 0o700),
         (state.headscale(), 0o700),
         (state.tailscale(), 0o700),
+        (state.registry(), 0o700),
+        (state.secrets(), 0o700),
     ])
 }
 
@@ -282,30 +316,4 @@ fn probes(spec: &Spec, facts: &Facts, programs: &BTreeMap<Program, Command>) -> 
         tls: true,
     });
     std::iter::once(http).chain(https).collect()
-}
-
-fn mesh_settings(spec: &Spec, facts: &Facts) -> MeshSettings {
-    let mut backends: BTreeMap<_, _> = spec
-        .backends
-        .iter()
-        .map(|backend| (backend.name.clone(), backend.allowed_apps.clone()))
-        .collect();
-    if spec.role.server
-        && let Ok(api) = nginx::API.parse()
-    {
-        // The VPC API answers some paths to every app and checks the others by itself.
-        backends.entry(api).or_insert(AllowedApps::Any);
-    }
-    MeshSettings {
-        client_listen: spec.mesh.client_listen,
-        auth_listen: spec.mesh.auth_listen,
-        gateway: facts.gateway.as_ref().map(|fact| fact.value.clone()),
-        agent: facts.agent.as_ref().map(|fact| fact.value.clone()),
-        backends,
-        connect_timeout: spec.mesh.connect_timeout,
-        response_timeout: spec.mesh.response_timeout,
-        idle_timeout: spec.mesh.idle_timeout,
-        drain_timeout: spec.mesh.drain_timeout,
-        agent_timeout: spec.dstack.agent_timeout,
-    }
 }

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::nginx::seconds;
+use super::settings::with_device;
 use super::templates::{RenderError, Templates, utf8};
 use super::{Command, Launch, Program, quote};
 use crate::facts::{Facts, Installed};
 use crate::paths::StateDir;
-use crate::spec::{ChildOutput, Spec, Tun};
+use crate::spec::{ChildOutput, Spec};
 
 /// Below the generation's folder.
 pub(super) const FILE: &str = "supervisor/supervisord.conf";
@@ -50,18 +51,14 @@ pub(super) fn tailscaled(
     facts: &Facts,
     state: &StateDir,
 ) -> Result<Command, RenderError> {
-    let device = match spec.node.tun {
-        Tun::Device => true,
-        Tun::Userspace => false,
-        Tun::Auto => facts.host.tun,
-    };
-    let tun = match device {
-        true => "tailscale0",
+    let tun = match with_device(spec, facts) {
+        true => spec.tailscale.device.as_str(),
         false => "userspace-networking",
     };
+    let proxy = spec.tailscale.proxy_listen.filter(|_| !with_device(spec, facts));
     let data = state.tailscale();
-    let socket = state.run().join("tailscaled.sock");
-    Ok(Command {
+    let socket = state.tailscale_socket();
+    let mut command = Command {
         argv: vec![
             utf8(&tailscaled.path)?.to_owned(),
             "--no-logs-no-support".to_owned(),
@@ -71,7 +68,13 @@ pub(super) fn tailscaled(
             format!("--socket={}", utf8(&socket)?),
             format!("--port={}", spec.tailscale.port),
         ],
-    })
+    };
+    if let Some(addr) = proxy {
+        // On one address tailscaled tells the two protocols apart by their first byte.
+        command.argv.push(format!("--socks5-server={addr}"));
+        command.argv.push(format!("--outbound-http-proxy-listen={addr}"));
+    }
+    Ok(command)
 }
 
 #[derive(Serialize)]

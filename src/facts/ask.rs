@@ -205,6 +205,7 @@ impl Observed {
                     value(&p.supervisord),
                     value(&p.headscale),
                     value(&p.tailscaled),
+                    value(&p.tailscale),
                     &f.host,
                 ),
                 o.problems

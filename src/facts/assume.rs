@@ -8,7 +8,7 @@ use super::ask::chosen_gateway;
 use super::{Fact, Facts, HostFacts, IdentityFiles, Installed, Programs, Version};
 
 /// The keys that can be assumed.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "app_id",
     "instance_id",
     "gateway_domain",
@@ -17,6 +17,7 @@ const KEYS: [&str; 9] = [
     "supervisord",
     "headscale",
     "tailscaled",
+    "tailscale",
     "root",
 ];
 
@@ -59,6 +60,7 @@ pub fn assume(pairs: &[(String, String)], spec: &Spec, state: &StateDir) -> Resu
             supervisord: program("/usr/bin/supervisord", Version(4, 3, 0)),
             headscale: program("/usr/local/bin/headscale", Version(0, 28, 0)),
             tailscaled: program("/usr/sbin/tailscaled", Version(1, 98, 0)),
+            tailscale: program("/usr/bin/tailscale", Version(1, 98, 0)),
         },
         host: HostFacts {
             root: true,
@@ -90,6 +92,7 @@ fn take(facts: &mut Facts, key: &str, value: &str) -> Result<(), AssumeError> {
         "supervisord" => take_program(&mut programs.supervisord, value),
         "headscale" => take_program(&mut programs.headscale, value),
         "tailscaled" => take_program(&mut programs.tailscaled, value),
+        "tailscale" => take_program(&mut programs.tailscale, value),
         "root" => value
             .parse()
             .map(|root| facts.host.root = root)

@@ -118,6 +118,8 @@ pub struct Programs {
     pub supervisord: Option<Fact<Installed>>,
     pub headscale: Option<Fact<Installed>>,
     pub tailscaled: Option<Fact<Installed>>,
+    /// Its command line.
+    pub tailscale: Option<Fact<Installed>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

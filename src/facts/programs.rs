@@ -60,17 +60,19 @@ impl ProgramScanner {
 
     /// Looks at the machine; starts a program only when it is new here.
     pub async fn scan(&self, spec: &Spec) -> Programs {
-        let (nginx, supervisord, headscale, tailscaled) = tokio::join!(
+        let (nginx, supervisord, headscale, tailscaled, tailscale) = tokio::join!(
             self.look(&spec.nginx.program, &["-v"]),
             self.look(&spec.supervisor.program, &["--version"]),
             self.look(&spec.headscale.program, &["version"]),
             self.look(&spec.tailscale.program, &["--version"]),
+            self.look(&spec.tailscale.client, &["version"]),
         );
         Programs {
             nginx,
             supervisord,
             headscale,
             tailscaled,
+            tailscale,
         }
     }
 

@@ -56,6 +56,12 @@ impl Facts {
                 "not installed",
                 installed,
             ),
+            row(
+                "programs.tailscale",
+                &programs.tailscale,
+                "not installed",
+                installed,
+            ),
             machine("host.root", yes_no(self.host.root)),
             machine(
                 "host.web_user",

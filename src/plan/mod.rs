@@ -4,8 +4,7 @@ mod report;
 
 use std::collections::BTreeMap;
 
-use crate::desired::{Desired, Program, Reader};
-use crate::mesh::MeshSettings;
+use crate::desired::{Desired, ListenerSettings, Program, Reader};
 pub use report::Report;
 pub(crate) use report::words;
 
@@ -31,7 +30,7 @@ pub enum Listeners {
     NotOurs,
     /// The daemon has not opened them yet.
     Closed,
-    Open(Box<MeshSettings>),
+    Open(Box<ListenerSettings>),
 }
 
 /// One supervised program, in the terms that matter to a plan.
@@ -112,7 +111,7 @@ pub fn plan(desired: &Desired, present: &Present) -> Plan {
     let mut notes = desired.notes.clone();
 
     let listeners = match &present.listeners {
-        Listeners::Open(mesh) if **mesh != desired.mesh => Some(listener_reason(mesh, &desired.mesh)),
+        Listeners::Open(now) if **now != desired.listeners => Some(listener_reason(now, &desired.listeners)),
         Listeners::Open(_) => None,
         Listeners::Closed => Some("they are not open yet".to_owned()),
         Listeners::NotOurs => {
@@ -298,22 +297,30 @@ fn meaning_changed(files: &[FileChange]) -> bool {
         .any(|change| meaning(&change.before) != meaning(&change.after))
 }
 
-fn listener_reason(before: &MeshSettings, after: &MeshSettings) -> String {
+fn listener_reason(before: &ListenerSettings, after: &ListenerSettings) -> String {
     let mut what = Vec::new();
-    if before.client_listen != after.client_listen {
+    let (old, new) = (&before.mesh, &after.mesh);
+    if old.client_listen != new.client_listen {
         what.push("mesh.client_listen moved");
     }
-    if before.auth_listen != after.auth_listen {
+    if old.auth_listen != new.auth_listen {
         what.push("mesh.auth_listen moved");
     }
-    if before.gateway != after.gateway {
+    if old.gateway != new.gateway {
         what.push("the gateway domain changed");
     }
-    if before.agent != after.agent {
+    if old.agent != new.agent {
         what.push("the guest agent's address changed");
     }
-    if before.backends != after.backends {
+    if old.backends != new.backends {
         what.push("backends or who may call them changed");
+    }
+    match (&before.api, &after.api) {
+        (None, Some(_)) => what.push("the VPC API is wanted"),
+        (Some(_), None) => what.push("the VPC API is no longer wanted"),
+        (Some(old), Some(new)) if old.listen != new.listen => what.push("server.api_listen moved"),
+        (Some(old), Some(new)) if old != new => what.push("settings of the VPC API changed"),
+        _ => {}
     }
     if what.is_empty() {
         what.push("a time limit changed");

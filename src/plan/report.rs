@@ -79,7 +79,7 @@ fn file(change: &FileChange) -> FileReport {
 /// Whom it concerns, what happens, what traffic notices.
 pub(crate) fn words(kind: ActionKind) -> (&'static str, &'static str, &'static str) {
     match kind {
-        ActionKind::UpdateListeners => ("mesh", "update in place", "no connection is dropped"),
+        ActionKind::UpdateListeners => ("listeners", "update in place", "no connection is dropped"),
         ActionKind::UpdateSupervisor { .. } => (
             "supervisord",
             "update programs",

@@ -39,7 +39,7 @@ fn after(desired: &Desired) -> Present {
             .iter()
             .map(|(path, file)| (path.clone(), file.bytes.clone()))
             .collect(),
-        listeners: Listeners::Open(Box::new(desired.mesh.clone())),
+        listeners: Listeners::Open(Box::new(desired.listeners.clone())),
         services: Some(
             programs
                 .zip(100..)

@@ -24,7 +24,7 @@ impl Fingerprint {
             hash.update(path);
             hash.update(Sha256::digest(&file.bytes));
         }
-        hash.update(format!("{:?}{:?}", desired.mesh, desired.programs));
+        hash.update(format!("{:?}{:?}", desired.listeners, desired.programs));
         Self(hash.finalize().into())
     }
 }

@@ -154,7 +154,7 @@ impl Daemon {
                 Present::default()
             }
         };
-        present.listeners = match self.machine.mesh_settings().await {
+        present.listeners = match self.machine.listener_settings().await {
             Some(settings) => Listeners::Open(Box::new(settings)),
             None => Listeners::Closed,
         };

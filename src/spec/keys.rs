@@ -13,11 +13,11 @@ use url::Url;
 
 use super::lists::Some1;
 use super::load::Document;
-use super::numbers::{FileVersion, Int, Workers};
+use super::numbers::{Count, FileVersion, Int, Patience, Switch, Workers};
 use super::table::{Section, SectionInfo, join, section};
-use super::types::{AbsolutePath, HostName, ProgramPath, UserName};
+use super::types::{AbsolutePath, Folder, HostName, ProgramPath, UserName};
 use super::values::*;
-use crate::names::{BackendName, DnsName, HostPort, NodeName, NodeType};
+use crate::names::{BackendName, DeviceName, DnsName, HostPort, NodeName, NodeType};
 
 section! {
     /// What this machine is and who may call it.
@@ -95,6 +95,14 @@ section! {
         headscale_listen: SocketAddr = "0.0.0.0:8080";
         /// The VPC API, served by the daemon and published to peers as Host "vpc-server".
         api_listen: SocketAddr = "127.0.0.1:8000";
+        /// How long the key that a registration hands out lets a node join.
+        join_key_lifetime: Duration = "1h";
+        /// Whether such a key lets more than one node join. Nodes need no such thing: each gets its own.
+        join_key_reusable: bool as Switch = false;
+        /// Requests an hour that one app may send to the API. 0 is any number.
+        requests_per_hour: u32 as Count = 360000;
+        /// Registrations an hour that one app may make. 0 is any number.
+        registrations_per_hour: u32 as Count = 3600;
     }
 }
 
@@ -126,6 +134,12 @@ section! {
         /// How packets travel: through a TUN device, in userspace, or "auto": a device where the machine
         /// allows one.
         tun: Tun = "auto";
+        /// Whether this machine resolves names through the VPN, which makes <node>.<base domain> known to it.
+        accept_dns: bool as Switch = true;
+        /// How often the node tells the server that it lives.
+        heartbeat: Duration = "30s";
+        /// Silent for longer than this, the node is no longer discovered.
+        silence: Duration = "5m";
     }
 }
 
@@ -136,6 +150,11 @@ section! {
         store: Store = "embedded";
         /// The members of etcd, e.g. ["http://10.0.0.1:2379"].
         endpoints: Vec<Url> = [];
+        /// A node that has not announced itself for this long is no longer discovered, unless it named a time of its
+        /// own. "0s" is never.
+        silence: Duration as Patience = "24h";
+        /// A node that has not announced itself for this long is forgotten. "0s" is never.
+        forget_after: Duration as Patience = "30d";
     }
 }
 
@@ -176,6 +195,8 @@ section! {
     pub one "headscale" Headscale {
         /// The program.
         program: PathBuf as ProgramPath = "headscale";
+        /// How long the daemon's own key for Headscale's API is valid. It is renewed in time.
+        api_key_lifetime: Duration = "90d";
     }
 }
 
@@ -184,8 +205,16 @@ section! {
     pub one "tailscale" Tailscale {
         /// The daemon.
         program: PathBuf as ProgramPath = "tailscaled";
+        /// The command line that talks to it.
+        client: PathBuf as ProgramPath = "tailscale";
         /// The UDP port it listens on. 0 is any.
         port: u16 as Int<0, 65535> = 0;
+        /// The name of the TUN device.
+        device: DeviceName = "tailscale0";
+        /// With userspace networking: where local apps find a SOCKS5 and HTTP proxy into the VPN. Empty: none.
+        proxy_listen: Option<SocketAddr> = "";
+        /// A folder of kernel modules (xt_mark.ko, xt_connmark.ko) for machines that lack them. Empty: none.
+        modules_dir: Option<PathBuf> as Folder = "";
     }
 }
 

@@ -80,6 +80,70 @@ impl Codec for Workers {
     }
 }
 
+/// A number of things that may well be large; 0 is without end.
+pub(super) struct Count;
+
+impl Codec for Count {
+    type Value = u32;
+    const SHAPE: Shape = Shape::Number;
+
+    fn expects() -> String {
+        "a whole number from 0 to 4294967295".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX })
+    }
+
+    fn read(raw: Raw<'_>) -> Result<u32, Vec<Fault>> {
+        match raw.value.get_ref() {
+            DeValue::Integer(digits) => u32::from_str_radix(digits.as_str(), digits.radix())
+                .map_err(|_| raw.fault(Self::expects(), None)),
+            DeValue::String(_) if raw.from_variable => Err(raw.fault(Self::expects(), None)),
+            _ => Err(raw.wrong_type(Self::expects())),
+        }
+    }
+
+    fn toml(value: &u32) -> String {
+        value.to_string()
+    }
+}
+
+/// `true` or `false`.
+pub(super) struct Switch;
+
+impl Codec for Switch {
+    type Value = bool;
+
+    fn expects() -> String {
+        "true or false".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "boolean" })
+    }
+
+    fn read(raw: Raw<'_>) -> Result<bool, Vec<Fault>> {
+        match raw.value.get_ref() {
+            DeValue::Boolean(value) => Ok(*value),
+            DeValue::String(text) if raw.from_variable => match text.as_ref() {
+                "true" => Ok(true),
+                "false" => Ok(false),
+                other => Err(raw.fault(Self::expects(), did_you_mean(other, ["true", "false"]))),
+            },
+            DeValue::String(text) if ["true", "false"].contains(&text.as_ref()) => Err(raw.fault(
+                Self::expects(),
+                Some(format!("write it without quotes: `{text}`")),
+            )),
+            _ => Err(raw.wrong_type(Self::expects())),
+        }
+    }
+
+    fn toml(value: &bool) -> String {
+        value.to_string()
+    }
+}
+
 /// The `version` of the file.
 pub(super) struct FileVersion;
 
@@ -116,6 +180,24 @@ text! {
         pattern: "^[0-9]*[1-9][0-9]*(ms|s|m|h|d)$",
         parse: parse_duration,
         show: show_duration,
+    }
+}
+
+/// A duration, or `0s` for one that never ends.
+pub(super) struct Patience;
+
+text! {
+    Patience => Duration {
+        expects: "a duration, such as \"90s\", \"24h\" or \"30d\", or \"0s\" for never",
+        pattern: "^[0-9]+(ms|s|m|h|d)$",
+        parse: |s| match s {
+            "0s" => Ok(Duration::ZERO),
+            other => parse_duration(other),
+        },
+        show: |duration| match duration.is_zero() {
+            true => "0s".to_owned(),
+            false => show_duration(duration),
+        },
     }
 }
 

@@ -9,7 +9,7 @@ use url::Url;
 use super::codec::{choice, text};
 use super::suggest::did_you_mean;
 use super::values::*;
-use crate::names::{AppId, BackendName, DnsName, HostPort, NodeName, NodeType, parse_port};
+use crate::names::{AppId, BackendName, DeviceName, DnsName, HostPort, NodeName, NodeType, parse_port};
 
 choice! {
     Role {
@@ -58,6 +58,9 @@ pub(super) struct UserName;
 /// An absolute path.
 pub(super) struct AbsolutePath;
 
+/// An absolute path, or none.
+pub(super) struct Folder;
+
 /// A program: its name, found on `PATH`, or its absolute path.
 pub(super) struct ProgramPath;
 
@@ -83,6 +86,13 @@ text! {
         pattern: r"^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
         parse: parse_listen,
         show: ToString::to_string,
+    }
+
+    Option<SocketAddr> => Option<SocketAddr> {
+        expects: "an IP address and port, such as 127.0.0.1:1055, or nothing",
+        pattern: r"^$|^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
+        parse: |s| unless("", s, parse_listen),
+        show: |addr| addr.map_or(String::new(), |addr| addr.to_string()),
     }
 
     HostPort => HostPort {
@@ -235,6 +245,20 @@ text! {
         pattern: "^/.*$",
         parse: absolute,
         show: |path| path.display().to_string(),
+    }
+
+    Folder => Option<PathBuf> {
+        expects: "an absolute path, or nothing",
+        pattern: "^$|^/.*$",
+        parse: |s| unless("", s, absolute),
+        show: |path| path.as_ref().map_or(String::new(), |path| path.display().to_string()),
+    }
+
+    DeviceName => DeviceName {
+        expects: "the name of a network device (letters, digits, '-', '_' and '.', at most 15)",
+        pattern: "^[0-9A-Za-z][0-9A-Za-z_.-]{0,14}$",
+        parse: |s| s.parse().map_err(|_| None),
+        show: ToString::to_string,
     }
 
     ProgramPath => PathBuf {

@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use dstack_vpc::agent::dev::pki::{Issued, LeafRequest, Pki};
 use dstack_vpc::desired::{Desired, Launch, RenderError, Templates, desired};
@@ -18,77 +18,8 @@ pub fn app(n: u8) -> AppId {
 /// The contract's defaults with the one default backend.
 pub fn mesh() -> Spec {
     Spec {
-        role: Role::default(),
-        allowed_apps: AllowedApps::Any,
-        dstack: Dstack {
-            agent: AgentChoice::Auto,
-            gateway_domain: GatewayChoice::Auto,
-            host_shared_dir: "/dstack/.host-shared".into(),
-            agent_timeout: Duration::from_secs(30),
-        },
-        mesh: Mesh {
-            client_listen: "127.0.0.1:8091".parse().unwrap(),
-            auth_listen: "127.0.0.1:8092".parse().unwrap(),
-            http_listen: "0.0.0.0:80".parse().unwrap(),
-            https_listen: "0.0.0.0:443".parse().unwrap(),
-            front: Front::Nginx,
-            connect_timeout: Duration::from_secs(10),
-            response_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(300),
-            drain_timeout: Duration::from_secs(30),
-        },
         backends: vec![backend("default", "_", &["127.0.0.1:27017"])],
-        server: Server {
-            url: ServerUrl::Auto,
-            headscale_listen: "0.0.0.0:8080".parse().unwrap(),
-            api_listen: "127.0.0.1:8000".parse().unwrap(),
-        },
-        vpn: Vpn {
-            prefix: "100.128.0.0/10".parse().unwrap(),
-            base_domain: "dstack.internal".parse().unwrap(),
-            nameservers: vec!["1.1.1.1".parse().unwrap(), "1.0.0.1".parse().unwrap()],
-            derp: Derp::Auto,
-        },
-        node: Node {
-            name: None,
-            node_type: None,
-            server_app_id: ServerAppId::SelfApp,
-            tun: Tun::Auto,
-        },
-        registry: Registry {
-            store: Store::Embedded,
-            endpoints: Vec::new(),
-        },
-        identity: IdentityPolicy {
-            lifetime: Duration::from_secs(30 * 86400),
-            renew_before: Duration::from_secs(10 * 86400),
-        },
-        nginx: Nginx {
-            program: "nginx".into(),
-            user: None,
-            workers: 0,
-        },
-        supervisor: Supervisor {
-            program: "supervisord".into(),
-            output: ChildOutput::Stdout,
-        },
-        headscale: Headscale {
-            program: "headscale".into(),
-        },
-        tailscale: Tailscale {
-            program: "tailscaled".into(),
-            port: 0,
-        },
-        reconcile: Reconcile {
-            interval: Duration::from_secs(30),
-            debounce: Duration::from_millis(50),
-            keep: 10,
-            probe_timeout: Duration::from_secs(10),
-        },
-        log: Log {
-            level: LogLevel::Info,
-            format: LogFormat::Auto,
-        },
+        ..Spec::default()
     }
 }
 
@@ -131,6 +62,7 @@ pub fn facts(state: &StateDir) -> Facts {
             supervisord: installed("/usr/bin/supervisord", Version(4, 2, 5)),
             headscale: installed("/usr/local/bin/headscale", Version(0, 29, 3)),
             tailscaled: installed("/usr/sbin/tailscaled", Version(1, 90, 0)),
+            tailscale: installed("/usr/bin/tailscale", Version(1, 90, 0)),
         },
         host: HostFacts {
             root: false,

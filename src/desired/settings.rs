@@ -1,0 +1,127 @@
+//! What the built-in parts are to do: the mesh, the API, the node.
+
+use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
+
+use super::{ListenerSettings, headscale, nginx};
+use crate::api::ApiSettings;
+use crate::facts::Facts;
+use crate::headscale::Access;
+use crate::mesh::MeshSettings;
+use crate::node::{NodeSettings, Server};
+use crate::paths::StateDir;
+use crate::registry::RegistrySettings;
+use crate::spec::{AllowedApps, ServerAppId, Spec, Tun};
+
+/// What Tailscale clients take for their own without being told: RFC 6598.
+const SHARED_SPACE: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(100, 64, 0, 0), 10);
+
+pub(super) fn listeners(spec: &Spec, facts: &Facts, state: &StateDir) -> ListenerSettings {
+    ListenerSettings {
+        mesh: mesh(spec, facts),
+        api: spec.role.server.then(|| api(spec, facts, state)),
+    }
+}
+
+/// The node, once it has a name.
+pub(super) fn node(spec: &Spec, facts: &Facts) -> Option<NodeSettings> {
+    let name = spec.node.name.clone().filter(|_| spec.role.node)?;
+    let app_id = facts.app_id.as_ref().map(|fact| fact.value);
+    let here = Server::Here {
+        api: spec.server.api_listen,
+        headscale: spec.server.headscale_listen,
+    };
+    let server = match spec.node.server_app_id {
+        ServerAppId::SelfApp if spec.role.server => here,
+        ServerAppId::Is(app) if spec.role.server && Some(app) == app_id => here,
+        ServerAppId::Is(app) => Server::App(app),
+        // Another machine of this very app is the server.
+        ServerAppId::SelfApp => Server::App(app_id?),
+    };
+    Some(NodeSettings {
+        name,
+        node_type: spec.node.node_type.clone(),
+        server,
+        app_id,
+        instance_id: facts.instance_id.as_ref().map(|fact| fact.value),
+        mesh: spec.mesh.client_listen,
+        tailscale: facts
+            .programs
+            .tailscale
+            .as_ref()
+            .map(|fact| fact.value.path.clone()),
+        device: with_device(spec, facts),
+        accept_dns: spec.node.accept_dns,
+        accept_routes: !SHARED_SPACE.contains(&spec.vpn.prefix),
+        heartbeat: spec.node.heartbeat,
+        silence: spec.node.silence,
+        readers: facts
+            .host
+            .web_user
+            .as_ref()
+            .filter(|_| facts.host.root)
+            .map(|(_, group)| group.clone()),
+    })
+}
+
+/// Whether tailscaled gets a TUN device.
+pub(super) fn with_device(spec: &Spec, facts: &Facts) -> bool {
+    match spec.node.tun {
+        Tun::Device => true,
+        Tun::Userspace => false,
+        Tun::Auto => facts.host.tun,
+    }
+}
+
+fn mesh(spec: &Spec, facts: &Facts) -> MeshSettings {
+    let mut backends: BTreeMap<_, _> = spec
+        .backends
+        .iter()
+        .map(|backend| (backend.name.clone(), backend.allowed_apps.clone()))
+        .collect();
+    if spec.role.server
+        && let Ok(api) = nginx::API.parse()
+    {
+        // The VPC API answers some paths to every app and checks the others by itself.
+        backends.entry(api).or_insert(AllowedApps::Any);
+    }
+    MeshSettings {
+        client_listen: spec.mesh.client_listen,
+        auth_listen: spec.mesh.auth_listen,
+        gateway: facts.gateway.as_ref().map(|fact| fact.value.clone()),
+        agent: facts.agent.as_ref().map(|fact| fact.value.clone()),
+        backends,
+        connect_timeout: spec.mesh.connect_timeout,
+        response_timeout: spec.mesh.response_timeout,
+        idle_timeout: spec.mesh.idle_timeout,
+        drain_timeout: spec.mesh.drain_timeout,
+        agent_timeout: spec.dstack.agent_timeout,
+    }
+}
+
+fn api(spec: &Spec, facts: &Facts, state: &StateDir) -> ApiSettings {
+    ApiSettings {
+        listen: spec.server.api_listen,
+        allowed_apps: spec.allowed_apps.clone(),
+        server_url: headscale::server_url(spec, facts),
+        prefix: spec.vpn.prefix,
+        join_key_lifetime: spec.server.join_key_lifetime,
+        join_key_reusable: spec.server.join_key_reusable,
+        requests_per_hour: spec.server.requests_per_hour,
+        registrations_per_hour: spec.server.registrations_per_hour,
+        registry: RegistrySettings {
+            store: spec.registry.store,
+            endpoints: spec.registry.endpoints.clone(),
+            silence: spec.registry.silence,
+            forget_after: spec.registry.forget_after,
+        },
+        headscale: facts.programs.headscale.as_ref().map(|program| Access {
+            program: program.value.path.clone(),
+            config: state.current().join(headscale::FILE),
+            listen: spec.server.headscale_listen,
+            key_file: state.secrets().join("headscale_api_key"),
+            key_lifetime: spec.headscale.api_key_lifetime,
+        }),
+    }
+}

@@ -1,0 +1,119 @@
+//! What the server knows of nodes: who they are, where they are, and whether they still live.
+//!
+//! One trait, two stores: in the state directory, or in an etcd that several servers share. Both answer reads from
+//! memory; a change is durable before it is answered.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::names::{AppId, DnsName, NodeId, NodeType};
+use crate::spec::Store;
+
+/// `[registry]`: equal settings mean nothing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistrySettings {
+    pub store: Store,
+    /// The members of etcd.
+    pub endpoints: Vec<Url>,
+    /// Leaves discovery after this, unless the node named a time of its own. Zero: never.
+    pub silence: Duration,
+    /// Is forgotten after this. Zero: never.
+    pub forget_after: Duration,
+}
+
+/// One node, as it announced itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    /// The app that created the record: nobody else may change it.
+    pub owner: AppId,
+    /// What it registered as; `node-<id>` when it gave no name.
+    pub name: String,
+    pub node_type: Option<NodeType>,
+    /// In the VPN.
+    pub ip: Option<Ipv4Addr>,
+    /// In the VPN, e.g. `db-1.dstack.internal`.
+    pub hostname: Option<DnsName>,
+    pub registered: Timestamp,
+    /// Since when it has its present type: of the nodes of type `etcd` the newest counts.
+    pub typed: Timestamp,
+    /// Leaves discovery after this much silence; `None`: after what the settings say.
+    pub silence: Option<Duration>,
+}
+
+/// A node with what is known of its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub node: Arc<Node>,
+    /// When it last announced itself; after a restart of the server, the restart.
+    pub last_seen: Timestamp,
+    /// False: silent for too long, so it is not discovered.
+    pub present: bool,
+}
+
+/// What a node says of itself; `None` leaves a field as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    pub name: Option<String>,
+    pub node_type: Option<NodeType>,
+    pub ip: Option<Ipv4Addr>,
+    pub hostname: Option<DnsName>,
+    pub silence: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    Created,
+    Updated,
+}
+
+/// Nodes at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// Differs whenever the nodes do; to be handed to [`Registry::changed`].
+    pub index: u64,
+    /// In the order of their ids.
+    pub nodes: Vec<Entry>,
+}
+
+/// Why the registry did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    #[error("node {0} belongs to another app")]
+    NotYours(NodeId),
+    /// The store refuses or cannot be reached; nothing was changed, or it is not known to be.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Where nodes are kept. Reads are answered from memory; writes are durable once they return.
+pub trait Registry: Send + Sync {
+    /// Creates or changes a record and notes that the node lives. When nothing changes, nothing is written.
+    fn put(&self, owner: AppId, id: NodeId, change: Change) -> BoxFuture<'_, Result<Stored, RegistryError>>;
+
+    /// The nodes of one type that are present and have a host name. Of type `etcd` only the newest.
+    fn discover(&self, node_type: &NodeType) -> Listing;
+
+    /// Every node that is not forgotten.
+    fn nodes(&self) -> Listing;
+
+    fn node(&self, id: &NodeId) -> Option<Entry>;
+
+    /// Waits until [`Registry::discover`] has another index than `index`.
+    fn changed<'a>(&'a self, node_type: &'a NodeType, index: u64) -> BoxFuture<'a, ()>;
+
+    /// The secret that all servers of this registry share: the one that is stored, else `candidate`, which then is.
+    fn shared_secret(&self, candidate: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, RegistryError>>;
+
+    /// Why it does not work at the moment, as an operator should read it.
+    fn trouble(&self) -> Option<String>;
+
+    /// Ends what runs in the background, durably.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
