@@ -110,24 +110,25 @@ impl Headscale {
     /// Every call makes another. One whose answer was lost in a restart of Headscale is asked for again: the first
     /// lets nobody in, because nobody knows it.
     pub async fn join_key(&self, wanted: &JoinKey) -> Result<MadeKey, HeadscaleError> {
-        self.call(async |session| session.client.create_join_key(session.user, wanted).await)
+        self.call(|session| async move { session.client.create_join_key(session.user, wanted).await })
             .await
     }
 
     /// Every node that Headscale knows, also those that are away.
     pub async fn nodes(&self) -> Result<Vec<VpnNode>, HeadscaleError> {
-        self.call(async |session| session.client.nodes().await).await
+        self.call(|session| async move { session.client.nodes().await })
+            .await
     }
 
     /// Forgets a node: its address and name are free again, and it has to join anew. No error when it is not there.
     pub async fn delete_node(&self, id: u64) -> Result<(), HeadscaleError> {
-        self.call(async |session| session.client.delete_node(id).await)
+        self.call(|session| async move { session.client.delete_node(id).await })
             .await
     }
 
     /// Gives a node another name in the VPN's DNS. Refused while another node has that name.
     pub async fn rename_node(&self, id: u64, name: &NodeName) -> Result<(), HeadscaleError> {
-        self.call(async |session| session.client.rename_node(id, name).await)
+        self.call(|session| async move { session.client.rename_node(id, name).await })
             .await
     }
 
@@ -144,9 +145,10 @@ impl Headscale {
 
     /// Makes a call as soon as there is a session. When the session turns out to be stale, the keeper looks after it
     /// and the call is made again, all within [`PATIENCE`].
-    async fn call<T>(
+    async fn call<T, F: Future<Output = Result<T, HeadscaleError>>>(
         &self,
-        call: impl AsyncFn(&Session) -> Result<T, HeadscaleError>,
+        // Not an `AsyncFn`: of its futures nobody could say that they are `Send`.
+        call: impl Fn(Arc<Session>) -> F,
     ) -> Result<T, HeadscaleError> {
         if self.access.borrow().is_none() {
             return Err(HeadscaleError::NotHere);
@@ -154,7 +156,7 @@ impl Headscale {
         let deadline = Instant::now() + PATIENCE;
         let mut last = None;
         while let Some(session) = self.session_before(deadline).await {
-            match call(&session).await {
+            match call(Arc::clone(&session)).await {
                 Err(e) if e.is_passing() || (e.is_internal() && last.is_none()) => {
                     self.doubt(&session);
                     last = Some(e);
