@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Why a text is not the value it should be: what was expected, in words for the person who wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -228,23 +229,23 @@ pub fn parse_port(s: &str) -> Result<u16, NotA> {
 
 /// A node's host name in the VPN: one DNS label in lower case.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct NodeName(String);
+pub struct NodeName(Arc<str>);
 
 /// A backend's name: one DNS label; it names the upstream in nginx and the backend in errors.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct BackendName(String);
+pub struct BackendName(Arc<str>);
 
 /// A node type for discovery, such as `mongodb`: letters, digits, `-`, `_`, `.`, at most 63.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct NodeType(String);
+pub struct NodeType(Arc<str>);
 
 /// What a node calls itself in the registry, its instance id as a rule: letters, digits, `-`, `_`, `.`, at most 64.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct NodeId(String);
+pub struct NodeId(Arc<str>);
 
 /// A network device: letters, digits, `-`, `_`, `.`, at most 15, as the kernel allows.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct DeviceName(String);
+pub struct DeviceName(Arc<str>);
 
 macro_rules! text {
     ($($name:ident: $parse:expr;)*) => {$(
@@ -260,7 +261,7 @@ macro_rules! text {
 
             fn from_str(s: &str) -> Result<Self, NotA> {
                 let parse: fn(&str) -> Result<String, NotA> = $parse;
-                parse(s).map(Self)
+                parse(s).map(|text| Self(text.into()))
             }
         }
 

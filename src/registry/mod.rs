@@ -3,13 +3,20 @@
 //! One trait, two stores: in the state directory, or in an etcd that several servers share. Both answer reads from
 //! memory; a change is durable before it is answered.
 
+mod embedded;
+mod memory;
+mod record;
+mod view;
+
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::names::{AppId, DnsName, NodeId, NodeType};
@@ -73,13 +80,24 @@ pub enum Stored {
     Updated,
 }
 
-/// Nodes at one moment.
+/// The nodes of one type at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// Differs whenever the nodes do; to be handed to [`Registry::changed`].
+    /// To be handed to [`Registry::changed`]. It is a digest of ids, host names and addresses, so it is the same in
+    /// every server and after a restart, and differs when one of them does. Fits into the 53 bits that JavaScript has
+    /// for a number, and is never 0.
     pub index: u64,
     /// In the order of their ids.
     pub nodes: Vec<Entry>,
+}
+
+/// How many nodes there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Not forgotten.
+    pub nodes: usize,
+    /// Of these, how many announced themselves recently enough.
+    pub present: usize,
 }
 
 /// Why the registry did not do it.
@@ -100,12 +118,14 @@ pub trait Registry: Send + Sync {
     /// The nodes of one type that are present and have a host name. Of type `etcd` only the newest.
     fn discover(&self, node_type: &NodeType) -> Listing;
 
-    /// Every node that is not forgotten.
-    fn nodes(&self) -> Listing;
+    /// Every node that is not forgotten, in the order of their ids.
+    fn nodes(&self) -> Vec<Entry>;
+
+    fn census(&self) -> Census;
 
     fn node(&self, id: &NodeId) -> Option<Entry>;
 
-    /// Waits until [`Registry::discover`] has another index than `index`.
+    /// Waits until [`Registry::discover`] has another index than `index`. Safe to drop at any moment.
     fn changed<'a>(&'a self, node_type: &'a NodeType, index: u64) -> BoxFuture<'a, ()>;
 
     /// The secret that all servers of this registry share: the one that is stored, else `candidate`, which then is.
@@ -114,6 +134,54 @@ pub trait Registry: Send + Sync {
     /// Why it does not work at the moment, as an operator should read it.
     fn trouble(&self) -> Option<String>;
 
-    /// Ends what runs in the background, durably.
+    /// Ends what runs in the background, after what was accepted is durable. Later writes are refused.
     fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Why there is no registry. Each can be tried again, when what the message says has been done.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// Truncated, overwritten, or never a registry. It is left as it is.
+    #[error(
+        "{} is not a registry that can be read ({why}). Put a backup in its place; \
+         or move it away together with {}, and the registry starts empty: nodes are back when they announce themselves",
+        path.display(), marker.display()
+    )]
+    Damaged {
+        path: PathBuf,
+        marker: PathBuf,
+        why: String,
+    },
+    #[error(
+        "{} is gone, though it was here before. Put it or a backup of it in its place; \
+         or remove {}, and the registry starts empty: nodes are back when they announce themselves",
+        path.display(), marker.display()
+    )]
+    Missing { path: PathBuf, marker: PathBuf },
+    #[error("{} is in use by another process: is a second daemon running on this state directory?", path.display())]
+    InUse { path: PathBuf },
+    #[error("{} was written by a newer version (format {format}): run that version, or restore a backup", path.display())]
+    Newer { path: PathBuf, format: String },
+    /// None of etcd's members answered as it should, each with its own reason.
+    #[error("etcd: {0}")]
+    Etcd(String),
+}
+
+/// Opens the registry that `settings` name; `dir` is `<state>/registry`. What runs in the background ends with
+/// `cancel`, as it does with [`Registry::close`].
+pub async fn open(
+    settings: &RegistrySettings,
+    dir: &Path,
+    cancel: CancellationToken,
+) -> Result<Arc<dyn Registry>, OpenError> {
+    match settings.store {
+        Store::Embedded => Ok(Arc::new(embedded::Embedded::open(settings, dir, cancel).await?)),
+        Store::Etcd => Err(OpenError::Etcd("not in this version yet".to_owned())),
+    }
 }

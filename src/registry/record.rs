@@ -1,0 +1,64 @@
+//! What a node says becomes its record, and how a record is written down.
+
+use jiff::Timestamp;
+
+use super::{Change, Node, RegistryError};
+use crate::names::{AppId, NodeId};
+
+/// The record after `change`: `known` is what it was before. `None` when it stays as it is.
+pub(super) fn changed(
+    known: Option<&Node>,
+    owner: AppId,
+    id: &NodeId,
+    change: &Change,
+    now: Timestamp,
+) -> Result<Option<Node>, RegistryError> {
+    if known.is_some_and(|node| node.owner != owner) {
+        return Err(RegistryError::NotYours(id.clone()));
+    }
+    let mut node = match known {
+        Some(node) => node.clone(),
+        None => Node {
+            id: id.clone(),
+            owner,
+            name: format!("node-{id}"),
+            node_type: None,
+            ip: None,
+            hostname: None,
+            registered: now,
+            typed: now,
+            silence: None,
+        },
+    };
+    let Change {
+        name,
+        node_type,
+        ip,
+        hostname,
+        silence,
+    } = change.clone();
+    if node_type.is_some() && node_type != node.node_type {
+        node.node_type = node_type;
+        node.typed = now;
+    }
+    node.name = name.unwrap_or(node.name);
+    node.ip = ip.or(node.ip);
+    node.hostname = hostname.or(node.hostname);
+    node.silence = silence.or(node.silence);
+    Ok((known != Some(&node)).then_some(node))
+}
+
+/// As it is stored: JSON, so that people and later versions can read it.
+pub(super) fn encode(node: &Node) -> Vec<u8> {
+    // Fails for maps with keys that are no text, and there are none.
+    serde_json::to_vec(node).unwrap_or_default()
+}
+
+/// The record that is stored under `id`.
+pub(super) fn decode(id: &str, bytes: &[u8]) -> Result<Node, String> {
+    let node: Node = serde_json::from_slice(bytes).map_err(|e| format!("the record of node {id}: {e}"))?;
+    if node.id.as_str() != id {
+        return Err(format!("the record of node {id} is that of node {}", node.id));
+    }
+    Ok(node)
+}

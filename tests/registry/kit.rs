@@ -1,0 +1,81 @@
+//! What the registry's tests have in common.
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dstack_vpc::names::{AppId, NodeId, NodeType};
+use dstack_vpc::registry::{Change, Listing, OpenError, Registry, RegistrySettings, open};
+use dstack_vpc::spec::Store;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+/// A folder for an embedded registry, and how it is opened.
+pub struct Home {
+    dir: TempDir,
+    pub settings: RegistrySettings,
+}
+
+impl Home {
+    pub fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            settings: RegistrySettings {
+                store: Store::Embedded,
+                endpoints: Vec::new(),
+                silence: Duration::from_secs(24 * 3600),
+                forget_after: Duration::from_secs(30 * 24 * 3600),
+            },
+        }
+    }
+
+    pub fn patience(silence: Duration, forget_after: Duration) -> Self {
+        let mut home = Self::new();
+        (home.settings.silence, home.settings.forget_after) = (silence, forget_after);
+        home
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub async fn try_open(&self) -> Result<Arc<dyn Registry>, OpenError> {
+        open(&self.settings, self.dir.path(), CancellationToken::new()).await
+    }
+
+    pub async fn open(&self) -> Arc<dyn Registry> {
+        self.try_open().await.unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
+pub fn app(n: u8) -> AppId {
+    AppId::from_bytes([n; 20])
+}
+
+pub fn id(text: &str) -> NodeId {
+    text.parse().unwrap()
+}
+
+pub fn kind(text: &str) -> NodeType {
+    text.parse().unwrap()
+}
+
+/// What a node says when it has joined.
+pub fn announce(node_type: &str, hostname: &str) -> Change {
+    Change {
+        node_type: Some(kind(node_type)),
+        ip: Some([100, 128, 0, 7].into()),
+        hostname: Some(format!("{hostname}.dstack.internal").parse().unwrap()),
+        ..Change::default()
+    }
+}
+
+/// The ids of what was discovered.
+pub fn names(listing: &Listing) -> Vec<String> {
+    listing
+        .nodes
+        .iter()
+        .map(|entry| entry.node.id.to_string())
+        .collect()
+}
