@@ -69,7 +69,11 @@ impl Backend {
     }
 
     async fn serve(addr: SocketAddr, name: &'static str, tls: Option<TlsAcceptor>) -> Self {
-        let listener = TcpListener::bind(addr).await.expect("backend port");
+        Self::behind(TcpListener::bind(addr).await.expect("backend port"), name, tls)
+    }
+
+    /// On a listener that somebody else made, perhaps in another network.
+    pub fn behind(listener: TcpListener, name: &'static str, tls: Option<TlsAcceptor>) -> Self {
         let addr = listener.local_addr().expect("backend address");
         let shared = Arc::new(Shared {
             name,

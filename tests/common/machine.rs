@@ -1,10 +1,12 @@
 //! One machine: `dstack-vpc up` with everything below it, started, asked, edited and ended.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,6 +22,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::http::{self, Reply};
+use super::netns::{Host, Namespace};
 use super::poll;
 use super::ports::Port;
 use super::process::{self, Process, Watchdog};
@@ -38,6 +41,8 @@ pub struct Plan {
     pub env: Vec<(String, String)>,
     /// Starts as this user instead of our own.
     pub user: Option<&'static str>,
+    /// Runs in this host; `None`: in ours.
+    pub host: Option<Arc<Namespace>>,
 }
 
 /// The four listeners of the mesh.
@@ -89,18 +94,30 @@ level = "info"
                 "\n[[backends]]\nname = \"{name}\"\nserver_name = \"{server_name}\"\nupstream = \"{upstream}\"\n"
             );
         }
-        let dir = tempfile::Builder::new()
-            .prefix("vpc-machine-")
-            // nginx' workers are another user and must get in.
-            .permissions(PermissionsExt::from_mode(0o755))
-            .tempdir()
-            .expect("a temporary directory");
         Self {
-            dir,
+            dir: directory(),
             ports,
             toml,
             env: Vec::new(),
             user: None,
+            host: None,
+        }
+    }
+
+    /// A machine that has `host` for itself, and so all the ports where they are by default.
+    pub fn in_host(host: &Host, toml: String) -> Self {
+        Self {
+            dir: directory(),
+            ports: Ports {
+                client: Port::fixed(8091),
+                auth: Port::fixed(8092),
+                http: Port::fixed(80),
+                https: Port::fixed(443),
+            },
+            toml,
+            env: Vec::new(),
+            user: None,
+            host: Some(host.inside.clone()),
         }
     }
 
@@ -110,12 +127,7 @@ level = "info"
         replace(&config, self.toml.as_bytes());
         let state = StateDir::new(self.dir.path().join("state"));
         let log_path = self.dir.path().join("up.log");
-        // Appending, like the journal of a container: many processes write to it.
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(&log_path)
-            .expect("a log file");
+        File::create(&log_path).expect("a log file");
         if let Some(user) = self.user {
             let user = nix::unistd::User::from_name(user)
                 .ok()
@@ -126,31 +138,27 @@ level = "info"
                     .expect("chown");
             }
         }
-        let mut command = match self.user {
-            None => Command::new(super::binary()),
-            Some(user) => {
-                let mut command = Command::new("setpriv");
-                command.args(["--reuid", user, "--regid", "nogroup", "--clear-groups"]);
-                command.arg(super::copy_binary(self.dir.path()));
-                command
-            }
+        let program = match self.user {
+            None => super::binary(),
+            Some(_) => super::copy_binary(self.dir.path()),
         };
-        let child = command
-            .args(["--config".as_ref(), config.as_os_str()])
-            .args(["--state-dir".as_ref(), state.root().as_os_str()])
-            .arg("up")
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log file"))
-            .stderr(log)
-            .spawn()
-            .expect("the dstack-vpc binary");
+        let launch = Launch {
+            program,
+            user: self.user,
+            host: self.host,
+            env: self.env,
+            state: state.root().to_owned(),
+            config: config.clone(),
+            log: log_path,
+        };
+        let child = launch.spawn();
         Machine {
             watchdog: Some(Watchdog::over(child.id())),
             dir: self.dir,
             ports: self.ports,
             state,
             config,
+            launch,
             child,
         }
     }
@@ -170,6 +178,7 @@ pub struct Machine {
     pub ports: Ports,
     pub state: StateDir,
     pub config: PathBuf,
+    launch: Launch,
     child: Child,
 }
 
@@ -207,7 +216,8 @@ impl Machine {
 
     /// Runs a command of the program against this machine's file and state directory.
     pub fn cli(&self, args: &[&str]) -> Output {
-        Command::new(super::binary())
+        self.launch
+            .command(super::binary())
             .args(["--config".as_ref(), self.config.as_os_str()])
             .args(["--state-dir".as_ref(), self.state.root().as_os_str()])
             .args(args)
@@ -250,7 +260,7 @@ impl Machine {
         B::Data: Send,
         B::Error: Into<http::Error>,
     {
-        http::send(self.ports.http.addr(), request).await
+        http::send_on(self.launch.connect(self.ports.http.addr()).await?, request).await
     }
 
     /// Sends a request the way another machine does, to `https_listen`.
@@ -268,7 +278,8 @@ impl Machine {
 
     /// A plain connection to `http_listen`.
     pub async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.ports.http.addr())
+        self.launch
+            .connect(self.ports.http.addr())
             .await
             .expect("http_listen")
     }
@@ -317,19 +328,7 @@ impl Machine {
 
     /// Starts again on the same directory, whatever still runs there.
     pub fn spawn_again(&mut self) {
-        let log = File::options()
-            .append(true)
-            .open(self.dir.path().join("up.log"))
-            .expect("the log file");
-        self.child = Command::new(super::binary())
-            .args(["--config".as_ref(), self.config.as_os_str()])
-            .args(["--state-dir".as_ref(), self.state.root().as_os_str()])
-            .arg("up")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("the log file"))
-            .stderr(log)
-            .spawn()
-            .expect("the dstack-vpc binary");
+        self.child = self.launch.spawn();
         self.watchdog = Some(Watchdog::over(self.child.id()));
     }
 
@@ -359,6 +358,71 @@ impl Drop for Machine {
         }
         self.end();
     }
+}
+
+/// How `up` is started, the first time and every other.
+struct Launch {
+    program: PathBuf,
+    user: Option<&'static str>,
+    host: Option<Arc<Namespace>>,
+    env: Vec<(String, String)>,
+    state: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+impl Launch {
+    fn spawn(&self) -> Child {
+        // Appending, like the journal of a container: many processes write to it.
+        let log = File::options()
+            .append(true)
+            .open(&self.log)
+            .expect("the log file");
+        let mut command = match self.user {
+            None => self.command(&self.program),
+            Some(user) => {
+                let mut command = self.command("setpriv");
+                command.args(["--reuid", user, "--regid", "nogroup", "--clear-groups"]);
+                command.arg(&self.program);
+                command
+            }
+        };
+        command
+            .args(["--config".as_ref(), self.config.as_os_str()])
+            .args(["--state-dir".as_ref(), self.state.as_os_str()])
+            .arg("up")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the log file"))
+            .stderr(log)
+            .spawn()
+            .expect("the dstack-vpc binary")
+    }
+
+    /// `program` where the machine is. It becomes that program by exec: its pid is that of the child.
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        match &self.host {
+            None => Command::new(program),
+            Some(host) => host.command(program),
+        }
+    }
+
+    async fn connect(&self, addr: SocketAddr) -> std::io::Result<TcpStream> {
+        match &self.host {
+            None => TcpStream::connect(addr).await,
+            Some(host) => host.connect(addr).await,
+        }
+    }
+}
+
+/// For the state and the files of one machine.
+fn directory() -> TempDir {
+    tempfile::Builder::new()
+        .prefix("vpc-machine-")
+        // nginx' workers are another user and must get in.
+        .permissions(PermissionsExt::from_mode(0o755))
+        .tempdir()
+        .expect("a temporary directory")
 }
 
 /// An edit on its way.

@@ -3,9 +3,11 @@
 
 pub mod agent;
 pub mod backend;
+pub mod gateway;
 pub mod http;
 pub mod load;
 pub mod machine;
+pub mod netns;
 pub mod pair;
 pub mod ports;
 pub mod process;
