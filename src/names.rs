@@ -243,6 +243,21 @@ pub struct NodeType(Arc<str>);
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NodeId(Arc<str>);
 
+impl From<InstanceId> for NodeId {
+    fn from(id: InstanceId) -> Self {
+        Self(id.to_string())
+    }
+}
+
+impl NodeId {
+    /// One that nobody else has, in the form of an instance id.
+    pub fn random() -> Self {
+        Self(hex::encode(std::array::from_fn::<u8, 20, _>(|_| {
+            fastrand::u8(..)
+        })))
+    }
+}
+
 /// A network device: letters, digits, `-`, `_`, `.`, at most 15, as the kernel allows.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DeviceName(Arc<str>);

@@ -2,20 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::Ipv4Net;
-
 use super::{ListenerSettings, headscale, nginx};
 use crate::api::ApiSettings;
 use crate::facts::Facts;
 use crate::headscale::Access;
 use crate::mesh::MeshSettings;
-use crate::node::{NodeSettings, Server};
+use crate::node::{NodeSettings, SHARED_SPACE, Server};
 use crate::paths::StateDir;
 use crate::registry::RegistrySettings;
 use crate::spec::{AllowedApps, ServerAppId, Spec, Tun};
-
-/// What Tailscale clients take for their own without being told: RFC 6598.
-const SHARED_SPACE: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(100, 64, 0, 0), 10);
 
 pub(super) fn listeners(spec: &Spec, facts: &Facts, state: &StateDir) -> ListenerSettings {
     ListenerSettings {
@@ -36,8 +31,7 @@ pub(super) fn node(spec: &Spec, facts: &Facts) -> Option<NodeSettings> {
         ServerAppId::SelfApp if spec.role.server => here,
         ServerAppId::Is(app) if spec.role.server && Some(app) == app_id => here,
         ServerAppId::Is(app) => Server::App(app),
-        // Another machine of this very app is the server.
-        ServerAppId::SelfApp => Server::App(app_id?),
+        ServerAppId::SelfApp => Server::SameApp,
     };
     Some(NodeSettings {
         name,

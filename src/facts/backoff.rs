@@ -7,7 +7,7 @@ const REFRESH: Duration = Duration::from_secs(60);
 
 /// How long to wait after an attempt: first short, then longer, never in step with other machines.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
@@ -16,7 +16,7 @@ impl Backoff {
     const LONGEST: Duration = Duration::from_secs(30);
 
     /// The wait after an attempt that succeeded or failed.
-    pub(super) fn after(&mut self, success: bool) -> Duration {
+    pub(crate) fn after(&mut self, success: bool) -> Duration {
         let wait = if success {
             self.failures = 0;
             REFRESH

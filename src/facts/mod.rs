@@ -2,7 +2,7 @@
 
 mod ask;
 mod assume;
-mod backoff;
+pub(crate) mod backoff;
 mod gateway;
 mod host_shared;
 mod keep_identity;

@@ -1,13 +1,64 @@
 //! This machine as a node of the VPN: how it joins, stays, and says that it is there.
 
+mod credentials;
+mod files;
+mod machine;
+mod pace;
+mod run;
+mod server;
+mod tailscale;
+mod view;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::names::{AppId, InstanceId, NodeName, NodeType};
+use crate::paths::StateDir;
+pub(crate) use view::SHARED_SPACE;
+
+/// The running node: one task until it is cancelled.
+pub struct Node {
+    /// Wakes for news only, and a heartbeat is none.
+    pub status: watch::Receiver<NodeStatus>,
+    cancel: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    /// Follows `settings` until cancelled.
+    ///
+    /// `None` at the start means that nothing is decided yet, and nothing is touched. `None` that is sent, even after
+    /// `None`, says that this machine is not a node: `vpc/0/*` is removed. It is not logged out, so that it is the same
+    /// node when it becomes one again.
+    pub fn start(
+        settings: watch::Receiver<Option<NodeSettings>>,
+        state: StateDir,
+        cancel: CancellationToken,
+    ) -> Self {
+        let (sender, status) = watch::channel(NodeStatus::default());
+        let owner = run::Owner::new(state, sender);
+        Self {
+            status,
+            cancel: cancel.clone(),
+            task: tokio::spawn(owner.run(settings, cancel)),
+        }
+    }
+
+    /// Ends the task and waits for it. tailscaled goes on: the machine stays in the VPN.
+    pub async fn join(self) {
+        self.cancel.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!("the node's task ended badly: {error}");
+        }
+    }
+}
 
 /// Everything the node needs to know. Equal settings mean nothing to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +93,8 @@ pub struct NodeSettings {
 pub enum Server {
     /// In another machine: through our own mesh.
     App(AppId),
+    /// The same, in another machine of this very app.
+    SameApp,
     /// In this very machine (`server+node` of its own VPN): straight to its listeners.
     Here {
         /// `server.api_listen`

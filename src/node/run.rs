@@ -1,0 +1,476 @@
+//! The one owner of everything the node does: looks, decides, acts, and tells how it is.
+
+use std::future::pending;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::credentials::Credentials;
+use super::files::{self, FileError, Readers};
+use super::machine::{Do, Goal, Seen, next};
+use super::pace::{Clock, Pace};
+use super::server::{Announcement, Client, ServerError};
+use super::tailscale::{CommandError, Tailscale, Up};
+use super::view::View;
+use super::{NodeSettings, NodeStatus, Server, Step};
+use crate::names::{AppId, NodeId};
+use crate::paths::StateDir;
+
+/// Between looks: while something is about to happen, when it takes longer, and once all is well.
+const QUICK: Duration = Duration::from_millis(50);
+const STEADY: Duration = Duration::from_millis(500);
+const CALM: Duration = Duration::from_secs(2);
+
+/// A wait of this length needs no explanation.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Between looks at the peers.
+const PEERS: Duration = Duration::from_secs(10);
+
+/// Headscale out of touch for this long is told; for this long, the API is asked where Headscale is now.
+const OFFLINE: Duration = Duration::from_secs(10);
+const OUT_OF_TOUCH: Duration = Duration::from_secs(120);
+
+/// The server's knowledge of Headscale may be older than this node.
+const DISOWNED: u32 = 2;
+
+/// Why an act had no success, as an operator should read it.
+#[derive(Debug, thiserror::Error)]
+enum ActError {
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("{0}{trouble}", trouble = .1.as_ref().map(|words| format!(" ({words})")).unwrap_or_default())]
+    Command(CommandError, Option<String>),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What one turn knows.
+struct Now<'a> {
+    goal: &'a Goal<'a>,
+    tailscale: &'a Tailscale,
+    /// `None`: tailscaled does not answer.
+    view: Option<&'a View>,
+    /// The view has the peers.
+    full: bool,
+}
+
+pub(super) struct Owner {
+    state: StateDir,
+    status: watch::Sender<NodeStatus>,
+    credentials: Credentials,
+    /// For a machine that the platform gave no instance id; kept with the membership.
+    made_up: NodeId,
+    /// Of everything but announcing, which may fail while all else is well.
+    acts: Pace,
+    announcing: Pace,
+    told: Option<Announcement>,
+    heartbeat_due: Instant,
+    /// How often in a row the server said that Headscale does not know this node.
+    disowned: u32,
+    /// Since when Headscale is out of touch.
+    offline: Option<Instant>,
+    last_full_look: Option<Instant>,
+    updates_forbidden: bool,
+    clock: Clock,
+}
+
+impl Owner {
+    pub(super) fn new(state: StateDir, status: watch::Sender<NodeStatus>) -> Self {
+        Self {
+            credentials: Credentials::load(&state),
+            state,
+            status,
+            made_up: NodeId::random(),
+            acts: Pace::default(),
+            announcing: Pace::default(),
+            told: None,
+            heartbeat_due: Instant::now(),
+            disowned: 0,
+            offline: None,
+            last_full_look: None,
+            updates_forbidden: false,
+            clock: Clock::default(),
+        }
+    }
+
+    /// Until it is cancelled. Nothing here is harmed by being dropped at an `await`: the next look sees how far it came.
+    pub(super) async fn run(
+        mut self,
+        mut settings: watch::Receiver<Option<NodeSettings>>,
+        cancel: CancellationToken,
+    ) {
+        let mut answered = false;
+        loop {
+            let now = settings.borrow_and_update().clone();
+            if now.is_none() && answered {
+                self.leave();
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = self.follow(now.as_ref()) => {}
+                () = other(&mut settings, now.as_ref()) => answered = true,
+            }
+        }
+    }
+
+    /// Not a node any more: what it was is not served to anybody. Logging out is left to whoever means it, so that a
+    /// machine that becomes a node again is the same one.
+    fn leave(&mut self) {
+        for result in [files::clear(&self.state.vpc()), self.credentials.drop_key()] {
+            if let Err(error) = result {
+                tracing::warn!("a former node's file stays: {error}");
+            }
+        }
+        self.told = None;
+        self.last_full_look = None;
+        self.clock = Clock::default();
+        self.status.send_if_modified(|status| {
+            let former = std::mem::take(status);
+            former != *status
+        });
+    }
+
+    async fn follow(&mut self, settings: Option<&NodeSettings>) {
+        let Some(settings) = settings else {
+            return pending().await;
+        };
+        // Somebody changed something: that may be what it takes.
+        self.acts = Pace::default();
+        self.announcing = Pace::default();
+        loop {
+            let pause = self.turn(settings).await;
+            sleep(pause).await;
+        }
+    }
+
+    /// One look and one act. Returns how long to pause.
+    async fn turn(&mut self, settings: &NodeSettings) -> Duration {
+        let Some(app) = settings.app_id else {
+            let why = "this machine's app id is not known yet: the guest agent has not told it";
+            self.show(Step::Identity, Some(why.to_owned()), None);
+            return STEADY;
+        };
+        let Some(program) = settings.tailscale.clone() else {
+            let why = "the command `tailscale` is not installed, or tailscale.client does not name it";
+            self.show(Step::Tailscaled, Some(why.to_owned()), None);
+            return STEADY;
+        };
+        let goal = self.goal(settings, app);
+        let tailscale = Tailscale {
+            program,
+            socket: self.state.tailscale_socket(),
+        };
+        let full = self.last_full_look.is_none_or(|at| at.elapsed() >= PEERS);
+        let looked = tailscale.look(full).await;
+        let view = looked.as_ref().ok();
+        self.note(view, full);
+        let act = next(
+            &goal,
+            &Seen {
+                membership: self.credentials.membership(),
+                key: self.credentials.key_file().is_some(),
+                tailscaled: looked.as_ref().map_err(ToString::to_string),
+                disowned: self.disowned >= DISOWNED,
+                out_of_touch: self.offline.is_some_and(|since| since.elapsed() >= OUT_OF_TOUCH),
+                told: self.told.as_ref(),
+                due: self.heartbeat_due <= Instant::now(),
+            },
+        );
+        let now = Now {
+            goal: &goal,
+            tailscale: &tailscale,
+            view,
+            full,
+        };
+        self.take(&now, act).await
+    }
+
+    fn goal<'a>(&self, settings: &'a NodeSettings, app: AppId) -> Goal<'a> {
+        let kept = || self.credentials.membership().map(|it| it.instance_id.clone());
+        Goal {
+            settings,
+            server: match settings.server {
+                Server::App(server) => server,
+                Server::SameApp | Server::Here { .. } => app,
+            },
+            id: settings
+                .instance_id
+                .map(NodeId::from)
+                .or_else(kept)
+                .unwrap_or_else(|| self.made_up.clone()),
+        }
+    }
+
+    /// Takes note of what is seen, for `status` and for later.
+    fn note(&mut self, view: Option<&View>, full: bool) {
+        let up = view.filter(|view| view.is_up());
+        self.last_full_look = match (up, full) {
+            (Some(_), true) => Some(Instant::now()),
+            (Some(_), false) => self.last_full_look,
+            (None, _) => None,
+        };
+        self.offline = match view {
+            Some(view) if view.online => None,
+            _ => self.offline.or_else(|| Some(Instant::now())),
+        };
+        let address = up.and_then(|view| view.address);
+        let dns_name = up
+            .and_then(|view| view.dns_name.as_ref())
+            .map(ToString::to_string);
+        self.status.send_if_modified(|status| {
+            let mut news = status.address != address || status.dns_name != dns_name;
+            status.address = address;
+            status.dns_name = dns_name;
+            let peers = match up {
+                Some(view) if full => view.peers.clone(),
+                Some(_) => return news,
+                None => Vec::new(),
+            };
+            news |= status.peers != peers;
+            status.peers = peers;
+            news
+        });
+    }
+
+    /// Does `act`, unless it failed a moment ago. Returns how long to pause.
+    async fn take(&mut self, now: &Now<'_>, act: Do) -> Duration {
+        let step = act.step();
+        if let Do::Wait(_, why) = act {
+            let explain = self.clock.enter(step) > PATIENCE;
+            self.show(step, why.filter(|_| explain), None);
+            return if explain { STEADY } else { QUICK };
+        }
+        let announcing = matches!(act, Do::Announce(..));
+        if matches!(act, Do::Announce(..) | Do::Rest) {
+            // In the VPN: whatever failed on the way here is over.
+            self.acts = Pace::default();
+        }
+        let pace = self.pace(announcing);
+        let (problem, retry_at, wait) = (pace.problem(), pace.retry_at(), pace.wait());
+        let problem = problem.or_else(|| self.out_of_touch(step, now));
+        self.show(step, problem, retry_at);
+        if let Some(wait) = wait {
+            return wait.min(STEADY);
+        }
+        let done = match act {
+            Do::Wait(..) => Ok(()),
+            Do::Register(_) => self.register(now).await,
+            Do::LogIn(up) => self.log_in(now, &up).await,
+            Do::Adjust(up) => self.adjust(now, &up).await,
+            Do::Announce(_, announcement) => self.announce(now, announcement).await,
+            Do::Rest => self.rest(now).await,
+        };
+        let pace = self.pace(announcing);
+        match done {
+            Ok(()) => pace.succeeded(),
+            Err(error) => {
+                pace.failed(error.to_string());
+                let (problem, retry_at) = (pace.problem(), pace.retry_at());
+                self.show(step, problem, retry_at);
+            }
+        }
+        if step == Step::Joined {
+            CALM
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    fn pace(&mut self, announcing: bool) -> &mut Pace {
+        match announcing {
+            true => &mut self.announcing,
+            false => &mut self.acts,
+        }
+    }
+
+    /// A node that lost Headscale stays in the VPN, and says so.
+    fn out_of_touch(&self, step: Step, now: &Now<'_>) -> Option<String> {
+        self.offline
+            .filter(|since| step == Step::Joined && since.elapsed() >= OFFLINE)?;
+        let why = now
+            .view
+            .and_then(View::trouble)
+            .map(|why| format!(": {why}"))
+            .unwrap_or_default();
+        Some(format!(
+            "Headscale does not answer; this node stays in the VPN meanwhile{why}"
+        ))
+    }
+
+    async fn register(&mut self, now: &Now<'_>) -> Result<(), ActError> {
+        let Goal { settings, server, id } = now.goal;
+        let welcome = Client::new(settings, *server).register(id, settings).await?;
+        self.credentials.store(*server, id.clone(), welcome)?;
+        // It has just said where Headscale is.
+        self.offline = self.offline.map(|_| Instant::now());
+        tracing::info!(%server, %id, "registered at the VPC server");
+        Ok(())
+    }
+
+    async fn log_in(&mut self, now: &Now<'_>, up: &Up) -> Result<(), ActError> {
+        let Some(key) = self.credentials.key_file() else {
+            return Ok(());
+        };
+        let commanded = now.tailscale.up(up, Some(&key));
+        let done = match now.view.is_some_and(|view| view.is_logged_in(&up.login_server)) {
+            // It seems to be in the VPN already, so only the command knows when it is anew.
+            true => commanded.await,
+            // The command waits for a path to a relay as well.
+            false => tokio::select! {
+                done = commanded => done,
+                () = until_up(now.tailscale, up) => Ok(()),
+            },
+        };
+        self.updates_forbidden = false;
+        match done {
+            Ok(()) => {
+                self.disowned = 0;
+                self.told = None;
+                self.offline = None;
+                self.credentials.drop_key()?;
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error, CommandError::Refused(_)) {
+                    self.credentials.drop_key()?;
+                }
+                Err(explained(now.tailscale, error).await)
+            }
+        }
+    }
+
+    async fn adjust(&mut self, now: &Now<'_>, up: &Up) -> Result<(), ActError> {
+        if !up.netfilter {
+            tracing::warn!(
+                "tailscaled finds no packet filter in this kernel and goes on without: peers can send to every port"
+            );
+        }
+        self.updates_forbidden = false;
+        match now.tailscale.up(up, None).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(explained(now.tailscale, error).await),
+        }
+    }
+
+    async fn announce(&mut self, now: &Now<'_>, announcement: Announcement) -> Result<(), ActError> {
+        self.write_files(now)?;
+        let settings = now.goal.settings;
+        let client = Client::new(settings, announcement.server);
+        let heard = client.announce(&announcement).await?;
+        // Never in step with other nodes.
+        let pause = settings.heartbeat.mul_f64(0.9 + 0.2 * fastrand::f64());
+        self.heartbeat_due = Instant::now() + pause;
+        self.announcing = Pace::default();
+        self.told = Some(announcement);
+        self.disowned = if heard.in_vpn { 0 } else { self.disowned + 1 };
+        if self.disowned == DISOWNED {
+            tracing::warn!("Headscale does not know this node any more; it logs in anew");
+        }
+        self.status.send_if_modified(|status| {
+            let first = status.announced.is_none();
+            status.announced = Some(Timestamp::now());
+            first
+        });
+        Ok(())
+    }
+
+    async fn rest(&mut self, now: &Now<'_>) -> Result<(), ActError> {
+        self.write_files(now)?;
+        self.credentials.drop_key()?;
+        let quiet = now.view.is_some_and(|view| view.prefs.no_updates());
+        if !quiet && !self.updates_forbidden {
+            // Tried once: what it does not know it does not do.
+            self.updates_forbidden = true;
+            if let Err(error) = now.tailscale.forbid_updates().await {
+                tracing::warn!("tailscaled could not be told to leave updates alone: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Small files, and seldom: not worth a thread of their own.
+    fn write_files(&self, now: &Now<'_>) -> Result<(), FileError> {
+        let (Some(membership), Some(view), true) = (self.credentials.membership(), now.view, now.full) else {
+            return Ok(());
+        };
+        let (Some(address), Some(hostname)) = (view.address, &view.dns_name) else {
+            return Ok(());
+        };
+        let readers = match &now.goal.settings.readers {
+            Some(group) => Readers::Group(group),
+            None => Readers::Us,
+        };
+        let contents = files::contents(membership, address, hostname, &view.json);
+        files::write(&self.state.vpc(), &contents, readers)
+    }
+
+    /// Tells how it is. Whoever watches wakes for another step or another problem only.
+    fn show(&mut self, step: Step, problem: Option<String>, retry_at: Option<Timestamp>) {
+        self.clock.enter(step);
+        let took = self.clock.took();
+        self.status.send_if_modified(|status| {
+            status.retry_at = retry_at;
+            if (status.step, &status.problem) == (step, &problem) && status.since.is_some() {
+                return false;
+            }
+            if let Some(problem) = problem
+                .as_ref()
+                .filter(|new| status.problem.as_ref() != Some(new))
+            {
+                tracing::warn!(?step, "{problem}");
+            }
+            if status.step != step || status.since.is_none() {
+                status.since = Some(Timestamp::now());
+                if step == Step::Joined {
+                    status.took = took.to_vec();
+                    tracing::info!(address = ?status.address, "this node is in the VPN");
+                }
+            }
+            status.step = step;
+            status.problem = problem;
+            true
+        });
+    }
+}
+
+/// Returns once tailscaled runs as told, at the latest when the command that told it does.
+async fn until_up(tailscale: &Tailscale, up: &Up) {
+    loop {
+        sleep(QUICK).await;
+        if let Ok(view) = tailscale.look(false).await
+            && view.is_logged_in(&up.login_server)
+            && view.is_up()
+            && view.prefs.hostname == up.hostname
+        {
+            return;
+        }
+    }
+}
+
+/// The command's words, with what tailscaled says when it is only the command that lost its patience.
+async fn explained(tailscale: &Tailscale, error: CommandError) -> ActError {
+    let trouble = match &error {
+        CommandError::Refused(_) | CommandError::NotStarted { .. } => None,
+        CommandError::Failed { .. } | CommandError::Slow { .. } => {
+            tailscale.look(false).await.ok().and_then(|view| view.trouble())
+        }
+    };
+    ActError::Command(error, trouble)
+}
+
+/// Returns once there are other settings than `now`; `None` given again is news as well, as it is an answer.
+async fn other(settings: &mut watch::Receiver<Option<NodeSettings>>, now: Option<&NodeSettings>) {
+    loop {
+        if settings.changed().await.is_err() {
+            // Whoever gave them is gone: they stand until we are cancelled.
+            return pending().await;
+        }
+        if now.is_none() || settings.borrow_and_update().as_ref() != now {
+            return;
+        }
+    }
+}
