@@ -245,16 +245,14 @@ pub struct NodeId(Arc<str>);
 
 impl From<InstanceId> for NodeId {
     fn from(id: InstanceId) -> Self {
-        Self(id.to_string())
+        Self(id.to_string().into())
     }
 }
 
 impl NodeId {
     /// One that nobody else has, in the form of an instance id.
     pub fn random() -> Self {
-        Self(hex::encode(std::array::from_fn::<u8, 20, _>(|_| {
-            fastrand::u8(..)
-        })))
+        Self(hex::encode(std::array::from_fn::<u8, 20, _>(|_| fastrand::u8(..))).into())
     }
 }
 
