@@ -2,15 +2,45 @@
 //!
 //! It owns what a server role needs at run time: its listener, the registry, and the way to Headscale.
 
-use std::net::SocketAddr;
+mod caller;
+mod discover;
+mod error;
+mod limits;
+mod listener;
+mod nodes;
+mod query;
+mod register;
+mod reply;
+mod report;
+mod router;
+mod shared_key;
+mod store;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ipnet::Ipv4Net;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::headscale::Access;
+use crate::headscale::{Access, Headscale};
+use crate::mesh::BindError;
+use crate::names::{AppId, DnsName, NodeId, NodeType};
+use crate::paths::StateDir;
 use crate::registry::RegistrySettings;
 use crate::spec::AllowedApps;
+use error::ApiError;
+use limits::Limits;
+use listener::Listeners;
+use report::Reporter;
+use store::{Keeper, Opened, Store};
+
+pub use router::openapi;
 
 /// Everything the API needs to know. Equal settings mean nothing to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +49,9 @@ pub struct ApiSettings {
     pub listen: SocketAddr,
     /// Who may register and ask.
     pub allowed_apps: AllowedApps,
+    /// This machine's own app, which always may: its other machines join with `server_app_id = "self"`, and nobody
+    /// knows its id before it is deployed. `None`: not known yet.
+    pub own_app: Option<AppId>,
     /// The public URL of Headscale, or why it is not known yet.
     pub server_url: Result<String, String>,
     /// `vpn.prefix`: nodes have their addresses from it.
@@ -36,6 +69,12 @@ pub struct ApiSettings {
     pub headscale: Option<Access>,
 }
 
+impl ApiSettings {
+    fn allows(&self, app: &AppId) -> bool {
+        self.allowed_apps.allows(app) || self.own_app.as_ref() == Some(app)
+    }
+}
+
 /// How the server side of the VPN is, for `status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiStatus {
@@ -45,4 +84,173 @@ pub struct ApiStatus {
     pub nodes: usize,
     /// Of these, how many announced themselves recently.
     pub present: usize,
+}
+
+/// A node as the command `nodes` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    pub id: NodeId,
+    pub name: String,
+    /// The app that created the record.
+    pub owner: AppId,
+    pub node_type: Option<NodeType>,
+    pub ip: Option<Ipv4Addr>,
+    pub hostname: Option<DnsName>,
+    pub registered: Timestamp,
+    pub last_seen: Timestamp,
+    /// False: silent for too long, so it is not discovered.
+    pub present: bool,
+}
+
+/// The running API. Dropping it cuts every connection; [`Api::shutdown`] lets open requests end.
+pub struct Api {
+    shared: Arc<Shared>,
+    listeners: Mutex<Listeners>,
+    status: watch::Receiver<ApiStatus>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Api {
+    /// Opens the listener and starts serving. The registry and Headscale are waited for in the background: until they
+    /// can be used, requests that need them answer 503, and [`Api::status`] says why.
+    ///
+    /// Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// The listener cannot be opened; then nothing runs.
+    pub fn start(settings: ApiSettings, state: &StateDir) -> Result<Self, BindError> {
+        let listen = settings.listen;
+        let headscale = Headscale::start(settings.headscale.clone());
+        let store = watch::Sender::new(Store::Opening);
+        let shared = Arc::new(Shared {
+            limits: ArcSwap::from_pointee(Limits::new(&settings)),
+            settings: watch::Sender::new(Arc::new(settings)),
+            store: store.subscribe(),
+            headscale,
+        });
+        let listeners = Listeners::start(listen, router::router(Arc::clone(&shared)))?;
+        let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let keeper = Keeper {
+            settings: shared.settings.subscribe(),
+            store,
+            state: state.clone(),
+            cancel: cancel.clone(),
+        };
+        tasks.spawn(keeper.run());
+        let (reporter, status) = Reporter::new(&shared, cancel.clone());
+        tasks.spawn(reporter.run());
+        Ok(Self {
+            shared,
+            listeners: Mutex::new(listeners),
+            status,
+            tasks,
+            cancel,
+        })
+    }
+
+    /// Takes over new settings. A listener that moves opens at its new address first, and the old one goes on
+    /// accepting until [`Api::retire`]; everything else changes in place.
+    ///
+    /// # Errors
+    /// The new address cannot be opened; then nothing has changed.
+    pub async fn update(&self, settings: ApiSettings) -> Result<(), BindError> {
+        let mut listeners = self.listeners.lock().await;
+        let now = self.shared.settings();
+        if now.listen != settings.listen {
+            listeners.move_to(settings.listen).await?;
+        }
+        let limits = |settings: &ApiSettings| (settings.requests_per_hour, settings.registrations_per_hour);
+        if limits(&now) != limits(&settings) {
+            self.shared.limits.store(Arc::new(Limits::new(&settings)));
+        }
+        self.shared.headscale.update(settings.headscale.clone());
+        self.shared.settings.send_if_modified(|now| {
+            let is_other = **now != settings;
+            if is_other {
+                *now = Arc::new(settings);
+            }
+            is_other
+        });
+        Ok(())
+    }
+
+    /// A listener that was moved away from accepts nothing more; what it had accepted may end.
+    pub async fn retire(&self) {
+        self.listeners.lock().await.retire();
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<ApiSettings> {
+        self.shared.settings()
+    }
+
+    /// Where it listens; with port 0 configured, this is the only place that tells.
+    pub async fn local_addr(&self) -> SocketAddr {
+        self.listeners.lock().await.addr()
+    }
+
+    /// How the server side is, and each change of that.
+    pub fn status(&self) -> watch::Receiver<ApiStatus> {
+        self.status.clone()
+    }
+
+    /// Every node that is not forgotten, in the order of their ids.
+    ///
+    /// # Errors
+    /// Why the registry cannot be used, as an operator should read it.
+    pub async fn nodes(&self) -> Result<Vec<NodeRow>, String> {
+        let opened = self.shared.opened().await.map_err(|error| match error {
+            ApiError::Unavailable { cause, .. } => cause,
+            other => other.to_string(),
+        })?;
+        let entries = opened.registry.nodes();
+        Ok(entries
+            .iter()
+            .map(|entry| NodeRow {
+                id: entry.node.id.clone(),
+                name: entry.node.name.clone(),
+                owner: entry.node.owner,
+                node_type: entry.node.node_type.clone(),
+                ip: entry.node.ip,
+                hostname: entry.node.hostname.clone(),
+                registered: entry.node.registered,
+                last_seen: entry.last_seen,
+                present: entry.present,
+            })
+            .collect())
+    }
+
+    /// Accepts nothing more, answers those who wait for news, lets other requests end, and closes the registry.
+    pub async fn shutdown(self) {
+        self.listeners.lock().await.close().await;
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.shared.headscale.close().await;
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// What every request reads.
+struct Shared {
+    settings: watch::Sender<Arc<ApiSettings>>,
+    limits: ArcSwap<Limits>,
+    store: watch::Receiver<Store>,
+    headscale: Headscale,
+}
+
+impl Shared {
+    fn settings(&self) -> Arc<ApiSettings> {
+        Arc::clone(&self.settings.borrow())
+    }
+
+    async fn opened(&self) -> Result<Arc<Opened>, ApiError> {
+        store::opened(&self.store).await
+    }
 }

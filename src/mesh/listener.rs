@@ -28,19 +28,26 @@ pub(super) struct Bound {
     socket: std::net::TcpListener,
 }
 
-/// Opens `addr`. There is one socket for all workers: with `SO_REUSEPORT` two programs could share a port unnoticed.
-pub(super) fn bind(role: Role, addr: SocketAddr) -> Result<Bound, BindError> {
-    let open = || -> io::Result<Bound> {
+/// Opens the address that `key` names. There is one socket for all workers: with `SO_REUSEPORT` two programs could
+/// share a port unnoticed.
+pub(crate) fn open(key: &'static str, addr: SocketAddr) -> Result<std::net::TcpListener, BindError> {
+    let open = || -> io::Result<std::net::TcpListener> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
-        let socket = std::net::TcpListener::from(socket);
-        let addr = socket.local_addr()?;
-        Ok(Bound { role, addr, socket })
+        Ok(socket.into())
     };
-    open().map_err(|source| BindError::new(role, addr, source))
+    open().map_err(|source| BindError::new(key, addr, source))
+}
+
+pub(super) fn bind(role: Role, addr: SocketAddr) -> Result<Bound, BindError> {
+    let socket = open(role.key(), addr)?;
+    let addr = socket
+        .local_addr()
+        .map_err(|source| BindError::new(role.key(), addr, source))?;
+    Ok(Bound { role, addr, socket })
 }
 
 /// What the connections of one listener live under.

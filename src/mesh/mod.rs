@@ -25,6 +25,7 @@ use crate::facts::ports::{self, Holder};
 use crate::identity::Identity;
 use crate::names::BackendName;
 use crate::spec::{AgentAddr, AllowedApps, Gateway};
+pub(crate) use listener::open;
 use listeners::Listeners;
 pub(crate) use outbound::without_identity;
 use worker::{Crew, Threads};
@@ -70,8 +71,8 @@ pub enum BindError {
 }
 
 impl BindError {
-    fn new(role: Role, addr: SocketAddr, source: io::Error) -> Self {
-        let key = role.key();
+    /// Why `addr`, the value of `key`, could not be opened.
+    fn new(key: &'static str, addr: SocketAddr, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::AddrInUse => Self::Taken {
                 key,

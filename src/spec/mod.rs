@@ -27,6 +27,7 @@ pub use keys::{
     Server, Spec, Supervisor, Tailscale, Vpn,
 };
 pub use load::{Loaded, load};
+pub(crate) use numbers::parse_duration;
 pub use problem::{Origin, Problem, Problems, Severity};
 pub use reference::{about_key, reference};
 pub use schema::{SCHEMA_FILE, schema};

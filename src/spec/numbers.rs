@@ -212,7 +212,7 @@ const UNITS: [(&str, u64); 5] = [
 /// Durations end somewhere: ten years.
 const LONGEST_MS: u64 = 3650 * 86_400_000;
 
-fn parse_duration(s: &str) -> Result<Duration, Option<String>> {
+pub(crate) fn parse_duration(s: &str) -> Result<Duration, Option<String>> {
     let digits = s.len() - s.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = s.split_at(digits);
     if unit.is_empty() && !number.is_empty() {
