@@ -13,6 +13,7 @@ pub mod api;
 pub mod apply;
 pub mod cli;
 pub mod desired;
+pub mod doctor;
 pub mod facts;
 pub mod headscale;
 pub mod identity;

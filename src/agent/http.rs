@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -28,13 +28,25 @@ pub(crate) async fn exchange<I>(
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let response = exchange_whole(io, request, limit).await?;
+    Ok((response.status(), response.into_body()))
+}
+
+/// [`exchange`], with the headers of the answer.
+pub(crate) async fn exchange_whole<I>(
+    io: I,
+    request: Request<Full<Bytes>>,
+    limit: usize,
+) -> Result<Response<Bytes>, ExchangeError>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
     let answer = async {
         let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), limit).collect().await;
-        match body {
-            Ok(body) => Ok((status, body.to_bytes())),
+        let (head, body) = response.into_parts();
+        match Limited::new(body, limit).collect().await {
+            Ok(body) => Ok(Response::from_parts(head, body.to_bytes())),
             Err(e) if e.is::<LengthLimitError>() => Err(ExchangeError::TooLong(limit)),
             Err(e) => Err(ExchangeError::BrokeOff(e.to_string())),
         }

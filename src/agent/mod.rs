@@ -6,4 +6,4 @@ pub mod discover;
 pub(crate) mod http;
 
 pub use client::{AgentClient, AgentError, Info, TlsKey, TlsKeyRequest};
-pub use discover::{Discovered, NoAgent, discover};
+pub use discover::{Discovered, NoAgent, SIMULATOR_VARIABLE, discover};

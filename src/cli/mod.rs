@@ -4,6 +4,7 @@ mod apply;
 mod check;
 pub mod check_report;
 pub mod dev_agent;
+mod doctor;
 pub mod explain;
 mod healthcheck;
 pub mod init;
@@ -53,7 +54,8 @@ Examples:
   dstack-vpc --config vpc.toml check          is it right, and if not, where and why
   dstack-vpc --config vpc.toml render         what would be written; touches nothing
   dstack-vpc --config vpc.toml plan           what would change on this machine, and why
-  dstack-vpc --config vpc.toml up             run it (the container's entry point)";
+  dstack-vpc --config vpc.toml up             run it (the container's entry point)
+  dstack-vpc --config vpc.toml doctor         what will not work on this machine, and how to mend it";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -73,6 +75,8 @@ enum Command {
     Explain(explain::Args),
     /// What the daemon says of itself
     Status(status::Args),
+    /// Look at the machine and say what will not work, and how to mend it: exit 1 when there is such a thing
+    Doctor(doctor::Args),
     /// Exit 0 when the last generation is live and every service is healthy
     Healthcheck,
     /// Fetch a new certificate now, without waiting until it is due
@@ -109,6 +113,7 @@ pub fn main() -> ExitCode {
             explain::explain(&loaded, &seen, &args)
         }),
         Command::Status(args) => status::status(&context, &args),
+        Command::Doctor(args) => doctor::doctor(&context, &args),
         Command::Healthcheck => healthcheck::healthcheck(&context),
         Command::Renew => renew::renew(&context),
         Command::Init(args) => init::init(&context.env, &args),

@@ -18,7 +18,6 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::Url;
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::Fact;
 use crate::agent::http::exchange;
@@ -41,7 +40,7 @@ pub(super) struct NoAnswer(Vec<AskError>);
 
 /// Why one gateway told nothing.
 #[derive(Debug, thiserror::Error)]
-enum AskError {
+pub(crate) enum AskError {
     #[error("{url}: no answer within {}s{}", TIMEOUT.as_secs(), port_hint(url))]
     Timeout { url: Url },
     #[error("{url}: {why}{}", port_hint(url))]
@@ -116,16 +115,17 @@ async fn ask_one(url: &Url, root: Option<&CertificateDer<'static>>) -> Result<(G
         (exchange(tcp, request, MAX_ANSWER).await, false)
     };
     let (status, body) = answer.map_err(|e| unreachable(e.to_string()))?;
+    Ok((told(url, status, &body)?, verified))
+}
+
+/// The domain in an answer to `/prpc/Info`.
+pub(crate) fn told(url: &Url, status: StatusCode, body: &[u8]) -> Result<Gateway, AskError> {
     if status != StatusCode::OK {
         return Err(AskError::Status {
             url: url.clone(),
             status,
         });
     }
-    Ok((parse(url, &body)?, verified))
-}
-
-fn parse(url: &Url, body: &[u8]) -> Result<Gateway, AskError> {
     #[derive(Deserialize)]
     struct Answer {
         base_domain: String,
@@ -153,7 +153,7 @@ fn parse(url: &Url, body: &[u8]) -> Result<Gateway, AskError> {
 }
 
 /// A URL without a port means 443 or 80, where gateways usually do not answer this.
-fn port_hint(url: &Url) -> String {
+pub(crate) fn port_hint(url: &Url) -> String {
     match url.port() {
         Some(_) => String::new(),
         None => format!(
@@ -188,24 +188,10 @@ impl ServerCertVerifier for AnyCertificate {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let leads_to = |root: &CertificateDer<'_>| {
-            let anchor = anchor_from_trusted_cert(root).ok()?;
-            let algorithms = ratls::provider().signature_verification_algorithms.all;
-            EndEntityCert::try_from(leaf)
-                .ok()?
-                .verify_for_usage(
-                    algorithms,
-                    &[anchor],
-                    others,
-                    now,
-                    KeyUsage::server_auth(),
-                    None,
-                    None,
-                )
-                .ok()
-                .map(drop)
-        };
-        let verified = self.root.as_ref().and_then(leads_to).is_some();
+        let verified = self
+            .root
+            .as_ref()
+            .is_some_and(|root| ratls::leads_to(leaf, others, root, now));
         self.verified.store(verified, Ordering::Relaxed);
         Ok(ServerCertVerified::assertion())
     }

@@ -19,14 +19,14 @@ const FILE: &str = ".sys-config.json";
 
 /// What the file says that is of use here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct SysConfig {
+pub(crate) struct SysConfig {
     /// `http` or `https`, in the order to try; never empty when read without an error.
-    pub(super) gateways: Vec<Url>,
+    pub(crate) gateways: Vec<Url>,
 }
 
 /// Why the file names no gateway.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SysConfigError {
+pub(crate) enum SysConfigError {
     #[error("there is no {}. Mount the platform's folder there, or set dstack.gateway_domain or dstack.host_shared_dir", .0.display())]
     Missing(PathBuf),
     #[error("{} is not a regular file", .0.display())]
@@ -47,7 +47,7 @@ pub(super) enum SysConfigError {
 }
 
 /// Reads the gateways from the file in `dir`. Never waits, whatever the host put there.
-pub(super) fn read(dir: &Path) -> Result<SysConfig, SysConfigError> {
+pub(crate) fn read(dir: &Path) -> Result<SysConfig, SysConfigError> {
     let path = dir.join(FILE);
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => SysConfigError::Missing(path.clone()),

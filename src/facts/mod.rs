@@ -3,8 +3,8 @@
 mod ask;
 mod assume;
 pub(crate) mod backoff;
-mod gateway;
-mod host_shared;
+pub(crate) mod gateway;
+pub(crate) mod host_shared;
 mod keep_identity;
 mod look;
 pub mod ports;

@@ -176,6 +176,29 @@ pub(super) fn verify(
     })
 }
 
+/// Whether a server's certificate leads to `root`, whoever's it is.
+pub(crate) fn leads_to(
+    leaf: &CertificateDer<'_>,
+    others: &[CertificateDer<'_>],
+    root: &CertificateDer<'_>,
+    now: UnixTime,
+) -> bool {
+    let (Ok(leaf), Ok(anchor)) = (EndEntityCert::try_from(leaf), anchor_from_trusted_cert(root)) else {
+        return false;
+    };
+    let algorithms = provider().signature_verification_algorithms.all;
+    leaf.verify_for_usage(
+        algorithms,
+        &[anchor],
+        others,
+        now,
+        KeyUsage::server_auth(),
+        None,
+        None,
+    )
+    .is_ok()
+}
+
 /// Reads a leaf whose chain somebody else verified (nginx hands over no more than the leaf): whose it is, and when it is valid.
 ///
 /// # Errors

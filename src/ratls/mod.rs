@@ -8,6 +8,7 @@ mod chain;
 mod extensions;
 mod verifier;
 
+pub(crate) use chain::leads_to;
 pub use chain::{ChainError, Purpose, VerifiedPeer, leaf, verify_chain};
 pub use extensions::{ExtensionError, app_id, usage};
 pub(crate) use verifier::handshake_signatures;

@@ -1,0 +1,131 @@
+//! One GET, for looking at somebody's listener: any certificate is taken and kept to be judged afterwards.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, StatusCode, header};
+use rustls::ClientConfig;
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use url::Url;
+
+use crate::agent::http::exchange_whole;
+use crate::ratls;
+
+/// From name to answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(4);
+
+const MAX_ANSWER: usize = 64 << 10;
+
+/// What came.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+    pub(super) date: Option<Date>,
+    /// Leaf first; empty without TLS.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+}
+
+/// Somebody else's clock, and ours at that moment.
+#[derive(Debug, Clone)]
+pub(super) struct Date {
+    pub(super) theirs: SystemTime,
+    pub(super) ours: SystemTime,
+    /// Whose it is, e.g. `https://gateway.example.com:9202`.
+    pub(super) source: String,
+}
+
+/// # Errors
+/// A sentence without the URL.
+pub(super) async fn get(url: &Url, headers: &[(&str, &str)]) -> Result<Page, String> {
+    tokio::time::timeout(PATIENCE, get_patiently(url, headers))
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {}s", PATIENCE.as_secs())))
+}
+
+async fn get_patiently(url: &Url, headers: &[(&str, &str)]) -> Result<Page, String> {
+    let host = url.host_str().ok_or("there is no host in it")?;
+    let port = url.port_or_known_default().ok_or("there is no port in it")?;
+    let mut request = Request::get(url.path())
+        .header(header::ACCEPT, "application/json")
+        .header(header::HOST, format!("{host}:{port}"));
+    for (name, value) in headers {
+        if let Some(all) = request.headers_mut() {
+            all.remove(*name);
+        }
+        request = request.header(*name, *value);
+    }
+    let request = request
+        .body(Full::<Bytes>::default())
+        .map_err(|e| e.to_string())?;
+    let tcp = TcpStream::connect(format!("{host}:{port}"))
+        .await
+        .map_err(|e| e.to_string())?;
+    let taken = Arc::new(AnyCertificate::default());
+    let answer = if url.scheme() == "https" {
+        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(name).map_err(|e| e.to_string())?;
+        let config = ClientConfig::builder_with_provider(ratls::provider().clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(taken.clone())
+            .with_no_client_auth();
+        let tls = TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await
+            .map_err(|e| format!("TLS failed: {e}"))?;
+        exchange_whole(tls, request, MAX_ANSWER).await
+    } else {
+        exchange_whole(tcp, request, MAX_ANSWER).await
+    };
+    let (head, body) = answer.map_err(|e| e.to_string())?.into_parts();
+    let date = head
+        .headers
+        .get(header::DATE)
+        .and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok())
+        .map(|theirs| Date {
+            theirs,
+            ours: SystemTime::now(),
+            source: url.origin().ascii_serialization(),
+        });
+    Ok(Page {
+        status: head.status,
+        body,
+        date,
+        chain: taken.chain.get().cloned().unwrap_or_default(),
+    })
+}
+
+/// Takes any certificate whose key the server has, and keeps the chain.
+#[derive(Debug, Default)]
+struct AnyCertificate {
+    chain: OnceLock<Vec<CertificateDer<'static>>>,
+}
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let chain = std::iter::once(leaf).chain(others);
+        // One connection, one chain.
+        let _ = self.chain.set(
+            chain
+                .map(|certificate| certificate.clone().into_owned())
+                .collect(),
+        );
+        Ok(ServerCertVerified::assertion())
+    }
+
+    ratls::handshake_signatures!();
+}
