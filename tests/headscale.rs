@@ -2,9 +2,17 @@
 
 #[allow(dead_code, unreachable_pub)]
 mod common;
+#[path = "headscale/join.rs"]
+mod join;
+#[path = "headscale/keeper.rs"]
+mod keeper;
+#[path = "headscale/node.rs"]
+mod node;
 #[path = "headscale/place.rs"]
 mod place;
 mod rendered;
+#[path = "headscale/secrets.rs"]
+mod secrets;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;

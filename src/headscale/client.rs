@@ -74,7 +74,7 @@ impl Client {
             expiration: Timestamp::now()
                 .checked_add(wanted.lifetime)
                 .unwrap_or(Timestamp::MAX),
-            acl_tags: Vec::new(),
+            acl_tags: wanted.node_type.iter().filter_map(wire::tag).collect(),
         };
         let made: CreatedJoinKey = self.post(doing, "/api/v1/preauthkey", &body).await?;
         let made = made.pre_auth_key;
@@ -141,6 +141,10 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json");
         match send(doing, self.listen, request, body).await? {
             (StatusCode::UNAUTHORIZED, _) => Err(HeadscaleError::Unauthorized),
+            // 0.26 says it so when it has never heard of the key.
+            (StatusCode::INTERNAL_SERVER_ERROR, body) if *body == *b"Unauthorized" => {
+                Err(HeadscaleError::Unauthorized)
+            }
             (status, body) if status.is_success() => Ok(body),
             (status, body) => Err(HeadscaleError::Refused {
                 doing,

@@ -21,6 +21,9 @@ const USER: &str = "default";
 /// How often a Headscale that works is looked at: the key grows old, and the database may have been replaced.
 const LOOK: Duration = Duration::from_secs(60);
 
+/// However young a key is to be kept.
+const SHORTEST: Duration = Duration::from_secs(1);
+
 /// The wait after one failure, and after many.
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(5);
@@ -33,6 +36,8 @@ pub(super) struct Session {
     pub(super) client: Client,
     /// The id of [`USER`].
     pub(super) user: u64,
+    /// When the key wants to be renewed; `None`: that is not known.
+    renew_in: Option<Duration>,
 }
 
 /// One task, until it is cancelled.
@@ -72,12 +77,13 @@ impl Keeper {
                 None => None,
             };
             let is_usable = matches!(looked, Some(Ok(_)));
+            let wait = match &looked {
+                Some(Ok(session)) => session.renew_in.unwrap_or(LOOK).clamp(SHORTEST, LOOK),
+                Some(Err(_)) => FIRST.saturating_mul(1 << failures.min(8)).min(LONGEST),
+                None => LOOK,
+            };
             failures = if is_usable { 0 } else { failures + 1 };
             self.publish(looked);
-            let wait = match (&access, is_usable) {
-                (None, _) | (_, true) => LOOK,
-                (_, false) => FIRST.saturating_mul(1 << (failures - 1).min(8)).min(LONGEST),
-            };
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait.mul_f64(0.75 + 0.25 * fastrand::f64())) => {}
@@ -137,43 +143,32 @@ impl Keeper {
             }
         };
         let client = Client::new(access.listen, key);
-        let key = self.keep_young(access, &file, &client).await?;
+        let keys = self.ask(client.api_keys()).await?.api_keys;
+        let renew_in = keys
+            .iter()
+            .find(|key| Some(key.prefix()) == prefix_of(client.key()))
+            .and_then(|key| renew_in(key, access.key_lifetime, Timestamp::now()));
+        let client = match renew_in {
+            Some(Duration::ZERO) => self.renewed(access, &file).await.unwrap_or(client),
+            _ => client,
+        };
+        self.ask(tidy(access, &file, &client, &keys)).await?;
         Ok(Session {
-            client: key.map_or(client, |key| Client::new(access.listen, key)),
+            client,
             user,
+            renew_in,
         })
     }
 
-    /// Makes another key when this one is old, and deletes those that were made before.
-    async fn keep_young(
-        &mut self,
-        access: &Access,
-        file: &KeyFile,
-        client: &Client,
-    ) -> Result<Option<Secret>, HeadscaleError> {
-        let keys = self.ask(client.api_keys()).await?.api_keys;
-        let now = Timestamp::now();
-        let is_old = keys
-            .iter()
-            .find(|key| Some(key.prefix()) == prefix_of(client.key()))
-            .is_some_and(|key| is_due(key, access.key_lifetime, now));
-        let new = match is_old {
-            // The old one is good for a while.
-            true => match self.make_key(access, file).await {
-                Ok(key) => Some(key),
-                Err(e) => {
-                    tracing::warn!("Headscale's API key is to be renewed: {e}");
-                    None
-                }
-            },
-            false => None,
-        };
-        let client = match &new {
-            Some(key) => &Client::new(access.listen, key.clone()),
-            None => client,
-        };
-        self.ask(tidy(access, file, client, &keys)).await?;
-        Ok(new)
+    /// The client with a new key; `None`: there is none, and the old one is good for a while.
+    async fn renewed(&mut self, access: &Access, file: &KeyFile) -> Option<Client> {
+        match self.make_key(access, file).await {
+            Ok(key) => Some(Client::new(access.listen, key)),
+            Err(e) => {
+                tracing::warn!("Headscale's API key is to be renewed: {e}");
+                None
+            }
+        }
     }
 
     /// Not cut short: a key that was made has to be stored, or nobody could ever delete it.
@@ -252,14 +247,12 @@ async fn tidy(
     Ok(())
 }
 
-/// After two thirds of its life, or of the life that a key is given now.
-fn is_due(key: &ApiKey, lifetime: Duration, now: Timestamp) -> bool {
-    let (Some(made), Some(expires)) = (key.created_at, key.expiration) else {
-        return false;
-    };
+/// Until two thirds of its life have passed, or of the life that a key is given now.
+fn renew_in(key: &ApiKey, lifetime: Duration, now: Timestamp) -> Option<Duration> {
+    let (made, expires) = (key.created_at?, key.expiration?);
     let life = Duration::try_from(expires.duration_since(made)).unwrap_or_default();
     let age = Duration::try_from(now.duration_since(made)).unwrap_or_default();
-    age >= life.min(lifetime) * 2 / 3
+    Some((life.min(lifetime) * 2 / 3).saturating_sub(age))
 }
 
 fn key_file(access: &Access, source: io::Error) -> HeadscaleError {

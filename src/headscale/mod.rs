@@ -9,6 +9,7 @@ mod error;
 mod keeper;
 mod key_file;
 mod secret;
+mod settle;
 mod wire;
 
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use crate::names::{NodeName, NodeType};
 
 pub use self::error::HeadscaleError;
 pub use self::secret::Secret;
+pub use self::settle::Settled;
 pub use self::wire::VpnNode;
 
 /// How long a call waits for a Headscale that is restarting, or whose key is being replaced.
@@ -61,7 +63,7 @@ pub struct JoinKey {
     pub lifetime: Duration,
     /// Whether more than one node may join with it.
     pub reusable: bool,
-    /// What the node will announce itself as.
+    /// Becomes a tag of the nodes that join with it.
     pub node_type: Option<NodeType>,
 }
 

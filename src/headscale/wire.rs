@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Secret;
+use crate::names::NodeType;
 
 /// A node as Headscale knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -114,6 +115,18 @@ impl ApiKey {
     }
 }
 
+/// The tag for nodes of a type, for operators and policies. `None`: policies allow no such tag.
+///
+/// Without a policy tags change nothing for the nodes themselves: from 0.26 to 0.29 tagged ones see each other, have
+/// names, and keep both name and address when they log in again under another tag or none (measured). From 0.28 on a
+/// tagged node belongs to `tagged-devices` instead of its user, and stays tagged.
+pub(super) fn tag(node_type: &NodeType) -> Option<String> {
+    let name = node_type.as_str().to_ascii_lowercase();
+    let is_allowed = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    is_allowed.then(|| format!("tag:{name}"))
+}
+
 /// Keys of 0.28 and later begin with it.
 const NEW_STYLE: &str = "hskey-api-";
 
@@ -179,4 +192,80 @@ fn key_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::
         id: u64,
     }
     Ok(Option::<Key>::deserialize(deserializer)?.map(|key| key.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_versions_answer_is_understood() {
+        // 0.26, 0.29, and a future without strings for numbers.
+        for node in [
+            r#"{"id":"7","name":"db-1","givenName":"db-1-h2wbl1sg","ipAddresses":["100.128.0.4"],"user":{"id":"1","name":"default"},
+                "lastSeen":null,"expiry":"0001-01-01T00:00:00Z","preAuthKey":{"id":"3","key":"abc"},"forcedTags":["tag:db"],"online":true}"#,
+            r#"{"id":"7","name":"db-1","givenName":"db-1-h2wbl1sg","ipAddresses":["100.128.0.4"],"user":{"id":"1","name":"default"},
+                "lastSeen":null,"expiry":null,"preAuthKey":{"id":"3","key":"hskey-auth-x-***"},"tags":[],"online":true}"#,
+            r#"{"id":7,"name":"db-1","givenName":"db-1-h2wbl1sg","ipAddresses":["100.128.0.4"],"user":{"id":1,"name":"default"},
+                "preAuthKey":{"id":3},"online":true,"more":{}}"#,
+        ] {
+            let node: VpnNode = serde_json::from_str(node).unwrap();
+            assert_eq!((node.id, node.join_key, node.online), (7, Some(3), true));
+            assert_eq!((node.name.as_str(), node.user.as_str()), ("db-1", "default"));
+            assert_eq!(node.ip_addresses, ["100.128.0.4".parse::<IpAddr>().unwrap()]);
+        }
+        let bare: VpnNode =
+            serde_json::from_str(r#"{"id":"7","name":"x","user":null,"preAuthKey":null}"#).unwrap();
+        assert_eq!(
+            (bare.join_key, bare.user.as_str(), bare.last_seen),
+            (None, "", None)
+        );
+        assert!(serde_json::from_str::<VpnNode>(r#"{"id":"x","name":"x"}"#).is_err());
+    }
+
+    #[test]
+    fn refusals_are_told_in_headscales_words() {
+        for (body, message) in [
+            (
+                r#"{"code":2,"message":"user not found","details":[]}"#,
+                "user not found",
+            ),
+            (
+                r#"{"title":"Conflict","status":409,"detail":"user exists"}"#,
+                "user exists",
+            ),
+            (r#"{"title":"Conflict","status":409}"#, "Conflict"),
+            ("Unauthorized\n", "Unauthorized"),
+            ("", "it did not say why"),
+        ] {
+            assert_eq!(error_message(body.as_bytes()), message);
+        }
+        assert_eq!(error_message(&[b'x'; 5000]).len(), 300);
+    }
+
+    #[test]
+    fn keys_are_found_by_their_prefix() {
+        let new = format!("hskey-api-ab-_efghij-l-{}", "s".repeat(64));
+        for (key, listed) in [
+            ("OfHz5oj.secret", "OfHz5oj"),
+            ("OfHz5oj.secret", "OfHz5oj***"),
+            (new.as_str(), "hskey-api-ab-_efghij-l-***"),
+        ] {
+            let listed: ApiKey = serde_json::from_value(serde_json::json!({ "prefix": listed })).unwrap();
+            assert_eq!(prefix_of(&Secret::new(key)), Some(listed.prefix()), "{key}");
+        }
+        for junk in ["", ".", "hskey-api-", "hskey-api-short-x", "word"] {
+            assert_eq!(prefix_of(&Secret::new(junk)), None, "{junk}");
+        }
+    }
+
+    #[test]
+    fn a_type_becomes_a_tag_where_policies_allow_it() {
+        let tag = |node_type: &str| tag(&node_type.parse().unwrap());
+        assert_eq!(tag("mongodb").as_deref(), Some("tag:mongodb"));
+        assert_eq!(tag("App-2").as_deref(), Some("tag:app-2"));
+        for other in ["a.b", "a_b", "2nd"] {
+            assert_eq!(tag(other), None, "{other}");
+        }
+    }
 }
