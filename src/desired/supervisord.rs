@@ -45,6 +45,9 @@ pub(super) fn render(
 }
 
 /// tailscaled in the foreground; it neither uploads logs nor looks for updates.
+///
+/// Two things can only be said in its environment. By itself it tries plain HTTP before HTTPS, and when nobody answers
+/// that, it asks its maker's relays whether they know the server's address. And it makes `/var/lib/tailscale`.
 pub(super) fn tailscaled(
     tailscaled: &Installed,
     spec: &Spec,
@@ -60,6 +63,9 @@ pub(super) fn tailscaled(
     let socket = state.tailscale_socket();
     let mut command = Command {
         argv: vec![
+            "env".to_owned(),
+            "TS_FORCE_NOISE_443=true".to_owned(),
+            format!("TS_LOGS_DIR={}", utf8(&data)?),
             utf8(&tailscaled.path)?.to_owned(),
             "--no-logs-no-support".to_owned(),
             format!("--tun={tun}"),
