@@ -4,6 +4,7 @@
 //! rename, acted on, and proven by what the listeners answer. Until it is proven a journal says what is owed,
 //! so that a kill at any point leaves the old or the new generation, and no reload forgotten.
 
+mod built_in;
 pub mod generation;
 pub mod journal;
 mod machine;

@@ -15,13 +15,14 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::sync::watch;
 
+use super::built_in::BuiltIn;
 use super::machine::Machine;
 use super::probe;
+use crate::api::{ApiStatus, NodeRow};
 use crate::desired::{ListenerSettings, Probe, Program, Reader, check_command};
 use crate::facts::Programs;
 use crate::facts::ports::holder_of;
 use crate::identity::Identity;
-use crate::mesh::Mesh;
 use crate::paths::StateDir;
 use crate::plan::{ActionKind, Service, ServiceState};
 use crate::supervisor::{Limits, ProcessInfo, State, Supervisor, SupervisorError};
@@ -42,8 +43,8 @@ pub struct Real {
     programs: Mutex<Programs>,
     /// `None`: this process has no listeners (the commands).
     identity: Option<watch::Receiver<Option<Arc<Identity>>>>,
-    /// With the settings it is to have once everything is proven.
-    listeners: tokio::sync::Mutex<Option<(Mesh, ListenerSettings)>>,
+    listeners: tokio::sync::Mutex<Option<BuiltIn>>,
+    state: StateDir,
 }
 
 impl Real {
@@ -55,6 +56,7 @@ impl Real {
             programs: Mutex::default(),
             identity,
             listeners: tokio::sync::Mutex::new(None),
+            state: state.clone(),
         }
     }
 
@@ -68,7 +70,22 @@ impl Real {
 
     /// Settings of the listeners, once they are open.
     pub async fn listener_settings(&self) -> Option<ListenerSettings> {
-        self.listeners.lock().await.as_ref().map(|(_, goal)| goal.clone())
+        let listeners = self.listeners.lock().await;
+        listeners.as_ref().map(|open| open.settings().clone())
+    }
+
+    /// The nodes that the VPC API knows, or why it cannot tell; `None`: it is not open.
+    pub async fn nodes(&self) -> Option<Result<Vec<NodeRow>, String>> {
+        let listeners = self.listeners.lock().await;
+        match listeners.as_ref()?.api() {
+            Some(api) => Some(api.nodes().await),
+            None => None,
+        }
+    }
+
+    /// How the VPC API is, where it is open.
+    pub async fn api_status(&self) -> Option<watch::Receiver<ApiStatus>> {
+        self.listeners.lock().await.as_ref()?.api_status()
     }
 
     /// supervisord and its programs, where they run.
@@ -105,8 +122,9 @@ impl Real {
 
     /// Drains and closes the listeners.
     pub async fn close(&self) {
-        if let Some((mesh, _)) = self.listeners.lock().await.take() {
-            mesh.shutdown().await;
+        let listeners = self.listeners.lock().await.take();
+        if let Some(listeners) = listeners {
+            listeners.close().await;
         }
     }
 
@@ -115,22 +133,13 @@ impl Real {
             return Ok(());
         };
         let mut listeners = self.listeners.lock().await;
-        let Some((mesh, goal)) = &mut *listeners else {
-            let started =
-                Mesh::start(settings.mesh.clone(), identity.clone()).map_err(|error| error.to_string())?;
-            *listeners = Some((started, settings.clone()));
-            return Ok(());
-        };
-        // nginx asks by the old names until it has reloaded: a backend that goes is known until then.
-        let mut both = settings.mesh.clone();
-        for (name, allowed) in &mesh.settings().backends {
-            both.backends
-                .entry(name.clone())
-                .or_insert_with(|| allowed.clone());
+        match &mut *listeners {
+            Some(open) => open.update(settings, &self.state).await,
+            None => {
+                *listeners = Some(BuiltIn::start(settings, identity.clone(), &self.state).await?);
+                Ok(())
+            }
         }
-        mesh.update(both).await.map_err(|error| error.to_string())?;
-        goal.clone_from(settings);
-        Ok(())
     }
 }
 
@@ -343,14 +352,8 @@ impl Machine for Real {
     }
 
     async fn settle(&self) {
-        if let Some((mesh, goal)) = &*self.listeners.lock().await {
-            // No listener moves here, so nothing can fail.
-            if *mesh.settings() != goal.mesh
-                && let Err(error) = mesh.update(goal.mesh.clone()).await
-            {
-                tracing::error!(%error, "the listeners keep a former backend");
-            }
-            mesh.retire().await;
+        if let Some(listeners) = &mut *self.listeners.lock().await {
+            listeners.settle().await;
         }
     }
 }

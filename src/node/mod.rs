@@ -125,6 +125,21 @@ pub enum Step {
     Joined,
 }
 
+impl Step {
+    /// What is waited for, in words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Identity => "waiting for the identity of this machine",
+            Self::Register => "registering with the VPC server",
+            Self::Tailscaled => "waiting for tailscaled",
+            Self::Up => "joining the VPN",
+            Self::Address => "waiting for an address in the VPN",
+            Self::Announce => "in the VPN, being announced",
+            Self::Joined => "in the VPN",
+        }
+    }
+}
+
 /// The node as `status` shows it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -142,6 +157,13 @@ pub struct NodeStatus {
     pub peers: Vec<Peer>,
     /// How long each step of the last joining took.
     pub took: Vec<Took>,
+}
+
+impl NodeStatus {
+    /// In the VPN, with an address; it may still have to be announced.
+    pub fn in_vpn(&self) -> bool {
+        self.step >= Step::Announce
+    }
 }
 
 /// Another machine in the VPN.

@@ -8,7 +8,7 @@ use crate::facts::Topic;
 use crate::plan::Present;
 
 pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'_>) {
-    use ConditionKind::{Configured, Degraded, IdentityValid, Ready, ServicesHealthy};
+    use ConditionKind::{ApiServing, Configured, Degraded, IdentityValid, Ready, ServicesHealthy, VpnJoined};
     let error = status
         .last_error
         .as_ref()
@@ -81,10 +81,20 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
     };
     status.set(ServicesHealthy, healthy, reason, message);
 
-    let holds = |kind| status.condition(kind).is_some_and(|condition| condition.status);
+    node(status);
+    api(status);
+
+    let fails = |kind| status.condition(kind).is_some_and(|condition| !condition.status);
     let serves = present.generation.is_some() && !present.owed;
-    let ready = serves && holds(IdentityValid) && holds(ServicesHealthy);
-    let wrong: Vec<String> = [Configured, IdentityValid, ServicesHealthy]
+    let needed = [IdentityValid, ServicesHealthy, VpnJoined, ApiServing];
+    let ready = serves && !needed.into_iter().any(fails);
+    // A node stays in the VPN without its server: worth saying, but nothing that serves has ended.
+    let lost = status
+        .node
+        .as_ref()
+        .filter(|node| node.in_vpn())
+        .and_then(|node| node.problem.clone());
+    let wrong: Vec<String> = [Configured, IdentityValid, ServicesHealthy, VpnJoined, ApiServing]
         .into_iter()
         .filter_map(|kind| {
             status
@@ -99,6 +109,7 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
                 .iter()
                 .map(|problem| format!("{}: {}", problem.what.name(), problem.message)),
         )
+        .chain(lost)
         .collect();
     match ready {
         true => status.set(
@@ -117,6 +128,35 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
     match wrong.is_empty() {
         true => status.set(Degraded, false, "AsConfigured", "everything is as it should be"),
         false => status.set(Degraded, true, "SeeMessage", wrong.join("\n")),
+    }
+}
+
+fn node(status: &mut Status) {
+    use ConditionKind::VpnJoined;
+    let Some(node) = status.node.clone() else {
+        return status.unset(VpnJoined);
+    };
+    let reason = format!("{:?}", node.step);
+    match (node.in_vpn(), node.address) {
+        (true, Some(address)) => status.set(VpnJoined, true, "InVpn", format!("this node is {address}")),
+        _ => {
+            let step = node.step.words();
+            let message = node
+                .problem
+                .map_or(step.to_owned(), |problem| format!("{step}: {problem}"));
+            status.set(VpnJoined, false, &reason, message);
+        }
+    }
+}
+
+fn api(status: &mut Status) {
+    use ConditionKind::ApiServing;
+    match status.api.clone() {
+        None => status.unset(ApiServing),
+        Some(api) if api.problems.is_empty() => {
+            status.set(ApiServing, true, "Serving", "nodes can register and be found");
+        }
+        Some(api) => status.set(ApiServing, false, "NotServing", api.problems.join("; ")),
     }
 }
 

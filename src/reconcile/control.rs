@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -19,6 +20,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::status::Status;
+use crate::api::NodeRow;
+use crate::apply::Real;
 use crate::paths::StateDir;
 
 /// What a command asks of the running daemon.
@@ -51,6 +54,9 @@ pub enum AskError {
 /// Docker's own limit for a health check is 30 s; a daemon that takes this long to say how it is hangs.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// In bytes: a million nodes.
+const MAX_ANSWER: usize = 1 << 30;
+
 /// How long a watcher hears nothing when nothing changes.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -58,6 +64,7 @@ const QUIET: Duration = Duration::from_secs(10);
 struct Shared {
     status: watch::Receiver<Status>,
     asks: mpsc::Sender<Ask>,
+    machine: Arc<Real>,
 }
 
 /// Serves until cancelled. The socket is there when this returns its future.
@@ -65,6 +72,7 @@ pub(super) fn serve(
     state: &StateDir,
     status: watch::Receiver<Status>,
     asks: mpsc::Sender<Ask>,
+    machine: Arc<Real>,
     cancel: CancellationToken,
 ) -> io::Result<impl Future<Output = io::Result<()>> + use<>> {
     let path = state.daemon_socket();
@@ -82,7 +90,12 @@ pub(super) fn serve(
         .route("/status/next", get(next_status))
         .route("/apply", post(apply))
         .route("/renew", post(renew))
-        .with_state(Shared { status, asks });
+        .route("/nodes", get(nodes))
+        .with_state(Shared {
+            status,
+            asks,
+            machine,
+        });
     Ok(async move {
         axum::serve(listener, app)
             .with_graceful_shutdown(cancel.cancelled_owned())
@@ -135,6 +148,10 @@ async fn renew(State(shared): State<Shared>) -> StatusCode {
     }
 }
 
+async fn nodes(State(shared): State<Shared>) -> Json<Option<Result<Vec<NodeRow>, String>>> {
+    Json(shared.machine.nodes().await)
+}
+
 /// The commands' side of the socket.
 pub struct Daemon<'a>(pub &'a StateDir);
 
@@ -157,6 +174,11 @@ impl Daemon<'_> {
     /// Asks for a new certificate; it comes in its own time.
     pub async fn renew(&self) -> Result<(), AskError> {
         self.send(Method::POST, "/renew").await.map(drop)
+    }
+
+    /// The nodes of the registry, or why they cannot be told; `None`: the machine is no server.
+    pub async fn nodes(&self) -> Result<Option<Result<Vec<NodeRow>, String>>, AskError> {
+        within(ANSWER, self.ask(Method::GET, "/nodes")).await
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, AskError> {
@@ -189,7 +211,7 @@ impl Daemon<'_> {
         let exchange = async {
             let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), 16 << 20)
+            let body = Limited::new(response.into_body(), MAX_ANSWER)
                 .collect()
                 .await
                 .map_err(|e| broken(&e))?;

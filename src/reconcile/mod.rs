@@ -24,9 +24,11 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::api::ApiStatus;
 use crate::apply::{self, Real};
 use crate::desired::Launch;
 use crate::facts::Watcher;
+use crate::node::{Node, NodeSettings};
 use crate::paths::StateDir;
 use crate::spec::Spec;
 use attempt::Attempts;
@@ -75,6 +77,13 @@ struct Daemon {
     uneasy: Option<Instant>,
     /// The settings that serve.
     live: Option<Arc<Spec>>,
+    /// This machine in the VPN, and what it is told to do there.
+    node: Node,
+    joining: channel::Sender<Option<NodeSettings>>,
+    /// Whether it was told anything yet.
+    told: bool,
+    /// How the VPC API is, while it is open.
+    api: Option<channel::Receiver<ApiStatus>>,
     teller: Teller,
     watch: Watch,
     children: Children,
@@ -94,12 +103,15 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
 
     let (status, statuses) = channel::channel(Status::default());
     let (asks, mut asked) = mpsc::channel(8);
-    let control = control::serve(&state, statuses, asks, cancel.clone()).map_err(RunError::Socket)?;
+    let control =
+        control::serve(&state, statuses, asks, machine.clone(), cancel.clone()).map_err(RunError::Socket)?;
     let control = tokio::spawn(control);
     let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
 
+    let (joining, settings) = channel::channel(None);
+    let node = Node::start(settings, state.clone(), cancel.clone());
     let live = source::last_good(&*machine, &state);
     let mut daemon = Daemon {
         teller: Teller::new(status, &source),
@@ -113,6 +125,10 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
         retry: None,
         uneasy: None,
         live,
+        node,
+        joining,
+        told: false,
+        api: None,
         watch: Watch::new(),
         children: Children::new(),
     };
@@ -168,6 +184,8 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
                     Ok(()) => ("a fact changed".to_owned(), true),
                     Err(_) => std::future::pending().await,
                 },
+                _ = daemon.node.status.changed() => ("the VPN changed".to_owned(), false),
+                () = news(&mut daemon.api) => ("the VPC API changed".to_owned(), false),
                 () = daemon.watch.changed() => ("a file changed".to_owned(), false),
                 () = sleep_until(quiet.unwrap_or_else(|| Instant::now() + BURST)), if burst.is_some() => break,
                 () = sleep_until(wake), if burst.is_none() => ("timer".to_owned(), true),
@@ -193,6 +211,7 @@ impl Daemon {
         self.machine.close().await;
         cancel.cancel();
         self.facts.join().await;
+        self.node.join().await;
         if let Ok(Err(error)) = control.await {
             tracing::warn!(%error, "the daemon's socket ended");
         }
@@ -208,6 +227,17 @@ impl Daemon {
             .into_iter()
             .flatten()
             .fold(timer, Instant::min)
+    }
+}
+
+/// Waits for news of the VPC API; for ever while there is none.
+async fn news(api: &mut Option<channel::Receiver<ApiStatus>>) {
+    let changed = match api {
+        Some(api) => api.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending().await
     }
 }
 

@@ -8,11 +8,12 @@ use tokio::time::Instant;
 
 use super::attempt::Fingerprint;
 use super::control::Answer;
-use super::tell::Round;
+use super::tell::{Round, Vpn};
 use super::{Daemon, UNEASY};
 use crate::apply::{self, Applied, Left, Machine, Order, generation};
 use crate::desired::{Desired, Templates, desired};
 use crate::facts::Observed;
+use crate::node::NodeSettings;
 use crate::plan::{Listeners, Plan, Present, ServiceState, plan};
 use crate::spec::Spec;
 
@@ -79,8 +80,19 @@ impl Daemon {
             .flatten()
             .any(|(_, service)| service.state != ServiceState::Up);
         self.uneasy = down.then(|| Instant::now() + UNEASY);
-        self.teller
-            .tell(&self.source, self.live.as_deref(), &present, round, self.retry)
+        self.api = self.machine.api_status().await;
+        let vpn = Vpn {
+            node: self.node.status.borrow_and_update().clone(),
+            api: self.api.as_mut().map(|api| api.borrow_and_update().clone()),
+        };
+        self.teller.tell(
+            &self.source,
+            self.live.as_deref(),
+            &present,
+            vpn,
+            round,
+            self.retry,
+        )
     }
 
     async fn attempt(&mut self, spec: &Arc<Spec>, seen: &Observed, cause: &str, asked: bool) -> Attempt {
@@ -120,6 +132,7 @@ impl Daemon {
         match apply::apply(&*self.machine, &self.state, &desired, &present, &plan, &order).await {
             Ok(applied) => {
                 self.attempts.worked(&what);
+                self.follow(desired.node);
                 Attempt::Live {
                     applied,
                     plan,
@@ -134,6 +147,16 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Tells the node what it is to do; the first time also when that is nothing.
+    fn follow(&mut self, node: Option<NodeSettings>) {
+        let first = !std::mem::replace(&mut self.told, true);
+        self.joining.send_if_modified(|now| {
+            let news = first || *now != node;
+            *now = node;
+            news
+        });
     }
 
     fn render(&self, spec: &Spec, seen: &Observed) -> Result<Desired, String> {

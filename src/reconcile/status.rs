@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::api::ApiStatus;
+use crate::node::NodeStatus;
+
 /// The whole answer of `GET /status` on the daemon's socket.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -19,6 +22,10 @@ pub struct Status {
     pub conditions: Vec<Condition>,
     pub services: BTreeMap<String, ServiceStatus>,
     pub identity: Option<IdentityStatus>,
+    /// This machine in the VPN (node roles).
+    pub node: Option<NodeStatus>,
+    /// The VPC API and what it needs (server roles).
+    pub api: Option<ApiStatus>,
     pub facts: Vec<FactStatus>,
     pub last_error: Option<LastError>,
     pub next_retry: Option<Timestamp>,
@@ -64,6 +71,10 @@ pub enum ConditionKind {
     IdentityValid,
     /// supervisord and its programs run.
     ServicesHealthy,
+    /// This machine has an address in the VPN (node roles).
+    VpnJoined,
+    /// Nodes can register and be found (server roles).
+    ApiServing,
     /// Something is not as it should be; what serves goes on serving.
     Degraded,
 }
@@ -127,6 +138,11 @@ impl Status {
     /// The condition of one kind, once the first reconcile has ended.
     pub fn condition(&self, kind: ConditionKind) -> Option<&Condition> {
         self.conditions.iter().find(|condition| condition.kind == kind)
+    }
+
+    /// Takes a condition away that does not apply any more.
+    pub fn unset(&mut self, kind: ConditionKind) {
+        self.conditions.retain(|condition| condition.kind != kind);
     }
 
     /// Sets a condition; `since` moves only when `status` or `reason` changes.

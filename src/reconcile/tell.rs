@@ -14,8 +14,10 @@ use super::status::{
     ConditionKind, ConfigStatus, Event, FactStatus, IdentityStatus, LastError, ServiceStatus, Status,
 };
 use super::wall;
+use crate::api::ApiStatus;
 use crate::apply::{Applied, Left, Took};
 use crate::facts::Observed;
+use crate::node::NodeStatus;
 use crate::plan::{ActionKind, Plan, Present, ServiceState};
 use crate::spec::Spec;
 
@@ -64,6 +66,12 @@ impl<'a> Round<'a> {
     }
 }
 
+/// How the built-in parts of the VPN are.
+pub(super) struct Vpn {
+    pub(super) node: NodeStatus,
+    pub(super) api: Option<ApiStatus>,
+}
+
 /// Owns the published status.
 pub(super) struct Teller {
     status: watch::Sender<Status>,
@@ -96,6 +104,7 @@ impl Teller {
         source: &Source,
         live: Option<&Spec>,
         present: &Present,
+        vpn: Vpn,
         round: Round<'_>,
         retry: Option<Instant>,
     ) -> Answer {
@@ -108,6 +117,8 @@ impl Teller {
         status.services = services(present);
         status.facts = facts(round.seen);
         status.identity = identity(round.seen);
+        status.node = live.filter(|spec| spec.role.node).map(|_| vpn.node);
+        status.api = vpn.api;
         status.notes = round
             .live
             .as_ref()
