@@ -98,6 +98,7 @@ fn api(spec: &Spec, facts: &Facts, state: &StateDir) -> ApiSettings {
     ApiSettings {
         listen: spec.server.api_listen,
         allowed_apps: spec.allowed_apps.clone(),
+        own_app: facts.app_id.as_ref().map(|fact| fact.value),
         server_url: headscale::server_url(spec, facts),
         prefix: spec.vpn.prefix,
         join_key_lifetime: spec.server.join_key_lifetime,
