@@ -4,6 +4,7 @@
 //! memory; a change is durable before it is answered.
 
 mod embedded;
+mod etcd;
 mod memory;
 mod record;
 mod view;
@@ -182,6 +183,6 @@ pub async fn open(
 ) -> Result<Arc<dyn Registry>, OpenError> {
     match settings.store {
         Store::Embedded => Ok(Arc::new(embedded::Embedded::open(settings, dir, cancel).await?)),
-        Store::Etcd => Err(OpenError::Etcd("not in this version yet".to_owned())),
+        Store::Etcd => Ok(Arc::new(etcd::Etcd::open(settings, cancel).await?)),
     }
 }

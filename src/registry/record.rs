@@ -5,14 +5,14 @@ use jiff::Timestamp;
 use super::{Change, Node, RegistryError};
 use crate::names::{AppId, NodeId};
 
-/// The record after `change`: `known` is what it was before. `None` when it stays as it is.
+/// The record that `change` makes of the one that is `known`, and whether it is another one.
 pub(super) fn changed(
     known: Option<&Node>,
     owner: AppId,
     id: &NodeId,
     change: &Change,
     now: Timestamp,
-) -> Result<Option<Node>, RegistryError> {
+) -> Result<(Node, bool), RegistryError> {
     if known.is_some_and(|node| node.owner != owner) {
         return Err(RegistryError::NotYours(id.clone()));
     }
@@ -45,7 +45,8 @@ pub(super) fn changed(
     node.ip = ip.or(node.ip);
     node.hostname = hostname.or(node.hostname);
     node.silence = silence.or(node.silence);
-    Ok((known != Some(&node)).then_some(node))
+    let differs = known != Some(&node);
+    Ok((node, differs))
 }
 
 /// As it is stored: JSON, so that people and later versions can read it.

@@ -51,6 +51,9 @@ struct Slot {
     heard: Millis,
     /// The one entry in `View::due` that counts.
     due: Millis,
+    /// When the store last said that it lives; 0 is never.
+    told: Millis,
+    stored: Revision,
     present: bool,
 }
 
@@ -61,10 +64,15 @@ struct Group {
     index: OnceLock<u64>,
 }
 
+/// Where the store has its record; of no meaning here.
+pub(super) type Revision = u64;
+
 /// What is known of a node.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known<'a> {
     pub(super) node: &'a Arc<Node>,
+    pub(super) stored: Revision,
+    pub(super) told: Millis,
     pub(super) heard: Millis,
     pub(super) present: bool,
 }
@@ -130,7 +138,7 @@ impl View {
     }
 
     /// The record is this from now on. Says nothing about the node's life, except that a new one was just heard of.
-    pub(super) fn store(&mut self, mut node: Node, now: Millis) {
+    pub(super) fn store(&mut self, mut node: Node, stored: Revision, now: Millis) {
         if let Some(known) = node
             .node_type
             .as_ref()
@@ -138,22 +146,29 @@ impl View {
         {
             node.node_type = Some(known.0.clone());
         }
-        match self.ids.get(&node.id).copied() {
-            Some(key) => self.change(key, |slot| slot.node = Arc::new(node)),
+        // The store says nothing of nodes that may be silent for ever.
+        let always = self.told_by == Silence::Told && self.silence_of(&node).is_none();
+        let node = Arc::new(node);
+        let key = match self.ids.get(&node.id).copied() {
+            Some(key) => key,
             None => {
-                let id = node.id.clone();
-                let present = self.told_by == Silence::Told && self.silence_of(&node).is_none();
-                let slot = Slot {
-                    node: Arc::new(node),
+                let key = self.slots.insert(Slot {
+                    node: Arc::clone(&node),
                     heard: now,
                     due: Millis::MAX,
+                    told: 0,
+                    stored,
                     present: false,
-                };
-                let key = self.slots.insert(slot) as Key;
-                self.ids.insert(id, key);
-                self.change(key, |slot| slot.present = present);
+                }) as Key;
+                self.ids.insert(node.id.clone(), key);
+                key
             }
-        }
+        };
+        self.change(key, |slot| {
+            slot.node = node;
+            slot.stored = stored;
+            slot.present |= always;
+        });
     }
 
     /// The node lives. False: it is not known.
@@ -169,8 +184,16 @@ impl View {
         true
     }
 
+    /// The node lives, as the store says.
+    pub(super) fn told(&mut self, id: &NodeId, now: Millis) {
+        if self.heard(id, now)
+            && let Some(key) = self.ids.get(id)
+        {
+            self.slots[*key as usize].told = now.max(1);
+        }
+    }
+
     /// The node is silent for too long, as the store says.
-    #[expect(dead_code, reason = "for the etcd store, which follows")]
     pub(super) fn silent(&mut self, id: &NodeId) {
         if let Some(key) = self.ids.get(id).copied() {
             let stays = self.silence_of(&self.slots[key as usize].node).is_none();
@@ -320,6 +343,8 @@ impl Slot {
     fn known(&self) -> Known<'_> {
         Known {
             node: &self.node,
+            stored: self.stored,
+            told: self.told,
             heard: self.heard,
             present: self.present,
         }

@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod backend;
+pub mod etcd;
 pub mod gateway;
 pub mod http;
 pub mod load;

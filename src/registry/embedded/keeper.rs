@@ -130,8 +130,8 @@ impl Keeper {
         let stored = known.map_or(Stored::Created, |_| Stored::Updated);
         match record::changed(known, owner, &id, change, Timestamp::now()) {
             Err(refused) => drop(reply.send(Err(refused))),
-            Ok(node) => {
-                if let Some(node) = node {
+            Ok((node, differs)) => {
+                if differs {
                     batch.nodes.insert(id.clone(), Some(node));
                 }
                 batch.waiting.push((id, stored, reply));
@@ -151,7 +151,7 @@ impl Keeper {
             let mut view = self.memory.write();
             let now = self.memory.now();
             for node in nodes.into_values().flatten() {
-                view.store(node, now);
+                view.store(node, 0, now);
             }
             for (id, ..) in &waiting {
                 view.heard(id, now);
@@ -204,7 +204,7 @@ impl Keeper {
                 gone.remove(&node.id);
                 if view.get(&node.id).is_none_or(|known| **known.node != node) {
                     let (id, now) = (node.id.clone(), memory.now());
-                    view.store(node, now);
+                    view.store(node, 0, now);
                     view.heard(&id, now);
                 }
             })?;

@@ -48,7 +48,7 @@ impl Embedded {
             let file = NodesFile::open(dir, |node| {
                 let id = node.id.clone();
                 let mut view = memory.write();
-                view.store(node, now);
+                view.store(node, 0, now);
                 // How long we were away says nothing about the nodes.
                 view.heard(&id, now);
             })?;
@@ -78,10 +78,8 @@ impl Embedded {
             return Ok(false);
         };
         let now = jiff::Timestamp::now();
-        Ok(
-            record::changed(Some(known.node), owner, id, change, now)?.is_none()
-                && view.heard(id, self.memory.now()),
-        )
+        let (_, differs) = record::changed(Some(known.node), owner, id, change, now)?;
+        Ok(!differs && view.heard(id, self.memory.now()))
     }
 
     async fn ask<T>(

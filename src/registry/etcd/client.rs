@@ -1,0 +1,390 @@
+//! The way to etcd: one of its members after the other, until one answers.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::{Request, Response};
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+use url::Url;
+
+use super::wire::{
+    self, Event, Keys, Kv, LeaseAnswer, Line, RangeAnswer, Refusal, TokenAnswer, Txn, TxnAnswer, WatchAnswer,
+};
+use crate::ratls;
+
+/// For one answer of one member. An election takes about a second.
+const ATTEMPT: Duration = Duration::from_secs(3);
+/// For a call in all: a leader that died is replaced within this.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// After a round in which no member answered.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Records of one page; each has about 400 bytes.
+const PAGE: u32 = 5_000;
+
+// gRPC's codes.
+const DEADLINE_EXCEEDED: u32 = 4;
+const NOT_FOUND: u32 = 5;
+const FAILED_PRECONDITION: u32 = 9;
+const UNAVAILABLE: u32 = 14;
+const UNAUTHENTICATED: u32 = 16;
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum EtcdError {
+    /// No member answered in time. Whether a write was done is not known.
+    #[error("no member of etcd answers: {0}")]
+    Unreachable(String),
+    /// It does not do it, and would not the next time.
+    #[error("etcd refuses: {message}")]
+    Refused { code: u32, message: String },
+    /// What is asked for is compacted away.
+    #[error("etcd has dropped this revision")]
+    Compacted,
+}
+
+impl EtcdError {
+    /// E.g. a lease that expired.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { code: NOT_FOUND, .. })
+    }
+
+    /// The second is what it says when there is no token at all.
+    fn wants_login(&self) -> bool {
+        match self {
+            Self::Refused { code, message } => {
+                *code == UNAUTHENTICATED || message.contains("user name is empty")
+            }
+            _ => false,
+        }
+    }
+}
+
+pub(super) struct Client {
+    http: hyper_util::client::legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// Without user and password.
+    members: Vec<Url>,
+    /// The one that answered last.
+    preferred: AtomicUsize,
+    login: Option<Login>,
+}
+
+/// From the first address that names a user.
+struct Login {
+    name: String,
+    password: String,
+    /// As etcd gave it; it expires.
+    token: Mutex<Option<String>>,
+}
+
+impl Client {
+    pub(super) fn new(endpoints: &[Url]) -> Result<Self, EtcdError> {
+        let mut login = None;
+        let member = |url: &Url| {
+            let mut url = url.clone();
+            let decoded = |text: &str| {
+                percent_encoding::percent_decode_str(text)
+                    .decode_utf8_lossy()
+                    .into_owned()
+            };
+            if !url.username().is_empty() && login.is_none() {
+                login = Some(Login {
+                    name: decoded(url.username()),
+                    password: decoded(url.password().unwrap_or_default()),
+                    token: Mutex::default(),
+                });
+            }
+            // Refused by addresses that cannot have any.
+            let _ = (url.set_username(""), url.set_password(None));
+            url
+        };
+        let members = endpoints.iter().map(member).collect();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(ATTEMPT / 2));
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls()?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        Ok(Self {
+            http: hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https),
+            members,
+            preferred: AtomicUsize::new(0),
+            login,
+        })
+    }
+
+    /// Every key in order, as of one revision, which is returned. `0` for `revision` is the newest.
+    pub(super) async fn range(
+        &self,
+        keys: &Keys,
+        mut revision: u64,
+        keys_only: bool,
+        mut each: impl FnMut(Kv),
+    ) -> Result<u64, EtcdError> {
+        let mut keys = keys.clone();
+        loop {
+            let page: RangeAnswer = self
+                .call("kv/range", &wire::range(&keys, PAGE, revision, keys_only))
+                .await?;
+            if revision == 0 {
+                revision = page.header.revision;
+            }
+            if let Some(last) = page.kvs.last() {
+                keys.0 = format!("{}\0", last.key);
+            }
+            page.kvs.into_iter().for_each(&mut each);
+            if !page.more {
+                return Ok(revision);
+            }
+        }
+    }
+
+    pub(super) async fn txn(&self, txn: &Txn) -> Result<TxnAnswer, EtcdError> {
+        self.call("kv/txn", &txn.body()).await
+    }
+
+    /// A lease that ends after `ttl` seconds unless it is kept.
+    pub(super) async fn grant(&self, ttl: u64) -> Result<u64, EtcdError> {
+        let answer: LeaseAnswer = self.call("lease/grant", &json!({"TTL": ttl.to_string()})).await?;
+        Ok(answer.id)
+    }
+
+    /// False: there is no such lease.
+    pub(super) async fn keep(&self, lease: u64) -> Result<bool, EtcdError> {
+        let answer: Line<LeaseAnswer> = self
+            .call("lease/keepalive", &json!({"ID": lease.to_string()}))
+            .await?;
+        Ok(answer.result.is_some_and(|kept| kept.ttl > 0))
+    }
+
+    /// Ends a lease and all that hangs on it.
+    pub(super) async fn revoke(&self, lease: u64) -> Result<(), EtcdError> {
+        let answer: Result<Value, _> = self.call("lease/revoke", &json!({"ID": lease.to_string()})).await;
+        answer.map(drop)
+    }
+
+    /// What happens to `keys` from revision `start` on.
+    pub(super) async fn watch(&self, keys: &Keys, start: u64) -> Result<Watch, EtcdError> {
+        let stream = |answer: Response<Incoming>| ready(Ok(answer.into_body())).boxed();
+        Ok(Watch {
+            body: self
+                .on_members("watch", &wire::watch(keys, start), stream)
+                .await?,
+            buffer: BytesMut::new(),
+            searched: 0,
+        })
+    }
+
+    /// The next call goes to another member: this one answers, but not as it should.
+    pub(super) fn prefer_another(&self) {
+        self.preferred.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn call<T: DeserializeOwned>(&self, method: &str, body: &Value) -> Result<T, EtcdError> {
+        let whole = |answer| whole(answer).boxed();
+        let answer = self.on_members(method, body, whole).await?;
+        parse(&answer)
+    }
+
+    /// Until one answers, or patience ends. `take` is what is taken of a good answer.
+    async fn on_members<T>(&self, method: &str, body: &Value, take: Take<T>) -> Result<T, EtcdError> {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            let first = self.preferred.load(Ordering::Relaxed);
+            let mut failures = Vec::new();
+            for number in first..first + self.members.len() {
+                let member = &self.members[number % self.members.len()];
+                let answer = match timeout(ATTEMPT, self.attempt(member, method, body, take)).await {
+                    Ok(Err(Failure::Final(error))) if error.wants_login() && self.login.is_some() => {
+                        self.log_in(member).await.map(|()| None)
+                    }
+                    Ok(answer) => answer.map(Some),
+                    Err(_) => Err(Failure::Passing(format!(
+                        "no answer within {}s",
+                        ATTEMPT.as_secs()
+                    ))),
+                };
+                match answer {
+                    Ok(Some(answer)) => {
+                        self.preferred
+                            .store(number % self.members.len(), Ordering::Relaxed);
+                        return Ok(answer);
+                    }
+                    // With the new token, in the next round.
+                    Ok(None) => {}
+                    Err(Failure::Final(error)) => return Err(error),
+                    Err(Failure::Passing(why)) => failures.push(format!("{}: {why}", shown(member))),
+                }
+            }
+            if Instant::now() >= give_up {
+                return Err(EtcdError::Unreachable(failures.join("; ")));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn attempt<T>(
+        &self,
+        member: &Url,
+        method: &str,
+        body: &Value,
+        take: Take<T>,
+    ) -> Result<T, Failure> {
+        let answer = self.send(member, method, body).await?;
+        match answer.status().is_success() {
+            true => take(answer).await,
+            false => Err(refusal(&whole(answer).await?)),
+        }
+    }
+
+    async fn send(&self, member: &Url, method: &str, body: &Value) -> Result<Response<Incoming>, Failure> {
+        let path = format!("{}/v3/{method}", member.as_str().trim_end_matches('/'));
+        let mut request = Request::post(path).header(CONTENT_TYPE, "application/json");
+        if let Some(login) = &self.login {
+            let token = login.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(token) = token {
+                request = request.header(AUTHORIZATION, token);
+            }
+        }
+        let request = request
+            .body(Full::from(body.to_string()))
+            .map_err(|e| Failure::Passing(e.to_string()))?;
+        self.http
+            .request(request)
+            .await
+            .map_err(|e| Failure::Passing(root_cause(&e)))
+    }
+
+    async fn log_in(&self, member: &Url) -> Result<(), Failure> {
+        let Some(login) = &self.login else { return Ok(()) };
+        let body = json!({"name": login.name, "password": login.password});
+        let take = |answer| whole(answer).boxed();
+        let answer = self.attempt(member, "auth/authenticate", &body, take).await?;
+        let answer: TokenAnswer = parse(&answer).map_err(Failure::Final)?;
+        *login.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.token);
+        Ok(())
+    }
+}
+
+/// What happens, as it happens.
+pub(super) struct Watch {
+    body: Incoming,
+    buffer: BytesMut,
+    /// No end of line up to here.
+    searched: usize,
+}
+
+impl Watch {
+    /// What happened at one revision or several, whole revisions only; empty for a word that is no news.
+    pub(super) async fn next(&mut self) -> Result<Vec<Event>, EtcdError> {
+        let broken = |why: String| EtcdError::Unreachable(format!("the watch broke off: {why}"));
+        loop {
+            if let Some(end) = self.buffer[self.searched..]
+                .iter()
+                .position(|byte| *byte == b'\n')
+            {
+                let line = self.buffer.split_to(self.searched + end + 1);
+                self.searched = 0;
+                return understand(&line);
+            }
+            self.searched = self.buffer.len();
+            match self.body.frame().await {
+                Some(Ok(frame)) => self
+                    .buffer
+                    .extend_from_slice(&frame.into_data().unwrap_or_default()),
+                Some(Err(e)) => return Err(broken(root_cause(&e))),
+                None => return Err(broken("the member ended it".to_owned())),
+            }
+        }
+    }
+}
+
+fn understand(line: &[u8]) -> Result<Vec<Event>, EtcdError> {
+    let line: Line<WatchAnswer> = serde_json::from_slice(line)
+        .map_err(|e| EtcdError::Unreachable(format!("the watch is not etcd's: {e}")))?;
+    if let Some(Refusal { code, message }) = line.error {
+        return Err(EtcdError::Refused { code, message });
+    }
+    match line.result {
+        Some(answer) if answer.compact_revision > 0 => Err(EtcdError::Compacted),
+        Some(answer) if answer.canceled => Err(EtcdError::Refused {
+            code: FAILED_PRECONDITION,
+            message: format!("the watch was cancelled ({})", answer.cancel_reason),
+        }),
+        Some(answer) => Ok(answer.events),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// What one member made of a call.
+enum Failure {
+    /// Another member, or the same one a little later, may do it.
+    Passing(String),
+    Final(EtcdError),
+}
+
+/// How an answer is taken.
+type Take<T> = fn(Response<Incoming>) -> BoxFuture<'static, Result<T, Failure>>;
+
+fn parse<T: DeserializeOwned>(answer: &[u8]) -> Result<T, EtcdError> {
+    serde_json::from_slice(answer)
+        .map_err(|e| EtcdError::Unreachable(format!("the answer is not etcd's: {e}")))
+}
+
+async fn whole(answer: Response<Incoming>) -> Result<Bytes, Failure> {
+    let body = answer.into_body().collect().await;
+    Ok(body.map_err(|e| Failure::Passing(root_cause(&e)))?.to_bytes())
+}
+
+fn refusal(body: &[u8]) -> Failure {
+    let Ok(Refusal { code, message }) = serde_json::from_slice(body) else {
+        return Failure::Passing("the answer is not etcd's: is this the address for clients?".to_owned());
+    };
+    match code {
+        // No leader, or not the right one any more, or too slow.
+        UNAVAILABLE | DEADLINE_EXCEEDED => Failure::Passing(message),
+        _ => Failure::Final(EtcdError::Refused { code, message }),
+    }
+}
+
+/// With the system's roots. To have none is no error where etcd is asked in plain HTTP.
+fn tls() -> Result<ClientConfig, EtcdError> {
+    let builder = || {
+        ClientConfig::builder_with_provider(ratls::provider().clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| EtcdError::Unreachable(e.to_string()))
+    };
+    let builder = match builder()?.with_native_roots() {
+        Ok(with_roots) => with_roots,
+        Err(_) => builder()?.with_root_certificates(RootCertStore::empty()),
+    };
+    Ok(builder.with_no_client_auth())
+}
+
+fn shown(member: &Url) -> &str {
+    member.as_str().trim_end_matches('/')
+}
+
+/// hyper's own words stop at `client error (Connect)`.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
