@@ -23,9 +23,6 @@ use line::Line;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-/// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(40);
-
 fn settings(etcd: &Etcd) -> RegistrySettings {
     RegistrySettings {
         store: Store::Etcd,
@@ -43,11 +40,6 @@ async fn server_with(settings: &RegistrySettings) -> Arc<dyn Registry> {
 
 async fn server(etcd: &Etcd) -> Arc<dyn Registry> {
     server_with(&settings(etcd)).await
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let met = poll(PATIENCE, async || holds().then_some(())).await;
-    assert!(met.is_some(), "in vain: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

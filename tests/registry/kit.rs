@@ -49,6 +49,23 @@ impl Home {
     }
 }
 
+/// Longer than anything takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+pub async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(PATIENCE, wait).await;
+    done.unwrap_or_else(|_| panic!("in vain: {what}"))
+}
+
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    within(what, async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+}
+
 pub fn app(n: u8) -> AppId {
     AppId::from_bytes([n; 20])
 }
