@@ -2,6 +2,7 @@
 //! the server, to tailscaled or to this process, the next look starts from the truth.
 
 use super::credentials::Membership;
+use super::pace::Errand;
 use super::server::{Announcement, reachable};
 use super::tailscale::Up;
 use super::view::{Backend, SHARED_SPACE, View};
@@ -26,6 +27,12 @@ pub(super) struct Seen<'a> {
     pub(super) disowned: bool,
     /// Headscale has been out of touch for so long that it may have moved.
     pub(super) out_of_touch: bool,
+    /// `vpc/0/*` is up to date.
+    pub(super) published: bool,
+    /// It could not be written a moment ago.
+    pub(super) publish_later: bool,
+    /// It was in the VPN a moment ago.
+    pub(super) joined: bool,
     /// What the server was told last.
     pub(super) told: Option<&'a Announcement>,
     /// It is time to tell it again.
@@ -42,6 +49,8 @@ pub(super) enum Do {
     LogIn(Up),
     /// Without.
     Adjust(Up),
+    /// In `vpc/0/*`.
+    Publish(Step),
     Announce(Step, Announcement),
     Rest,
 }
@@ -49,9 +58,19 @@ pub(super) enum Do {
 impl Do {
     pub(super) fn step(&self) -> Step {
         match self {
-            Self::Wait(step, _) | Self::Register(step) | Self::Announce(step, _) => *step,
+            Self::Wait(step, _) | Self::Register(step) | Self::Publish(step) | Self::Announce(step, _) => {
+                *step
+            }
             Self::LogIn(_) | Self::Adjust(_) => Step::Up,
             Self::Rest => Step::Joined,
+        }
+    }
+
+    pub(super) fn errand(&self) -> Errand {
+        match self {
+            Self::Publish(_) => Errand::Publishing,
+            Self::Announce(..) => Errand::Announcing,
+            _ => Errand::Joining,
         }
     }
 }
@@ -85,6 +104,11 @@ pub(super) fn next(goal: &Goal<'_>, seen: &Seen<'_>) -> Do {
             (false, _) => Do::Wait(Step::Address, view.trouble()),
         };
     };
+    match (seen.published, seen.joined) {
+        (false, false) => return Do::Publish(Step::Address),
+        (false, true) if !seen.publish_later => return Do::Publish(Step::Joined),
+        _ => {}
+    }
     if goal.settings.node_type.is_some() {
         if seen.told != Some(&announcement) {
             return Do::Announce(Step::Announce, announcement);

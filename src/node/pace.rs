@@ -15,6 +15,33 @@ pub(super) struct Pace {
     failed: Option<Failed>,
 }
 
+/// What may fail by itself, and is tried again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// Everything until the machine is in the VPN.
+    Joining,
+    Publishing,
+    Announcing,
+}
+
+/// One for each errand.
+#[derive(Default)]
+pub(super) struct Paces {
+    joining: Pace,
+    publishing: Pace,
+    announcing: Pace,
+}
+
+impl Paces {
+    pub(super) fn of(&mut self, errand: Errand) -> &mut Pace {
+        match errand {
+            Errand::Joining => &mut self.joining,
+            Errand::Publishing => &mut self.publishing,
+            Errand::Announcing => &mut self.announcing,
+        }
+    }
+}
+
 struct Failed {
     problem: String,
     again: Instant,
@@ -31,12 +58,10 @@ impl Pace {
             .filter(|left| !left.is_zero())
     }
 
-    pub(super) fn problem(&self) -> Option<String> {
-        self.failed.as_ref().map(|failed| failed.problem.clone())
-    }
-
-    pub(super) fn retry_at(&self) -> Option<Timestamp> {
-        self.failed.as_ref().map(|failed| failed.retry_at)
+    /// Why it was not done, and when it is tried again.
+    pub(super) fn failure(&self) -> Option<(String, Timestamp)> {
+        let failed = self.failed.as_ref()?;
+        Some((failed.problem.clone(), failed.retry_at))
     }
 
     pub(super) fn failed(&mut self, problem: String) {
@@ -86,6 +111,10 @@ impl Clock {
         self.step = step;
         self.since = Instant::now();
         Duration::ZERO
+    }
+
+    pub(super) fn step(&self) -> Step {
+        self.step
     }
 
     /// What the steps so far took, in their order; one that was taken more than once counts in all.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::credentials::Credentials;
 use super::files::{self, FileError, Readers};
 use super::machine::{Do, Goal, Seen, next};
-use super::pace::{Clock, Pace};
+use super::pace::{Clock, Errand, Pace, Paces};
 use super::server::{Announcement, Client, ServerError};
 use super::tailscale::{CommandError, Tailscale, Up};
 use super::view::View;
@@ -54,8 +54,6 @@ struct Now<'a> {
     tailscale: &'a Tailscale,
     /// `None`: tailscaled does not answer.
     view: Option<&'a View>,
-    /// The view has the peers.
-    full: bool,
 }
 
 pub(super) struct Owner {
@@ -64,16 +62,15 @@ pub(super) struct Owner {
     credentials: Credentials,
     /// For a machine that the platform gave no instance id; kept with the membership.
     made_up: NodeId,
-    /// Of everything but announcing, which may fail while all else is well.
-    acts: Pace,
-    announcing: Pace,
+    paces: Paces,
     told: Option<Announcement>,
     heartbeat_due: Instant,
     /// How often in a row the server said that Headscale does not know this node.
     disowned: u32,
     /// Since when Headscale is out of touch.
     offline: Option<Instant>,
-    last_full_look: Option<Instant>,
+    /// When `vpc/0/*` was last brought up to date, since the machine is in the VPN.
+    published: Option<Instant>,
     updates_forbidden: bool,
     clock: Clock,
 }
@@ -85,13 +82,12 @@ impl Owner {
             state,
             status,
             made_up: NodeId::random(),
-            acts: Pace::default(),
-            announcing: Pace::default(),
+            paces: Paces::default(),
             told: None,
             heartbeat_due: Instant::now(),
             disowned: 0,
             offline: None,
-            last_full_look: None,
+            published: None,
             updates_forbidden: false,
             clock: Clock::default(),
         }
@@ -126,7 +122,7 @@ impl Owner {
             }
         }
         self.told = None;
-        self.last_full_look = None;
+        self.published = None;
         self.clock = Clock::default();
         self.status.send_if_modified(|status| {
             let former = std::mem::take(status);
@@ -139,8 +135,7 @@ impl Owner {
             return pending().await;
         };
         // Somebody changed something: that may be what it takes.
-        self.acts = Pace::default();
-        self.announcing = Pace::default();
+        self.paces = Paces::default();
         loop {
             let pause = self.turn(settings).await;
             sleep(pause).await;
@@ -164,7 +159,7 @@ impl Owner {
             program,
             socket: self.state.tailscale_socket(),
         };
-        let full = self.last_full_look.is_none_or(|at| at.elapsed() >= PEERS);
+        let full = self.published.is_none_or(|at| at.elapsed() >= PEERS);
         let looked = tailscale.look(full).await;
         let view = looked.as_ref().ok();
         self.note(view, full);
@@ -176,6 +171,9 @@ impl Owner {
                 tailscaled: looked.as_ref().map_err(ToString::to_string),
                 disowned: self.disowned >= DISOWNED,
                 out_of_touch: self.offline.is_some_and(|since| since.elapsed() >= OUT_OF_TOUCH),
+                published: !full,
+                publish_later: self.paces.of(Errand::Publishing).wait().is_some(),
+                joined: self.clock.step() == Step::Joined,
                 told: self.told.as_ref(),
                 due: self.heartbeat_due <= Instant::now(),
             },
@@ -184,7 +182,6 @@ impl Owner {
             goal: &goal,
             tailscale: &tailscale,
             view,
-            full,
         };
         self.take(&now, act).await
     }
@@ -208,11 +205,7 @@ impl Owner {
     /// Takes note of what is seen, for `status` and for later.
     fn note(&mut self, view: Option<&View>, full: bool) {
         let up = view.filter(|view| view.is_up());
-        self.last_full_look = match (up, full) {
-            (Some(_), true) => Some(Instant::now()),
-            (Some(_), false) => self.last_full_look,
-            (None, _) => None,
-        };
+        self.published = self.published.filter(|_| up.is_some());
         self.offline = match view {
             Some(view) if view.online => None,
             _ => self.offline.or_else(|| Some(Instant::now())),
@@ -244,47 +237,55 @@ impl Owner {
             self.show(step, why.filter(|_| explain), None);
             return if explain { STEADY } else { QUICK };
         }
-        let announcing = matches!(act, Do::Announce(..));
         if matches!(act, Do::Announce(..) | Do::Rest) {
             // In the VPN: whatever failed on the way here is over.
-            self.acts = Pace::default();
+            *self.paces.of(Errand::Joining) = Pace::default();
         }
-        let pace = self.pace(announcing);
-        let (problem, retry_at, wait) = (pace.problem(), pace.retry_at(), pace.wait());
-        let problem = problem.or_else(|| self.out_of_touch(step, now));
-        self.show(step, problem, retry_at);
+        let errand = act.errand();
+        let wait = self.paces.of(errand).wait();
+        self.tell(step, errand, now);
         if let Some(wait) = wait {
             return wait.min(STEADY);
         }
+        let is_rest = act == Do::Rest;
         let done = match act {
             Do::Wait(..) => Ok(()),
             Do::Register(_) => self.register(now).await,
             Do::LogIn(up) => self.log_in(now, &up).await,
             Do::Adjust(up) => self.adjust(now, &up).await,
+            Do::Publish(_) => self.publish(now),
             Do::Announce(_, announcement) => self.announce(now, announcement).await,
             Do::Rest => self.rest(now).await,
         };
-        let pace = self.pace(announcing);
         match done {
-            Ok(()) => pace.succeeded(),
+            Ok(()) => self.paces.of(errand).succeeded(),
             Err(error) => {
-                pace.failed(error.to_string());
-                let (problem, retry_at) = (pace.problem(), pace.retry_at());
-                self.show(step, problem, retry_at);
+                self.paces.of(errand).failed(error.to_string());
+                self.tell(step, errand, now);
             }
         }
-        if step == Step::Joined {
-            CALM
-        } else {
-            Duration::ZERO
+        match is_rest {
+            true if now.goal.settings.node_type.is_some() => {
+                CALM.min(self.heartbeat_due.saturating_duration_since(Instant::now()))
+            }
+            true => CALM,
+            false => Duration::ZERO,
         }
     }
 
-    fn pace(&mut self, announcing: bool) -> &mut Pace {
-        match announcing {
-            true => &mut self.announcing,
-            false => &mut self.acts,
-        }
+    /// Tells the step, and what is wrong: with the act itself, else with what goes on beside it.
+    fn tell(&mut self, step: Step, errand: Errand, now: &Now<'_>) {
+        let beside: &[Errand] = match step {
+            Step::Joined => &[Errand::Announcing, Errand::Publishing],
+            _ => &[],
+        };
+        let mut errands = std::iter::once(&errand).chain(beside);
+        let failed = errands.find_map(|errand| self.paces.of(*errand).failure());
+        let (problem, retry_at) = match failed {
+            Some((problem, retry_at)) => (Some(problem), Some(retry_at)),
+            None => (self.out_of_touch(step, now), None),
+        };
+        self.show(step, problem, retry_at);
     }
 
     /// A node that lost Headscale stays in the VPN, and says so.
@@ -316,6 +317,7 @@ impl Owner {
             return Ok(());
         };
         let commanded = now.tailscale.up(up, Some(&key));
+        self.updates_forbidden = false;
         let done = match now.view.is_some_and(|view| view.is_logged_in(&up.login_server)) {
             // It seems to be in the VPN already, so only the command knows when it is anew.
             true => commanded.await,
@@ -325,7 +327,6 @@ impl Owner {
                 () = until_up(now.tailscale, up) => Ok(()),
             },
         };
-        self.updates_forbidden = false;
         match done {
             Ok(()) => {
                 self.disowned = 0;
@@ -349,22 +350,26 @@ impl Owner {
                 "tailscaled finds no packet filter in this kernel and goes on without: peers can send to every port"
             );
         }
-        self.updates_forbidden = false;
-        match now.tailscale.up(up, None).await {
+        let is_running = now.view.is_some_and(|view| view.prefs.want_running);
+        let done = match is_running {
+            true => now.tailscale.set(up).await,
+            // Somebody said `tailscale down`.
+            false => now.tailscale.up(up, None).await,
+        };
+        match done {
             Ok(()) => Ok(()),
             Err(error) => Err(explained(now.tailscale, error).await),
         }
     }
 
     async fn announce(&mut self, now: &Now<'_>, announcement: Announcement) -> Result<(), ActError> {
-        self.write_files(now)?;
         let settings = now.goal.settings;
         let client = Client::new(settings, announcement.server);
         let heard = client.announce(&announcement).await?;
         // Never in step with other nodes.
         let pause = settings.heartbeat.mul_f64(0.9 + 0.2 * fastrand::f64());
         self.heartbeat_due = Instant::now() + pause;
-        self.announcing = Pace::default();
+        *self.paces.of(Errand::Announcing) = Pace::default();
         self.told = Some(announcement);
         self.disowned = if heard.in_vpn { 0 } else { self.disowned + 1 };
         if self.disowned == DISOWNED {
@@ -379,7 +384,6 @@ impl Owner {
     }
 
     async fn rest(&mut self, now: &Now<'_>) -> Result<(), ActError> {
-        self.write_files(now)?;
         self.credentials.drop_key()?;
         let quiet = now.view.is_some_and(|view| view.prefs.no_updates());
         if !quiet && !self.updates_forbidden {
@@ -393,8 +397,8 @@ impl Owner {
     }
 
     /// Small files, and seldom: not worth a thread of their own.
-    fn write_files(&self, now: &Now<'_>) -> Result<(), FileError> {
-        let (Some(membership), Some(view), true) = (self.credentials.membership(), now.view, now.full) else {
+    fn publish(&mut self, now: &Now<'_>) -> Result<(), ActError> {
+        let (Some(membership), Some(view)) = (self.credentials.membership(), now.view) else {
             return Ok(());
         };
         let (Some(address), Some(hostname)) = (view.address, &view.dns_name) else {
@@ -405,7 +409,9 @@ impl Owner {
             None => Readers::Us,
         };
         let contents = files::contents(membership, address, hostname, &view.json);
-        files::write(&self.state.vpc(), &contents, readers)
+        files::write(&self.state.vpc(), &contents, readers)?;
+        self.published = Some(Instant::now());
+        Ok(())
     }
 
     /// Tells how it is. Whoever watches wakes for another step or another problem only.

@@ -68,6 +68,17 @@ pub(super) struct Up {
     pub(super) netfilter: bool,
 }
 
+impl Up {
+    fn flags(&self) -> [String; 4] {
+        [
+            format!("--hostname={}", self.hostname),
+            format!("--accept-dns={}", self.accept_dns),
+            format!("--accept-routes={}", self.accept_routes),
+            format!("--netfilter-mode={}", if self.netfilter { "on" } else { "off" }),
+        ]
+    }
+}
+
 /// One tailscaled and the command that talks to it.
 #[derive(Debug, Clone)]
 pub(super) struct Tailscale {
@@ -113,13 +124,7 @@ impl Tailscale {
         command
             .arg("--reset")
             .arg(format!("--login-server={}", up.login_server))
-            .arg(format!("--hostname={}", up.hostname))
-            .arg(format!("--accept-dns={}", up.accept_dns))
-            .arg(format!("--accept-routes={}", up.accept_routes))
-            .arg(format!(
-                "--netfilter-mode={}",
-                if up.netfilter { "on" } else { "off" }
-            ))
+            .args(up.flags())
             .arg(format!("--timeout={}s", LOGIN.as_secs()));
         if let Some(key) = key {
             let mut file = std::ffi::OsString::from("--auth-key=file:");
@@ -128,6 +133,13 @@ impl Tailscale {
             command.arg("--force-reauth").arg(file);
         }
         self.run("up", command, LOGIN + PATIENCE).await
+    }
+
+    /// Changes what differs on a machine that is in the VPN, and stays there meanwhile.
+    pub(super) async fn set(&self, up: &Up) -> Result<(), CommandError> {
+        let mut command = self.command("set");
+        command.args(up.flags());
+        self.run("set", command, PATIENCE).await
     }
 
     /// Neither looks for new versions nor installs them, whatever the control server proposes.
