@@ -112,17 +112,18 @@ impl Drop for Api {
 }
 
 /// What the mesh checks, and what it says when the server is gone.
-fn arrive(inner: &Inner, headers: &HeaderMap) -> Result<(), Response> {
+fn arrive(inner: &Inner, headers: &HeaderMap) -> Result<(), Box<Response>> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let mut behaviour = inner.behaviour.lock().expect("no panic");
     let (Some("vpc-server"), Some(app)) = (header("host"), header("x-dstack-target-app")) else {
-        return Err((StatusCode::BAD_REQUEST, "another host or no target").into_response());
+        let response = (StatusCode::BAD_REQUEST, "another host or no target").into_response();
+        return Err(Box::new(response));
     };
     behaviour.targets.push(app.to_owned());
     match behaviour.down {
         true => {
             let body = json!({"error": "the gateway closed the connection", "code": "unreachable"});
-            Err((StatusCode::BAD_GATEWAY, Json(body)).into_response())
+            Err(Box::new((StatusCode::BAD_GATEWAY, Json(body)).into_response()))
         }
         false => Ok(()),
     }
@@ -132,8 +133,10 @@ async fn register(
     State(inner): State<Arc<Inner>>,
     headers: HeaderMap,
     Query(query): Query<Parameters>,
-) -> Result<Response, Response> {
-    arrive(&inner, &headers)?;
+) -> Response {
+    if let Err(response) = arrive(&inner, &headers) {
+        return *response;
+    }
     let bad = inner.behaviour.lock().expect("no panic").bad_keys.pop_front();
     let key = match bad {
         Some(key) => key,
@@ -152,20 +155,22 @@ async fn register(
     behaviour.keys.push(key.clone());
     let server_url = &behaviour.server_url;
     let body = json!({"pre_auth_key": key, "shared_key": SHARED_KEY, "server_url": server_url});
-    Ok(Json(body).into_response())
+    Json(body).into_response()
 }
 
 async fn update(
     State(inner): State<Arc<Inner>>,
     headers: HeaderMap,
     Query(query): Query<Parameters>,
-) -> Result<Response, Response> {
-    arrive(&inner, &headers)?;
+) -> Response {
+    if let Err(response) = arrive(&inner, &headers) {
+        return *response;
+    }
     let mut behaviour = inner.behaviour.lock().expect("no panic");
     behaviour.announcements.push(query);
     let body = match behaviour.disowns {
         true => json!({"status": "updated", "in_vpn": false}),
         false => json!({"status": "updated"}),
     };
-    Ok(Json(body).into_response())
+    Json(body).into_response()
 }
