@@ -131,8 +131,11 @@ impl From<RegistryError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        if let Self::NoKey { cause } | Self::Unavailable { cause, .. } = &self {
-            tracing::warn!(cause, "the API answers: {self}");
+        match &self {
+            Self::NoKey { cause } => tracing::warn!(cause, "{self}"),
+            // Whose trouble it is has said so once; this comes again with every request.
+            Self::Unavailable { cause, .. } => tracing::debug!(cause, "{self}"),
+            _ => {}
         }
         let index = match &self {
             Self::NoNodes { index, .. } => *index,

@@ -24,7 +24,7 @@ use arc_swap::ArcSwap;
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,7 +32,7 @@ use crate::headscale::{Access, Headscale};
 use crate::mesh::BindError;
 use crate::names::{AppId, DnsName, NodeId, NodeType};
 use crate::paths::StateDir;
-use crate::registry::RegistrySettings;
+use crate::registry::{Change, RegistryError, RegistrySettings, Stored};
 use crate::spec::AllowedApps;
 use error::ApiError;
 use limits::Limits;
@@ -128,6 +128,7 @@ impl Api {
             settings: watch::Sender::new(Arc::new(settings)),
             store: store.subscribe(),
             headscale,
+            key_makers: Semaphore::new(register::KEYS_AT_ONCE),
         });
         let listeners = Listeners::start(listen, router::router(Arc::clone(&shared)))?;
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
@@ -243,6 +244,8 @@ struct Shared {
     limits: ArcSwap<Limits>,
     store: watch::Receiver<Store>,
     headscale: Headscale,
+    /// Who may have a key made; the others wait.
+    key_makers: Semaphore,
 }
 
 impl Shared {
@@ -252,5 +255,17 @@ impl Shared {
 
     async fn opened(&self) -> Result<Arc<Opened>, ApiError> {
         store::opened(&self.store).await
+    }
+
+    /// Puts it into the registry of now; when that is replaced meanwhile, into the next.
+    async fn put(&self, owner: AppId, id: &NodeId, change: &Change) -> Result<Stored, ApiError> {
+        loop {
+            let opened = self.opened().await?;
+            let stored = opened.registry.put(owner, id.clone(), change.clone()).await;
+            match stored {
+                Err(RegistryError::Unavailable(_)) if !store::is(&self.store, &opened) => {}
+                stored => return Ok(stored?),
+            }
+        }
     }
 }

@@ -60,11 +60,10 @@ pub(super) async fn update(
         hostname: query.read("hostname", query::hostname)?,
         silence: query.read("silence", query::duration)?,
     };
-    let opened = shared.opened().await?;
-    if change.name.is_none() && opened.registry.node(&id).is_none() {
+    if change.name.is_none() && shared.opened().await?.registry.node(&id).is_none() {
         change.name = Some(id.to_string());
     }
-    let status = match opened.registry.put(caller.0, id, change).await? {
+    let status = match shared.put(caller.0, &id, &change).await? {
         Stored::Created => "created",
         Stored::Updated => "updated",
     };

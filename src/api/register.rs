@@ -1,11 +1,13 @@
 //! `GET /api/register`: what a node needs to join the VPN.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Serialize;
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::Shared;
@@ -13,9 +15,14 @@ use super::caller::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::query::Query;
 use super::reply::json;
-use crate::headscale::{HeadscaleError, JoinKey};
+use crate::headscale::{HeadscaleError, JoinKey, MadeKey};
 use crate::names::{NodeId, NodeName};
 use crate::registry::Change;
+
+/// Headscale hashes each key for a tenth of a second or more: asked for more at once, it answers none of them in time.
+pub(super) const KEYS_AT_ONCE: usize = 4;
+/// With the ten seconds that Headscale may take, below `mesh.response_timeout` (60 s).
+const LONGEST_QUEUE: Duration = Duration::from_secs(40);
 
 /// What a node needs to join the VPN.
 #[derive(Serialize, ToSchema)]
@@ -75,7 +82,7 @@ pub(super) async fn register(
         .as_ref()
         .map_err(|cause| ApiError::unavailable("this server has no shared key at the moment", cause))?;
     // First the record: a node of another app gets no key.
-    let stored = opened.registry.put(caller.0, id.clone(), change).await?;
+    let stored = shared.put(caller.0, &id, &change).await?;
     let node_type = opened
         .registry
         .node(&id)
@@ -85,7 +92,7 @@ pub(super) async fn register(
         reusable: settings.join_key_reusable,
         node_type,
     };
-    let key = shared.headscale.join_key(&wanted).await.map_err(no_key)?;
+    let key = make_key(&shared, &wanted).await?;
     tracing::info!(app = %caller.0, node = %id, ?stored, "a node registered");
     let answer = Registered {
         pre_auth_key: key.secret.expose(),
@@ -95,14 +102,25 @@ pub(super) async fn register(
     Ok(json(StatusCode::OK, &answer))
 }
 
-fn no_key(error: HeadscaleError) -> ApiError {
-    match error {
-        HeadscaleError::NotHere | HeadscaleError::NotReady(_) => ApiError::unavailable(
-            "Failed to generate pre-auth key: Headscale cannot be used at the moment",
-            error,
-        ),
-        other => ApiError::NoKey {
-            cause: other.to_string(),
-        },
-    }
+/// Waits for its turn, and then for Headscale.
+async fn make_key(shared: &Shared, wanted: &JoinKey) -> Result<MadeKey, ApiError> {
+    let Ok(Ok(_turn)) = timeout(LONGEST_QUEUE, shared.key_makers.acquire()).await else {
+        return Err(ApiError::unavailable(
+            "Failed to generate pre-auth key: too many nodes register at once",
+            "the others before it took too long",
+        ));
+    };
+    shared
+        .headscale
+        .join_key(wanted)
+        .await
+        .map_err(|error| match error {
+            HeadscaleError::NotHere | HeadscaleError::NotReady(_) => ApiError::unavailable(
+                "Failed to generate pre-auth key: Headscale cannot be used at the moment",
+                error,
+            ),
+            other => ApiError::NoKey {
+                cause: other.to_string(),
+            },
+        })
 }

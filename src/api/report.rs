@@ -23,15 +23,16 @@ pub(super) struct Reporter {
 
 impl Reporter {
     pub(super) fn new(shared: &Shared, cancel: CancellationToken) -> (Self, watch::Receiver<ApiStatus>) {
-        let status = watch::Sender::default();
-        let receiver = status.subscribe();
-        let reporter = Self {
+        let mut reporter = Self {
             settings: shared.settings.subscribe(),
             store: shared.store.clone(),
             headscale: shared.headscale.trouble(),
-            status,
+            status: watch::Sender::default(),
             cancel,
         };
+        let now = reporter.look();
+        reporter.status.send_replace(now);
+        let receiver = reporter.status.subscribe();
         (reporter, receiver)
     }
 

@@ -51,6 +51,11 @@ pub(super) async fn opened(store: &watch::Receiver<Store>) -> Result<Arc<Opened>
     ))
 }
 
+/// Whether `opened` has not been replaced.
+pub(super) fn is(store: &watch::Receiver<Store>, opened: &Opened) -> bool {
+    matches!(&*store.borrow(), Store::Open(now) if Arc::ptr_eq(&now.registry, &opened.registry))
+}
+
 /// The task that owns the registry.
 pub(super) struct Keeper {
     pub(super) settings: watch::Receiver<Arc<ApiSettings>>,
@@ -62,15 +67,26 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Keeps a registry open until it is cancelled, and closes it then.
     pub(super) async fn run(self) {
+        let mut backoff = Backoff::default();
         while !self.cancel.is_cancelled() {
             let settings = self.settings.borrow().registry.clone();
-            let Some(registry) = self.until_changed(&settings, self.open(&settings)).await else {
-                continue;
-            };
-            self.until_changed(&settings, self.serve(&registry)).await;
-            // Requests wait meanwhile for the next one.
-            self.store.send_replace(Store::Opening);
-            registry.close().await;
+            // Never cut short: an attempt that goes on unseen would be in the way of the next.
+            match self.open(&settings).await {
+                Ok(registry) => {
+                    self.until_changed(&settings, self.serve(&registry)).await;
+                    // Requests wait meanwhile for the next one.
+                    self.store.send_replace(Store::Opening);
+                    registry.close().await;
+                    backoff = Backoff::default();
+                }
+                Err(why) => {
+                    self.failed(why);
+                    let pause = sleep(backoff.after(false));
+                    if self.until_changed(&settings, pause).await.is_none() {
+                        backoff = Backoff::default();
+                    }
+                }
+            }
         }
     }
 
@@ -88,30 +104,23 @@ impl Keeper {
         }
     }
 
-    async fn open(&self, settings: &RegistrySettings) -> Arc<dyn Registry> {
-        let mut backoff = Backoff::default();
+    async fn open(&self, settings: &RegistrySettings) -> Result<Arc<dyn Registry>, String> {
         let dir = self.state.registry();
-        loop {
-            let opened = match make_private_dir(&dir) {
-                Ok(()) => registry::open(settings, &dir, self.cancel.clone())
-                    .await
-                    .map_err(|error| error.to_string()),
-                Err(error) => Err(format!("{} cannot be made: {error}", dir.display())),
-            };
-            let why = match opened {
-                Ok(registry) => return registry,
-                Err(why) => why,
-            };
-            self.store.send_if_modified(|store| {
-                let is_new = !matches!(store, Store::Failed(known) if *known == why);
-                if is_new {
-                    tracing::error!("the registry cannot be opened: {why}");
-                    *store = Store::Failed(why);
-                }
-                is_new
-            });
-            sleep(backoff.after(false)).await;
-        }
+        make_private_dir(&dir).map_err(|error| format!("{} cannot be made: {error}", dir.display()))?;
+        registry::open(settings, &dir, self.cancel.child_token())
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    fn failed(&self, why: String) {
+        self.store.send_if_modified(|store| {
+            let is_new = !matches!(store, Store::Failed(known) if *known == why);
+            if is_new {
+                tracing::error!("the registry cannot be opened: {why}");
+                *store = Store::Failed(why);
+            }
+            is_new
+        });
     }
 
     /// Offers the registry, without end. Nodes are found at once, and can register once there is a shared key.

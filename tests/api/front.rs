@@ -1,0 +1,118 @@
+//! Through the rendered nginx, from a client with a certificate: how peers reach it.
+
+use std::collections::BTreeMap;
+
+use dstack_vpc::mesh::{Mesh, MeshSettings};
+use dstack_vpc::spec::AllowedApps;
+use hyper::StatusCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+use crate::kit::*;
+use crate::nginx::{CALLER, Front, Who, get, text};
+use crate::rendered;
+
+/// The auth service as the daemon runs it, for a server without other backends.
+fn auth_service() -> Mesh {
+    let patience = Duration::from_secs(10);
+    let (_, nobody) = watch::channel(None);
+    Mesh::start(
+        MeshSettings {
+            client_listen: "127.0.0.1:0".parse().expect("an address"),
+            auth_listen: "127.0.0.1:0".parse().expect("an address"),
+            gateway: None,
+            agent: None,
+            backends: BTreeMap::from([("vpc-server".parse().expect("a name"), AllowedApps::Any)]),
+            connect_timeout: patience,
+            response_timeout: patience,
+            idle_timeout: patience,
+            drain_timeout: patience,
+            agent_timeout: patience,
+        },
+        nobody,
+    )
+    .expect("the mesh")
+}
+
+#[tokio::test]
+async fn the_certificate_says_who_calls_and_nothing_else_does() {
+    let caller = rendered::app(CALLER);
+    let server = Server::with(|settings| settings.allowed_apps = AllowedApps::Only([caller].into())).await;
+    let mesh = auth_service();
+    let (api, auth) = (server.addr().await, mesh.local_addrs().await.auth);
+    let front = Front::start_with_auth(auth, Arc::default(), |spec, _| {
+        spec.role.server = true;
+        spec.server.api_listen = api;
+        spec.backends.clear();
+    })
+    .await;
+
+    // A caller that names itself, in every spelling, is still who its certificate says.
+    let mut spoofed = get("vpc-server", "/api/nodes");
+    for name in [
+        "X-Dstack-App-Id",
+        "x_dstack_app_id",
+        "X-Dstack_App-Id",
+        "x.dstack.app.id",
+    ] {
+        let name: hyper::header::HeaderName = name.parse().expect("a name");
+        spoofed
+            .headers_mut()
+            .append(name.clone(), NOBODY.parse().expect("a value"));
+        spoofed
+            .headers_mut()
+            .append(name, THEIRS.parse().expect("a value"));
+    }
+    let mut update = get(
+        "vpc-server",
+        "/api/nodes/update?uuid=n-1&node_type=db&hostname=n-1.dstack.internal",
+    );
+    *update.method_mut() = hyper::Method::POST;
+    update
+        .headers_mut()
+        .insert("x-dstack-app-id", NOBODY.parse().expect("a value"));
+    for (request, expected) in [
+        (update, r#"{"status":"created"}"#),
+        (get("vpc-server", "/api/discover/db"), r#""uuid":"n-1""#),
+        (spoofed, r#""uuid":"n-1""#),
+        (get("vpc-server", "/api/ping"), "pong"),
+    ] {
+        let reply = front.https(Who::App, request).await;
+        assert_eq!(reply.status(), StatusCode::OK);
+        let text = text(reply).await;
+        assert!(text.contains(expected), "{text}");
+    }
+    let rows = server.api.nodes().await.expect("the nodes");
+    assert_eq!(rows.iter().map(|row| row.owner).collect::<Vec<_>>(), [caller]);
+
+    // Long polling holds through nginx.
+    let waiting = front.https(Who::App, get("vpc-server", "/api/discover/web?wait=50s"));
+    let announce = async {
+        let mut update = get(
+            "vpc-server",
+            "/api/nodes/update?uuid=n-2&node_type=web&hostname=n-2.dstack.internal",
+        );
+        *update.method_mut() = hyper::Method::POST;
+        front.https(Who::App, update).await.status()
+    };
+    let (news, announced) = tokio::join!(waiting, announce);
+    assert_eq!((news.status(), announced), (StatusCode::OK, StatusCode::OK));
+
+    for who in [Who::Nobody, Who::Stranger] {
+        let mut request = get("vpc-server", "/api/nodes");
+        request
+            .headers_mut()
+            .insert("x-dstack-app-id", caller.to_string().parse().expect("a value"));
+        let refused = front.https(who, request).await;
+        assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    }
+    // No longer allowed: nginx lets it through, the API does not, and says so in its own words.
+    let mut closed = (*server.api.settings()).clone();
+    closed.allowed_apps = AllowedApps::Only([app(OURS)].into());
+    server.api.update(closed).await.expect("updated");
+    let refused = front.https(Who::App, get("vpc-server", "/api/nodes")).await;
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    assert_eq!(text(refused).await, r#"{"error":"Forbidden"}"#);
+    mesh.shutdown().await;
+}
