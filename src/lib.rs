@@ -28,3 +28,4 @@ pub mod reconcile;
 pub mod registry;
 pub mod spec;
 pub mod supervisor;
+pub mod words;

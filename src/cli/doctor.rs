@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use anstyle::{AnsiColor, Style};
+
 use super::{Context, block_on, out};
-use crate::doctor::{examine, modules};
+use crate::doctor::{Finding, Report, Severity, examine, modules};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -29,11 +31,107 @@ pub(super) fn doctor(context: &Context, args: &Args) -> anyhow::Result<ExitCode>
     let report = block_on(examine(loaded.as_ref().map_err(String::as_str), &context.state))?;
     match args.json {
         true => out::line(serde_json::to_string_pretty(&report)?)?,
-        false => out::print(report.text(args.verbose))?,
+        false => out::print(text(&report, args.verbose))?,
     }
     Ok(if report.ok {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+const WIDTH: usize = 100;
+const INDENT: usize = 9;
+
+/// `verbose` also tells what is well.
+fn text(report: &Report, verbose: bool) -> String {
+    let told = report
+        .findings
+        .iter()
+        .filter(|finding| verbose || finding.severity != Severity::Ok);
+    let mut text: String = told.map(finding_text).collect();
+    let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
+    let number = |count, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let well = number(count(Severity::Ok), "thing");
+    text += &match (errors, warnings) {
+        (0, 0) => format!("{well} looked at, and nothing found that will not work\n"),
+        _ => format!(
+            "{}, {}; {well} well{}\n",
+            number(errors, "error"),
+            number(warnings, "warning"),
+            if verbose { "" } else { " (--verbose lists them)" }
+        ),
+    };
+    text
+}
+
+fn finding_text(finding: &Finding) -> String {
+    let (style, word) = match finding.severity {
+        Severity::Error => (AnsiColor::Red.on_default().bold(), "error"),
+        Severity::Warning => (AnsiColor::Yellow.on_default().bold(), "warning"),
+        Severity::Note => (Style::new().bold(), "note"),
+        Severity::Ok => (AnsiColor::Green.on_default(), "ok"),
+    };
+    let mut text = format!("{style}{word:<8}{style:#} ");
+    text += out::wrapped(&finding.what, INDENT, WIDTH).trim_start();
+    text += &out::wrapped(&finding.why, INDENT, WIDTH);
+    for line in &finding.mend {
+        text += &format!("{:INDENT$}→ {line}\n", "");
+    }
+    if finding.severity != Severity::Ok {
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(severity: Severity, what: &str) -> Finding {
+        Finding {
+            check: "test",
+            severity,
+            what: what.to_owned(),
+            why: String::new(),
+            mend: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_what_mends_it_and_what_is_well_on_request() {
+        let error = Finding {
+            why: "so it matters".to_owned(),
+            mend: vec!["do this".to_owned()],
+            ..finding(Severity::Error, &"broken ".repeat(20))
+        };
+        let report = Report {
+            ok: false,
+            findings: vec![
+                error,
+                finding(Severity::Note, "good to know"),
+                finding(Severity::Ok, "this is well"),
+            ],
+        };
+        let plain = anstream::adapter::strip_str(&text(&report, false)).to_string();
+        assert_eq!(
+            plain,
+            "error    broken broken broken broken broken broken broken broken broken broken broken broken broken\n\
+             \x20        broken broken broken broken broken broken broken\n\
+             \x20        so it matters\n\
+             \x20        → do this\n\n\
+             note     good to know\n\n\
+             1 error, 0 warnings; 1 thing well (--verbose lists them)\n"
+        );
+        assert!(text(&report, true).contains("this is well"));
+        let well = Report {
+            ok: true,
+            findings: vec![finding(Severity::Ok, "this is well")],
+        };
+        assert_eq!(
+            text(&well, false),
+            "1 thing looked at, and nothing found that will not work\n"
+        );
+    }
 }

@@ -8,6 +8,7 @@ mod doctor;
 pub mod explain;
 mod healthcheck;
 pub mod init;
+mod nodes;
 mod out;
 mod plan;
 mod render;
@@ -16,6 +17,7 @@ mod run;
 pub mod schema;
 mod status;
 mod up;
+mod vpn_status;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -55,7 +57,8 @@ Examples:
   dstack-vpc --config vpc.toml render         what would be written; touches nothing
   dstack-vpc --config vpc.toml plan           what would change on this machine, and why
   dstack-vpc --config vpc.toml up             run it (the container's entry point)
-  dstack-vpc --config vpc.toml doctor         what will not work on this machine, and how to mend it";
+  dstack-vpc --config vpc.toml doctor         what will not work on this machine, and how to mend it
+  dstack-vpc nodes                            on a server: who has joined, and who is silent";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -75,6 +78,8 @@ enum Command {
     Explain(explain::Args),
     /// What the daemon says of itself
     Status(status::Args),
+    /// The nodes that this server knows, as a table
+    Nodes(nodes::Args),
     /// Look at the machine and say what will not work, and how to mend it: exit 1 when there is such a thing
     Doctor(doctor::Args),
     /// Exit 0 when the last generation is live and every service is healthy
@@ -113,6 +118,7 @@ pub fn main() -> ExitCode {
             explain::explain(&loaded, &seen, &args)
         }),
         Command::Status(args) => status::status(&context, &args),
+        Command::Nodes(args) => nodes::nodes(&context, &args),
         Command::Doctor(args) => doctor::doctor(&context, &args),
         Command::Healthcheck => healthcheck::healthcheck(&context),
         Command::Renew => renew::renew(&context),

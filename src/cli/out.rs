@@ -22,6 +22,29 @@ pub(super) fn print(text: impl Display) -> anyhow::Result<()> {
     }
 }
 
+/// `text` in lines of at most `width` columns where its words allow it, each after `indent` spaces.
+pub(super) fn wrapped(text: &str, indent: usize, width: usize) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        let mut used = 0;
+        for word in line.split_whitespace() {
+            let length = word.chars().count();
+            if used > 0 && indent + used + 1 + length > width {
+                out.push('\n');
+                used = 0;
+            }
+            match used {
+                0 => out += &" ".repeat(indent),
+                _ => out.push(' '),
+            }
+            out += word;
+            used += length + usize::from(used > 0);
+        }
+        out.push('\n');
+    }
+    out
+}
+
 /// [`print`], and ends the line.
 ///
 /// # Errors

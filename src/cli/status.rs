@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 
-use super::{Context, block_on, out};
+use super::{Context, block_on, out, vpn_status};
 use crate::reconcile::control::Daemon;
 use crate::reconcile::status::{Condition, ConditionKind, Status};
 
@@ -61,8 +61,8 @@ fn show(status: &Status, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-const GOOD: Style = AnsiColor::Green.on_default();
-const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(super) const GOOD: Style = AnsiColor::Green.on_default();
+pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 const FAINT: Style = Style::new().dimmed();
 
 fn text(status: &Status) -> String {
@@ -114,6 +114,12 @@ fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
     for fact in status.facts.iter().filter(|fact| fact.key == "gateway") {
         row(out, "gateway", &format!("{} ({})", fact.value, fact.source))?;
     }
+    if let Some(node) = &status.node {
+        vpn_status::node(out, node, Timestamp::now())?;
+    }
+    if let Some(api) = &status.api {
+        vpn_status::server(out, api)?;
+    }
     for (name, service) in &status.services {
         let pid = service.pid.map(|pid| format!(" pid {pid}")).unwrap_or_default();
         row(out, name, &format!("{}{pid}", service.state))?;
@@ -161,7 +167,7 @@ fn condition_text(condition: &Condition) -> String {
     )
 }
 
-fn row(out: &mut String, name: &str, value: &str) -> std::fmt::Result {
+pub(super) fn row(out: &mut String, name: &str, value: &str) -> std::fmt::Result {
     writeln!(out, "  {FAINT}{name:<16}{FAINT:#} {value}")
 }
 

@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use super::Finding;
-use super::platform::ago;
 use super::web::Date;
 use crate::identity;
 use crate::paths::StateDir;
+use crate::words::span;
 
 /// Answers travel, and the header counts whole seconds.
 const NOTICEABLE: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ fn judge(now: SystemTime, obtained: Option<SystemTime>, dates: Vec<Date>) -> Vec
             "clock",
             format!(
                 "the clock has gone back by at least {}: the stored certificate is from the future",
-                ago(ahead)
+                span(ahead)
             ),
         )));
     }
@@ -47,7 +47,7 @@ fn judge(now: SystemTime, obtained: Option<SystemTime>, dates: Vec<Date>) -> Vec
         let behind = date.theirs > date.ours;
         let what = format!(
             "the clock is {} {} that of {}",
-            ago(distance(date)),
+            span(distance(date)),
             if behind { "behind" } else { "ahead of" },
             date.source
         );

@@ -11,7 +11,6 @@ pub mod modules;
 mod network;
 mod platform;
 mod programs;
-mod report;
 mod server;
 mod web;
 
@@ -24,8 +23,6 @@ use crate::paths::StateDir;
 use crate::reconcile::control::{AskError, Daemon};
 use crate::reconcile::status::{ConditionKind, Status};
 use crate::spec::{Loaded, Spec};
-
-pub use report::Report;
 
 /// How long the agent and the gateways may take to say who we are; see also [`platform::PATIENCE`] and
 /// [`web::PATIENCE`].
@@ -56,6 +53,26 @@ pub enum Severity {
     Note,
     /// Looked at and found well.
     Ok,
+}
+
+/// All findings, worst first; serialises as `doctor --json` prints it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// There is no error; warnings there may be.
+    pub ok: bool,
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    fn new(mut findings: Vec<Finding>) -> Self {
+        findings.sort_by_key(|finding| finding.severity);
+        Self {
+            ok: findings
+                .first()
+                .is_none_or(|worst| worst.severity != Severity::Error),
+            findings,
+        }
+    }
 }
 
 impl Finding {

@@ -10,6 +10,7 @@ use crate::facts::Topic;
 use crate::identity::{self, CheckError, Checked, FetchError};
 use crate::ratls::ChainError;
 use crate::spec::{AgentAddr, Spec};
+use crate::words::span;
 
 /// For one certificate: with a KMS it goes over the network.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -212,7 +213,7 @@ fn stored(patient: &Patient<'_>, fresh: Option<&Checked>) -> Option<Finding> {
             let left = stored.not_after.duration_since(now).unwrap_or_default();
             Some(Finding::ok(
                 "identity",
-                format!("the stored certificate is valid for {} more", ago(left)),
+                format!("the stored certificate is valid for {} more", span(left)),
             ))
         }
         Err(error) => {
@@ -234,7 +235,7 @@ fn meanwhile(patient: &Patient<'_>) -> String {
         .as_ref()
         .and_then(|identity| identity.not_after.duration_since(SystemTime::now()).ok());
     match left {
-        Some(left) => format!(" The stored certificate is valid for {} more.", ago(left)),
+        Some(left) => format!(" The stored certificate is valid for {} more.", span(left)),
         None => " Until there is one, other apps cannot be called or call this one.".to_owned(),
     }
 }
@@ -245,15 +246,5 @@ fn see(agent: &AgentAddr, call: &str) -> String {
     match agent {
         AgentAddr::Unix(path) => format!("{curl} --unix-socket {} 'http://dstack/{call}'", path.display()),
         AgentAddr::Http(at) => format!("{curl} 'http://{at}/{call}'"),
-    }
-}
-
-/// A time span for people, in its largest unit.
-pub(super) fn ago(span: Duration) -> String {
-    match span.as_secs() {
-        seconds @ 0..120 => format!("{seconds}s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} days", seconds / 86_400),
     }
 }

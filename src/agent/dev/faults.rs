@@ -11,6 +11,8 @@ pub struct Faults {
     pub fail_next: u32,
     /// Each call waits this long before it is answered.
     pub delay_ms: u64,
+    /// `GetTlsKey` waits this much longer, as with a slow KMS.
+    pub kms_delay_ms: u64,
     /// `GetTlsKey` fails as when the KMS cannot be reached.
     pub kms_down: bool,
     /// Certificates as without a KMS: a self-signed CA, no app id.
@@ -33,6 +35,7 @@ pub struct Faults {
 pub struct FaultsPatch {
     pub fail_next: Option<u32>,
     pub delay_ms: Option<u64>,
+    pub kms_delay_ms: Option<u64>,
     pub kms_down: Option<bool>,
     pub no_kms: Option<bool>,
     pub lifetime_s: Option<u64>,
@@ -51,6 +54,7 @@ impl Faults {
         }
         set(&mut self.fail_next, patch.fail_next);
         set(&mut self.delay_ms, patch.delay_ms);
+        set(&mut self.kms_delay_ms, patch.kms_delay_ms);
         set(&mut self.kms_down, patch.kms_down);
         set(&mut self.no_kms, patch.no_kms);
         set(&mut self.lifetime_s, patch.lifetime_s);
@@ -60,8 +64,13 @@ impl Faults {
         set(&mut self.gateway_unconfigured, patch.gateway_unconfigured);
     }
 
-    pub(super) fn delay(&self) -> Duration {
-        Duration::from_millis(self.delay_ms)
+    pub(super) fn delay(&self, method: &str) -> Duration {
+        let kms = if method == "GetTlsKey" {
+            self.kms_delay_ms
+        } else {
+            0
+        };
+        Duration::from_millis(self.delay_ms.saturating_add(kms))
     }
 
     /// True when this call is one of those that fail.

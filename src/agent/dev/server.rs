@@ -180,15 +180,15 @@ async fn call(
         }
         faults.clone()
     };
+    let name = uri.path().rsplit(['/', '.']).next().unwrap_or_default();
     tokio::select! {
-        () = tokio::time::sleep(faults.delay()) => {}
+        () = tokio::time::sleep(faults.delay(name)) => {}
         () = served.cancel.cancelled() => return refusal("The agent stops"),
     }
     let arguments = match arguments(&method, &uri, &headers, &body) {
         Ok(arguments) => arguments,
         Err(why) => return refusal(&why),
     };
-    let name = uri.path().rsplit(['/', '.']).next().unwrap_or_default();
     let answer: Answer = answer(name, arguments, &served.machine, &served.pki, &faults);
     match answer {
         Ok(value) => axum::Json(value).into_response(),
