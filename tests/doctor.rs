@@ -151,7 +151,6 @@ impl Report {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_agent_and_the_kms_do_wrong_is_told_apart() {
-    let patient = Patient::new();
     let cases: [(&str, Faults, &str, &str, &str); 7] = [
         (
             "well",
@@ -221,7 +220,8 @@ async fn what_the_agent_and_the_kms_do_wrong_is_told_apart() {
             "did not answer within 5s",
         ),
     ];
-    for (case, faults, check, severity, words) in cases {
+    let all = cases.map(async |(case, faults, check, severity, words)| {
+        let patient = Patient::new();
         let agent = patient.agent(faults).await;
         let report = patient.examine().await;
         let mend = report.says(check, severity, words);
@@ -238,7 +238,8 @@ async fn what_the_agent_and_the_kms_do_wrong_is_told_apart() {
             _ => {}
         }
         agent.stop().await;
-    }
+    });
+    futures_util::future::join_all(all).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

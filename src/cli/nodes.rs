@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_table_of_nodes_that_are_there_and_one_that_is_silent() {
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
-        let row = |name: &str, seconds: i64, present| NodeRow {
+        let row = |name: &str, seconds: i64, present: bool| NodeRow {
             id: name.parse().unwrap(),
             name: name.to_owned(),
             owner: "c11e000000000000000000000000000000000001".parse().unwrap(),
@@ -106,7 +106,13 @@ mod tests {
             present,
         };
         let text = table(&[row("db-1", 12, true), row("old", 4 * 3600, false)], now);
-        insta::assert_snapshot!(anstream::adapter::strip_str(&text).to_string(), @"");
+        insta::assert_snapshot!(anstream::adapter::strip_str(&text).to_string(), @r"
+        NAME  TYPE     ADDRESS     HOST NAME             APP       SEEN
+        db-1  mongodb  100.64.0.1  db-1.dstack.internal  c11e0000  12s ago
+        old   -        -           -                     c11e0000  4 h ago, silent
+
+        2 nodes, 1 present
+        ");
         assert_eq!(table(&[], now), "no nodes: none has registered yet\n");
     }
 }

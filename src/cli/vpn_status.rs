@@ -129,7 +129,21 @@ mod tests {
             peers,
             ..NodeStatus::default()
         };
-        insta::assert_snapshot!(plain(|out| node(out, &joined, now)), @"");
+        insta::assert_snapshot!(plain(|out| node(out, &joined, now)), @r"
+        vpn              joined, for 2 h
+        vpn address      100.128.0.9, web-1.dstack.internal
+        announced        12s ago
+        peers            10 of 11 online
+                         db-2             100.128.0.2     direct, 10.0.0.2:41641
+                         db-3             100.128.0.3     relayed by headscale
+                         db-4             100.128.0.4     idle
+                         db-5             100.128.0.5     idle
+                         db-6             100.128.0.6     idle
+                         db-7             100.128.0.7     idle
+                         db-8             100.128.0.8     idle
+                         db-9             100.128.0.9     idle
+                         and 3 more
+        ");
     }
 
     #[test]
@@ -142,7 +156,12 @@ mod tests {
             retry_at: Some(now + SignedDuration::from_millis(4200)),
             ..NodeStatus::default()
         };
-        insta::assert_snapshot!(plain(|out| node(out, &waits, now)), @"");
+        insta::assert_snapshot!(plain(|out| node(out, &waits, now)), @r"
+        vpn              registering with the VPC server, for 30s
+                         the VPC server did not answer: the connection was refused by
+                         the other side, and it is tried again
+                         tried again in 5s
+        ");
     }
 
     #[test]
@@ -156,7 +175,14 @@ mod tests {
             problems: vec!["the registry cannot be opened: it is damaged".to_owned()],
             ..ApiStatus::default()
         };
-        insta::assert_snapshot!(plain(|out| server(out, &well)), @"");
-        insta::assert_snapshot!(plain(|out| server(out, &unwell)), @"");
+        insta::assert_snapshot!(plain(|out| server(out, &well)), @r"
+        vpc api          nodes can register and be found
+        nodes            3, 2 present
+        ");
+        insta::assert_snapshot!(plain(|out| server(out, &unwell)), @r"
+        vpc api          not as it should be
+                         the registry cannot be opened: it is damaged
+        nodes            0, 0 present
+        ");
     }
 }

@@ -1,17 +1,17 @@
 //! What single values cannot tell: whether they go together.
 
+mod vpn;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
-
-use ipnet::Ipv4Net;
 
 use super::codec::Codec;
 use super::keys::Spec;
 use super::problem::{Origin, Problem};
 use super::table::Reader;
 use super::values::*;
-use crate::names::{DnsName, Host, HostPort};
+use crate::names::{Host, HostPort};
 
 /// The Host under which peers reach the VPC API of a server.
 const API_HOST: &str = "vpc-server";
@@ -35,6 +35,10 @@ pub(super) fn check(spec: &Spec, reader: &Reader<'_>) -> Vec<Problem> {
     check.identity();
     if spec.role.server {
         check.server();
+        check.registry();
+    }
+    if spec.role.node {
+        check.node();
     }
     check.unused();
     check.found
@@ -315,73 +319,6 @@ impl Check<'_> {
                 "a third of the lifetime is usual",
             );
         }
-    }
-
-    fn server(&mut self) {
-        let Spec {
-            server,
-            vpn,
-            registry,
-            dstack,
-            ..
-        } = self.spec;
-        let within = |host: &DnsName| host.is_within(&vpn.base_domain);
-        match (&server.url, &dstack.gateway_domain) {
-            (ServerUrl::Is(url), _) => {
-                if let Some(host) = url.host_str().and_then(|host| host.parse().ok()).filter(within) {
-                    self.server_within(&["vpn.base_domain", "server.url"], &host);
-                }
-            }
-            (ServerUrl::Auto, GatewayChoice::Is(Gateway::Domain { domain, .. })) if within(domain) => {
-                let keys = ["vpn.base_domain", "dstack.gateway_domain"];
-                self.server_within(&keys, domain);
-            }
-            _ => {}
-        }
-        let carrier_grade = Ipv4Net::new_assert([100, 64, 0, 0].into(), 10);
-        if vpn.prefix.prefix_len() > 29 {
-            self.error(
-                &["vpn.prefix"],
-                "the VPN has no room for nodes",
-                "expected a network of /29 or larger",
-                "take a part of 100.64.0.0/10, such as 100.64.0.0/16",
-            );
-        } else if !carrier_grade.contains(&vpn.prefix) {
-            self.warn(
-                &["vpn.prefix"],
-                format!("{} lies outside {carrier_grade}", vpn.prefix),
-                "Tailscale clients treat such addresses as foreign: routes only on request, hidden in their status",
-                "for a new VPN take a part of it, such as 100.64.0.0/16; changing it renumbers the nodes",
-            );
-        }
-        match registry.store {
-            Store::Etcd if registry.endpoints.is_empty() => {
-                self.error(
-                    &["registry.endpoints", "registry.store"],
-                    "the store etcd needs `registry.endpoints`",
-                    "where is etcd?",
-                    "set `endpoints = [\"http://10.0.0.1:2379\"]` in [registry]",
-                );
-            }
-            Store::Embedded if !registry.endpoints.is_empty() => self.warn(
-                &["registry.endpoints", "registry.store"],
-                "`registry.endpoints` is not used",
-                "the store is embedded",
-                "set `store = \"etcd\"` in [registry]",
-            ),
-            _ => {}
-        }
-    }
-
-    fn server_within(&mut self, keys: &[&str], host: &DnsName) {
-        let base = &self.spec.vpn.base_domain;
-        let message = format!("the server's host {host} lies within `vpn.base_domain`");
-        self.error(
-            keys,
-            message,
-            format!("nodes would look for it in the VPN, below {base}"),
-            "give the VPN a domain of its own, such as dstack.internal",
-        );
     }
 
     /// Sections that this role does not read.

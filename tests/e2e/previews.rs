@@ -103,8 +103,49 @@ fn where_nothing_runs_the_previews_write_nothing() {
     assert_eq!(cli(&["explain"]).0, Some(0));
     assert_eq!(cli(&["healthcheck"]).0, Some(1));
     assert_eq!(cli(&["status"]).0, Some(1));
+    assert_eq!(cli(&["nodes"]).0, Some(1));
+    let (code, found) = cli(&["doctor"]);
+    assert_eq!(code, Some(1));
+    assert!(found.contains("unix:/nowhere/dstack.sock"), "{found}");
     cli(&["plan"]);
     assert_eq!(photograph(dir.path(), &config), before);
+}
+
+#[test]
+fn doctor_finds_a_running_machine_well_and_leaves_it_alone() {
+    run(async {
+        let pair = Pair::shared().await;
+        let machine = &pair.client;
+        let before = photograph(machine.state.root(), &machine.config);
+        let output = machine.cli(&["doctor", "--verbose"]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        for well in [
+            "the daemon runs, and everything is as configured",
+            "the KMS issues certificates",
+            "mesh.https_listen",
+            "nobody else can read what lies in",
+        ] {
+            assert!(said.contains(well), "not {well:?}:\n{said}");
+        }
+        // Sockets and logs of the running programs have times of their own.
+        let after = photograph(machine.state.root(), &machine.config);
+        let of_ours = |path: &&String| {
+            path.contains("/generations/") || path.contains("/identity/") || path.contains("/secrets")
+        };
+        for path in after.keys().filter(of_ours) {
+            assert_eq!(before.get(path), after.get(path), "{path}");
+        }
+        assert_eq!(
+            before.keys().collect::<Vec<_>>(),
+            after.keys().collect::<Vec<_>>()
+        );
+
+        let output = machine.cli(&["nodes"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(error.contains("no server"), "{error}");
+    });
 }
 
 #[test]
