@@ -15,7 +15,7 @@ setup: ## install nginx, supervisord, headscale, tailscale and etcd where they a
 build: ## build the release binary
 	cargo build --locked --release
 
-demo: ## two machines, a call between them, a live edit, and what gets refused
+demo: ## two machines, a call between them, a live edit, what gets refused, and a VPN
 	@scripts/setup --demo
 	@echo 'demo: building dstack-vpc (some minutes the first time)' >&2
 	@cargo build --locked --bin dstack-vpc --example demo
