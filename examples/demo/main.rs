@@ -1,9 +1,10 @@
-//! `make demo`: two machines side by side, and what dstack-vpc does for them, told in five steps.
+//! `make demo`: two machines side by side, and what dstack-vpc does for them, told in six steps.
 
 #[path = "../../tests/common/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod common;
 mod story;
+mod vpn;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use dstack_vpc::reconcile::status::{ConditionKind::Configured, Status};
 use tokio::signal::unix::{SignalKind, signal};
 
 use story::{aside, chapter, good, quote, say};
+use vpn::Vpn;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -51,35 +53,24 @@ async fn tell() -> Result<()> {
         "Two Confidential VMs, played by this computer. The app \"shop\" runs in one, the app \"orders\" in the",
     );
     say("other. Both trust the same key service, here a stand-in that attests nothing.");
-    let pair = starting().await?;
+    let vpn = Vpn::look();
+    let pair = starting(&vpn).await?;
     calling(&pair).await?;
     editing(&pair).await?;
     refusing(&pair).await?;
     mistaken(&pair).await?;
+    chapter(6, "The VPN");
+    vpn.tell(&pair).await?;
     say("");
     good("That was all. Both machines are ended and their directories removed.");
     Ok(())
 }
 
-async fn starting() -> Result<Pair> {
+async fn starting(vpn: &Vpn) -> Result<Pair> {
     chapter(1, "Starting");
     let begin = Instant::now();
-    let headscale = Port::reserve();
-    let api = Port::reserve();
-    let has_headscale = std::process::Command::new("headscale")
-        .arg("version")
-        .output()
-        .is_ok();
-    let pair = Pair::start_with(|_, orders| {
-        if has_headscale {
-            make_server(&mut orders.toml, &headscale.to_string(), &api.to_string());
-        }
-    })
-    .await;
-    match has_headscale {
-        true => say("orders is a server, too: it runs Headscale, through which machines can join one VPN."),
-        false => say("Headscale is not installed (`make setup` installs it), so orders runs without it."),
-    }
+    let pair = Pair::start_with(|shop, orders| vpn.make(shop, orders)).await;
+    vpn.introduce();
     for (name, app, machine) in [
         ("shop", CLIENT_APP, &pair.client),
         ("orders", SERVER_APP, &pair.server),
@@ -100,17 +91,6 @@ async fn starting() -> Result<Pair> {
     Ok(pair)
 }
 
-/// Turns a mesh machine into a VPC server.
-fn make_server(toml: &mut String, headscale: &str, api: &str) {
-    *toml = toml.replace(
-        "role = \"mesh\"",
-        &format!("role = \"server\"\nallowed_apps = [\"{CLIENT_APP}\"]"),
-    );
-    toml.push_str(&format!(
-        "\n[vpn]\nprefix = \"100.64.0.0/16\"\n\n[server]\nurl = \"http://{headscale}\"\nheadscale_listen = \"{headscale}\"\napi_listen = \"{api}\"\n"
-    ));
-}
-
 /// The programs below a machine, each with its number of processes.
 fn programs(machine: &Machine) -> String {
     let processes = machine.processes();
@@ -121,8 +101,10 @@ fn programs(machine: &Machine) -> String {
         processes.iter().filter(|p| p.command.ends_with(" run")).count(),
         count("nginx: "),
     );
-    if count("headscale serve") > 0 {
-        text.push_str(", 1 of headscale");
+    for (program, words) in [("headscale", "headscale serve"), ("tailscaled", "tailscaled --")] {
+        if count(words) > 0 {
+            text += &format!(", 1 of {program}");
+        }
     }
     text
 }
