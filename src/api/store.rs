@@ -70,8 +70,12 @@ impl Keeper {
         let mut backoff = Backoff::default();
         while !self.cancel.is_cancelled() {
             let settings = self.settings.borrow().registry.clone();
-            // Never cut short: an attempt that goes on unseen would be in the way of the next.
-            match self.open(&settings).await {
+            // Cut short at the end only: an attempt that goes on unseen would be in the way of the next.
+            let opened = tokio::select! {
+                opened = self.open(&settings) => opened,
+                () = self.cancel.cancelled() => return,
+            };
+            match opened {
                 Ok(registry) => {
                     self.until_changed(&settings, self.serve(&registry)).await;
                     // Requests wait meanwhile for the next one.

@@ -18,4 +18,5 @@ mod front;
 mod kit;
 mod listener;
 mod parameters;
+mod several;
 mod waiting;
