@@ -63,6 +63,10 @@ const CASES: &[Case] = &[
     }),
     ("backends-none", |s, _| s.backends.clear()),
     ("server", |s, _| s.role.server = true),
+    ("server-with-map", |s, f| {
+        s.role.server = true;
+        f.derp_map = Some(fact(derp_map("derp1.example.com")));
+    }),
     ("server-headscale-0.26", |s, f| {
         s.role.server = true;
         f.programs.headscale.as_mut().unwrap().value.version = Version(0, 26, 1);
@@ -81,8 +85,13 @@ const CASES: &[Case] = &[
         s.role.server = true;
         s.server.url = ServerUrl::Is("https://vpn.dstack.internal".parse().unwrap());
     }),
-    ("server-etcd-json-public", |s, _| {
+    ("server-public-without-map", |s, _| {
         s.role.server = true;
+        s.vpn.derp = Derp::Public;
+    }),
+    ("server-etcd-json-public", |s, f| {
+        s.role.server = true;
+        f.derp_map = Some(fact(derp_map("derp1.example.com")));
         s.server.url = ServerUrl::Is("http://10.0.0.1:8080/".parse().unwrap());
         s.registry.store = Store::Etcd;
         s.registry.endpoints = vec!["http://10.0.0.1:2379".parse().unwrap()];

@@ -10,6 +10,8 @@ mod keeper;
 mod node;
 #[path = "headscale/place.rs"]
 mod place;
+#[path = "headscale/relays.rs"]
+mod relays;
 mod rendered;
 #[path = "headscale/secrets.rs"]
 mod secrets;

@@ -110,6 +110,10 @@ fn another(key: &str) -> (&'static str, &'static str) {
         "vpn.prefix" => ("\"100.64.0.0/16\"", "100.64.0.0/16"),
         "vpn.base_domain" => ("\"vpc.internal\"", "vpc.internal"),
         "vpn.nameservers" => ("[\"9.9.9.9\", \"2620:fe::fe\"]", "9.9.9.9, 2620:fe::fe"),
+        "vpn.derp_map_url" => (
+            "\"https://derp.example.com/map.json\"",
+            "https://derp.example.com/map.json",
+        ),
         "vpn.derp" => ("\"/etc/derp.yaml\"", "/etc/derp.yaml"),
         "node.name" => ("\"db-1\"", "db-1"),
         "node.type" => ("\"mongodb\"", "mongodb"),

@@ -14,13 +14,19 @@ use crate::spec::{Derp, Gateway, LogFormat, ServerUrl, Spec};
 /// Below the generation's folder.
 pub(super) const FILE: &str = "headscale/headscale.yaml";
 
-/// The file, or the note why there is none yet.
+/// Beside it, where public relays are used: the map that was fetched.
+const DERP_MAP: &str = "headscale/derp.yaml";
+
+/// By path below the generation's folder.
+pub(super) type Files = Vec<(&'static str, Vec<u8>)>;
+
+/// The files, or the note why there are none yet.
 pub(super) fn render(
     templates: &Templates,
     spec: &Spec,
     facts: &Facts,
     state: &StateDir,
-) -> Result<Result<Vec<u8>, String>, RenderError> {
+) -> Result<Result<Files, String>, RenderError> {
     let server_url = match server_url(spec, facts) {
         Ok(url) => url,
         Err(note) => return Ok(Err(note)),
@@ -33,19 +39,20 @@ pub(super) fn render(
             why: format!("{data:?}: its database cannot lie below a path with `%`, `?` or `#`"),
         });
     }
-    let derp = match &spec.vpn.derp {
-        Derp::Auto | Derp::Embedded => DerpMap {
-            embedded: true,
-            ..DerpMap::default()
-        },
-        Derp::Public => DerpMap {
-            urls: vec!["https://controlplane.tailscale.com/derpmap/default"],
-            ..DerpMap::default()
-        },
-        Derp::File(path) => DerpMap {
-            paths: vec![utf8(path)?],
-            ..DerpMap::default()
-        },
+    // Headscale is never told to fetch the public map itself: from 0.27 on it does not start when it cannot.
+    let public = facts.derp_map.as_ref().map(|map| map.value.to_yaml());
+    let public_path = state.current().join(DERP_MAP);
+    let (embedded, path, public) = match &spec.vpn.derp {
+        Derp::Embedded => (true, None, None),
+        Derp::Auto => (true, public.as_ref().map(|_| public_path.as_path()), public),
+        Derp::Public if public.is_none() => {
+            return Ok(Err(
+                "headscale waits: vpn.derp = \"public\" needs the public map of relays, which is not here yet"
+                    .to_owned(),
+            ));
+        }
+        Derp::Public => (false, Some(public_path.as_path()), public),
+        Derp::File(path) => (false, Some(path.as_path()), None),
     };
     let values = Values {
         server_url,
@@ -59,13 +66,18 @@ pub(super) fn render(
         prefix: spec.vpn.prefix.to_string(),
         base_domain: spec.vpn.base_domain.as_str(),
         nameservers: spec.vpn.nameservers.iter().map(ToString::to_string).collect(),
-        derp,
+        derp: Relays {
+            embedded,
+            path: path.map(utf8).transpose()?.unwrap_or_default(),
+        },
         log_format: match spec.log.format {
             LogFormat::Json => "json",
             LogFormat::Auto | LogFormat::Text => "text",
         },
     };
-    templates.headscale(&values).map(Ok)
+    let mut files = vec![(FILE, templates.headscale(&values)?)];
+    files.extend(public.map(|map| (DERP_MAP, map.into_bytes())));
+    Ok(Ok(files))
 }
 
 /// Headscale in the foreground.
@@ -105,15 +117,15 @@ struct Values<'a> {
     prefix: String,
     base_domain: &'a str,
     nameservers: Vec<String>,
-    derp: DerpMap<'a>,
+    derp: Relays<'a>,
     log_format: &'static str,
 }
 
-#[derive(Serialize, Default)]
-struct DerpMap<'a> {
+#[derive(Serialize)]
+struct Relays<'a> {
     embedded: bool,
-    urls: Vec<&'static str>,
-    paths: Vec<&'a str>,
+    /// Empty: none.
+    path: &'a str,
 }
 
 /// `server.url`, or what the gateway would call this app's Headscale port.

@@ -58,8 +58,11 @@ pub fn desired(
     if spec.role.server {
         match headscale::render(templates, spec, facts, state)? {
             Err(why) => drop(missing.insert(Program::Headscale, why)),
-            Ok(bytes) => {
-                files.insert(headscale::FILE.to_owned(), File::new(bytes, Reader::Headscale));
+            Ok(rendered) => {
+                let rendered = rendered.into_iter();
+                files.extend(
+                    rendered.map(|(path, bytes)| (path.to_owned(), File::new(bytes, Reader::Headscale))),
+                );
                 let program = installed(&facts.programs.headscale, Program::Headscale, &mut missing);
                 if let Some(program) = program {
                     programs.insert(Program::Headscale, headscale::command(program, state)?);

@@ -70,6 +70,7 @@ impl Observed {
     pub(super) fn recalled(spec: &Spec, state: &StateDir) -> (Self, Option<SystemTime>) {
         let mut observed = Self::default();
         remember::recall(state, &mut observed.facts);
+        observed.recall_derp_map(state);
         observed.facts.agent = agent::discover(&spec.dstack.agent).ok().map(found);
         observed = observed.under(spec);
         let instance_id = observed.facts.instance_id.as_ref().map(|fact| fact.value);
@@ -199,6 +200,8 @@ impl Observed {
                     value(&f.instance_id),
                     value(&f.gateway),
                     value(&f.identity),
+                    // The same map means the same, remembered or not.
+                    f.derp_map.as_ref().map(|fact| &fact.value),
                 ),
                 (
                     value(&p.nginx),

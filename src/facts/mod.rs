@@ -3,8 +3,10 @@
 mod ask;
 mod assume;
 pub(crate) mod backoff;
+mod derp_map;
 pub(crate) mod gateway;
 pub(crate) mod host_shared;
+mod keep_derp_map;
 mod keep_identity;
 mod look;
 pub mod ports;
@@ -24,6 +26,7 @@ use crate::names::{AppId, InstanceId};
 use crate::spec::{AgentAddr, Gateway};
 
 pub use assume::{AssumeError, assume};
+pub use derp_map::DerpMap;
 pub use look::{first, look};
 pub use programs::{ProgramScanner, host_facts};
 pub use rows::Row;
@@ -79,6 +82,8 @@ pub enum Topic {
     Gateway,
     /// The TLS certificate.
     Identity,
+    /// The public map of relays, for a server that has no others.
+    Relays,
 }
 
 impl Topic {
@@ -88,6 +93,7 @@ impl Topic {
             Self::Agent => "agent",
             Self::Gateway => "gateway",
             Self::Identity => "identity",
+            Self::Relays => "relays",
         }
     }
 }
@@ -100,6 +106,8 @@ pub struct Facts {
     pub instance_id: Option<Fact<InstanceId>>,
     pub gateway: Option<Fact<Gateway>>,
     pub identity: Option<Fact<IdentityFiles>>,
+    /// The public relays, for servers that use them.
+    pub derp_map: Option<Fact<Arc<DerpMap>>>,
     pub programs: Programs,
     pub host: HostFacts,
 }

@@ -37,6 +37,9 @@ impl Facts {
             row("identity", &self.identity, "none", |i| {
                 i.dir.display().to_string()
             }),
+            row("derp_map", &self.derp_map, "none", |map| {
+                format!("{} regions", map.regions())
+            }),
             row("programs.nginx", &programs.nginx, "not installed", installed),
             row(
                 "programs.supervisord",

@@ -55,6 +55,7 @@ impl Watcher {
                     keeper.keep_agent(),
                     keeper.keep_gateway(),
                     keeper.keep_identity(obtained),
+                    keeper.keep_derp_map(),
                     keeper.keep_machine(looked),
                 );
                 // With the ages of now.
@@ -92,7 +93,7 @@ pub(super) struct Keeper {
     pub(super) observed: watch::Sender<Observed>,
     pub(super) identity: watch::Sender<Option<Arc<Identity>>>,
     pub(super) renew: watch::Sender<()>,
-    rescan: watch::Sender<()>,
+    pub(super) rescan: watch::Sender<()>,
     pub(super) cancel: CancellationToken,
 }
 

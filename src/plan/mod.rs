@@ -281,20 +281,17 @@ fn touched(files: &[FileChange], reader: Reader) -> bool {
     files.iter().any(|change| change.reader == reader)
 }
 
-/// Comments and blank lines of Headscale's YAML mean nothing to it.
+/// Whether Headscale would read anything else: comments, order and the way of quoting mean nothing to it. A file
+/// that is no YAML to us may be some to Headscale.
 fn meaning_changed(files: &[FileChange]) -> bool {
-    let meaning = |bytes: &Option<Vec<u8>>| -> Option<Vec<Vec<u8>>> {
-        let lines = bytes.as_ref()?.split(|b| *b == b'\n');
-        let counts = |line: &&[u8]| {
-            let line = line.trim_ascii_start();
-            !line.is_empty() && !line.starts_with(b"#")
-        };
-        Some(lines.filter(counts).map(<[u8]>::to_vec).collect())
+    let meaning = |bytes: &Option<Vec<u8>>| -> Option<serde_json::Value> {
+        serde_saphyr::from_slice(bytes.as_deref()?).ok()
     };
-    files
-        .iter()
-        .filter(|change| change.reader == Reader::Headscale)
-        .any(|change| meaning(&change.before) != meaning(&change.after))
+    let mut files = files.iter().filter(|change| change.reader == Reader::Headscale);
+    files.any(|change| match (meaning(&change.before), meaning(&change.after)) {
+        (Some(before), Some(after)) => before != after,
+        _ => true,
+    })
 }
 
 fn listener_reason(before: &ListenerSettings, after: &ListenerSettings) -> String {

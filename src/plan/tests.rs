@@ -88,19 +88,44 @@ fn an_allow_list_never_touches_nginx() {
 }
 
 #[test]
-fn a_comment_for_headscale_is_no_reason_to_restart_it() {
+fn headscale_restarts_when_its_configuration_means_something_else() {
     let before = wish(SERVER);
-    let mut now = before.clone();
     let path = "headscale/headscale.yaml";
-    let file = now.files.get_mut(path).unwrap();
-    file.bytes.extend(b"# a remark\n");
-    assert_eq!(kinds(&plan(&now, &after(&before))), []);
-    let file = now.files.get_mut(path).unwrap();
-    file.bytes.extend(b"disable_check_updates: false\n");
+    let text = String::from_utf8(before.files[path].bytes.clone()).unwrap();
+    let kinds_after = |text: &str| {
+        let mut now = before.clone();
+        now.files.get_mut(path).unwrap().bytes = text.as_bytes().to_vec();
+        kinds(&plan(&now, &after(&before)))
+    };
+    let updates = "disable_check_updates: true\n";
+    let moved = text.replace(updates, "") + updates;
+    for same in [
+        format!("# a remark\n\n{text}"),
+        text.replace(updates, "disable_check_updates:   true # a remark\n"),
+        text.replace("type: sqlite", "\"type\": 'sqlite'"),
+        moved,
+    ] {
+        assert_ne!(same, text);
+        assert_eq!(kinds_after(&same), [], "{same}");
+    }
+    let mut with_relays = before.clone();
+    let relays = with_relays.files[path].clone();
+    with_relays.files.insert("headscale/derp.yaml".to_owned(), relays);
     assert_eq!(
-        kinds(&plan(&now, &after(&before))),
+        kinds(&plan(&with_relays, &after(&before))),
         [ActionKind::RestartHeadscale]
     );
+    for other in [
+        text.replace(updates, ""),
+        text.replace(updates, "disable_check_updates: \"true\"\n"),
+        text.replace("100.128.0.0/10", "100.64.0.0/16"),
+        text.replace("region_code:", "# region_code:"),
+        format!("{text}not: [yaml\n"),
+        String::new(),
+    ] {
+        assert_ne!(other, text);
+        assert_eq!(kinds_after(&other), [ActionKind::RestartHeadscale], "{other}");
+    }
 }
 
 #[test]

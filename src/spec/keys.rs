@@ -15,7 +15,7 @@ use super::lists::Some1;
 use super::load::Document;
 use super::numbers::{Count, FileVersion, Int, Patience, Switch, Workers};
 use super::table::{Section, SectionInfo, join, section};
-use super::types::{AbsolutePath, Folder, HostName, ProgramPath, UserName};
+use super::types::{AbsolutePath, Folder, HostName, ProgramPath, UserName, WebPage};
 use super::values::*;
 use crate::names::{BackendName, DeviceName, DnsName, HostPort, NodeName, NodeType};
 
@@ -119,6 +119,8 @@ section! {
         /// Relays: "embedded" is Headscale's own, "public" the public map, "auto" both where the map can be
         /// had; or the path of a map.
         derp: Derp = "auto";
+        /// Where the public map is fetched, once a day, when `derp` is "auto" or "public". Tailscale's by default.
+        derp_map_url: Url as WebPage = "https://controlplane.tailscale.com/derpmap/default";
     }
 }
 

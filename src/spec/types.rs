@@ -52,6 +52,9 @@ choice! {
 /// `server_name`: a DNS name, or `_` for every Host that no other backend names.
 pub(super) struct HostName;
 
+/// A URL with a path.
+pub(super) struct WebPage;
+
 /// The user of nginx's workers.
 pub(super) struct UserName;
 
@@ -205,6 +208,13 @@ text! {
         pattern: format!("^https?://{HOST}(:[0-9]{{1,5}})?/?$"),
         parse: |s| parse_url(s, "http"),
         show: show_url,
+    }
+
+    WebPage => Url {
+        expects: "a URL, such as https://derp.example.com/map.json",
+        pattern: format!("^https?://{HOST}(:[0-9]{{1,5}})?(/[!-~]*)?$"),
+        parse: parse_page,
+        show: ToString::to_string,
     }
 
     Derp => Derp {
@@ -369,8 +379,26 @@ fn parse_gateway(s: &str) -> Result<GatewayChoice, Option<String>> {
     })
 }
 
-/// `http(s)://host[:port]`, nothing after it and nobody's password in it.
+/// `http(s)://host[:port]` and nothing after it.
 fn parse_url(s: &str, usual_scheme: &str) -> Result<Url, Option<String>> {
+    let url = parse_web(s, usual_scheme)?;
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return Err(Some("leave out everything after the host and port".into()));
+    }
+    Ok(url)
+}
+
+/// `http(s)://host[:port]/path?query`
+fn parse_page(s: &str) -> Result<Url, Option<String>> {
+    let url = parse_web(s, "https")?;
+    match url.fragment() {
+        Some(_) => Err(Some("leave out what follows the `#`".into())),
+        None => Ok(url),
+    }
+}
+
+/// A URL with nobody's password in it.
+fn parse_web(s: &str, usual_scheme: &str) -> Result<Url, Option<String>> {
     let bare = s.parse::<HostPort>().is_ok() || s.parse::<DnsName>().is_ok();
     let completed = || bare.then(|| format!("did you mean `{usual_scheme}://{s}`?"));
     let url = Url::parse(s).map_err(|_| completed())?;
@@ -379,9 +407,6 @@ fn parse_url(s: &str, usual_scheme: &str) -> Result<Url, Option<String>> {
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Some("a user and password do not belong in this file".into()));
-    }
-    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err(Some("leave out everything after the host and port".into()));
     }
     match url.host_str().map(str::parse::<crate::names::Host>) {
         Some(Ok(_)) if url.port() != Some(0) => Ok(url),

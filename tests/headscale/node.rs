@@ -81,6 +81,17 @@ impl Node {
         poll(Duration::from_secs(20), relay).await
     }
 
+    /// The regions of the relays that the server told it of.
+    pub async fn regions(&self) -> Vec<String> {
+        let map = async || {
+            let map = std::fs::read(self.path("derpmap.cached.json")).ok()?;
+            serde_json::from_slice::<Value>(&map).ok()
+        };
+        let map = poll(PATIENCE, map).await.unwrap_or_default();
+        let regions = map["Regions"].as_object().map(|it| it.keys().cloned().collect());
+        regions.unwrap_or_default()
+    }
+
     pub fn status(&self) -> Value {
         serde_json::from_str(&self.tailscale(&["status", "--json"]).1).unwrap_or_default()
     }

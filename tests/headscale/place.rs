@@ -5,9 +5,10 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use dstack_vpc::facts::Version;
+use dstack_vpc::facts::{DerpMap, Version};
 use dstack_vpc::headscale::Access;
 use dstack_vpc::paths::StateDir;
 use dstack_vpc::spec::{Role, Spec};
@@ -41,6 +42,7 @@ pub struct Place {
     dir: TempDir,
     port: Port,
     pub spec: Spec,
+    pub derp_map: Option<Arc<DerpMap>>,
     running: Option<(Child, Watchdog)>,
 }
 
@@ -67,6 +69,7 @@ impl Place {
             dir: tempfile::tempdir().expect("a temporary directory"),
             port,
             spec,
+            derp_map: None,
             running: None,
         };
         place.write();
@@ -114,6 +117,7 @@ impl Place {
         if let Some(headscale) = &mut facts.programs.headscale {
             headscale.value.version = version();
         }
+        facts.derp_map = self.derp_map.clone().map(rendered::fact);
         let desired = rendered::render(&self.spec, &facts, &state).expect("rendered");
         rendered::write(&desired, &state.current());
         for folder in desired.folders.keys() {

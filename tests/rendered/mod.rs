@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use dstack_vpc::agent::dev::pki::{Issued, LeafRequest, Pki};
@@ -72,6 +73,15 @@ pub fn facts(state: &StateDir) -> Facts {
         },
         ..Facts::default()
     }
+}
+
+/// A public map with one relay, at `host`.
+pub fn derp_map(host: &str) -> Arc<DerpMap> {
+    let map = serde_json::json!({"Regions": {"1": {
+        "RegionID": 1, "RegionCode": "nyc", "RegionName": "New York City",
+        "Nodes": [{"Name": "1a", "RegionID": 1, "HostName": host, "IPv4": "192.0.2.1"}],
+    }}});
+    Arc::new(DerpMap::parse(map.to_string().as_bytes()).unwrap())
 }
 
 pub fn launch() -> Launch {
