@@ -32,7 +32,7 @@ use crate::headscale::{Access, Headscale};
 use crate::mesh::BindError;
 use crate::names::{AppId, DnsName, NodeId, NodeType};
 use crate::paths::StateDir;
-use crate::registry::{Change, RegistryError, RegistrySettings, Stored};
+use crate::registry::{Change, Entry, RegistryError, RegistrySettings, Stored};
 use crate::spec::AllowedApps;
 use error::ApiError;
 use limits::Limits;
@@ -100,6 +100,23 @@ pub struct NodeRow {
     pub last_seen: Timestamp,
     /// False: silent for too long, so it is not discovered.
     pub present: bool,
+}
+
+impl From<&Entry> for NodeRow {
+    fn from(entry: &Entry) -> Self {
+        let node = &entry.node;
+        Self {
+            id: node.id.clone(),
+            name: node.name.clone(),
+            owner: node.owner,
+            node_type: node.node_type.clone(),
+            ip: node.ip,
+            hostname: node.hostname.clone(),
+            registered: node.registered,
+            last_seen: entry.last_seen,
+            present: entry.present,
+        }
+    }
 }
 
 /// The running API. Dropping it cuts every connection; [`Api::shutdown`] lets open requests end.
@@ -205,21 +222,9 @@ impl Api {
             ApiError::Unavailable { cause, .. } => cause,
             other => other.to_string(),
         })?;
-        let entries = opened.registry.nodes();
-        Ok(entries
-            .iter()
-            .map(|entry| NodeRow {
-                id: entry.node.id.clone(),
-                name: entry.node.name.clone(),
-                owner: entry.node.owner,
-                node_type: entry.node.node_type.clone(),
-                ip: entry.node.ip,
-                hostname: entry.node.hostname.clone(),
-                registered: entry.node.registered,
-                last_seen: entry.last_seen,
-                present: entry.present,
-            })
-            .collect())
+        tokio::task::spawn_blocking(move || opened.registry.nodes().iter().map(NodeRow::from).collect())
+            .await
+            .map_err(|error| error.to_string())
     }
 
     /// Accepts nothing more, answers those who wait for news, lets other requests end, and closes the registry.

@@ -1,7 +1,6 @@
 //! Parameters, read strictly: what is given has to be right, and given once.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -108,12 +107,6 @@ pub(super) fn number(text: &str) -> Result<u64, NotA> {
         .ok()
         .filter(|_| digits)
         .ok_or_else(|| NotA::new("a whole number"))
-}
-
-impl fmt::Debug for Query {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Query").field(&self.0).finish()
-    }
 }
 
 #[cfg(test)]

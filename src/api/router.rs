@@ -1,8 +1,9 @@
 //! Every path, and the document that describes them.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
+use axum::http::StatusCode;
 use axum::response::Response;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -60,5 +61,6 @@ async fn health() -> Response {
 /// This document. Needs no app id.
 #[utoipa::path(get, path = "/api/openapi.json", responses((status = 200, body = Object)))]
 async fn document() -> Response {
-    json(axum::http::StatusCode::OK, &openapi())
+    static DOCUMENT: LazyLock<utoipa::openapi::OpenApi> = LazyLock::new(openapi);
+    json(StatusCode::OK, &*DOCUMENT)
 }
