@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -34,7 +34,6 @@ struct Report {
 impl Patient {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Somebody listens where calls go, so that the gateway is no matter.
         let toml = format!(
             "[dstack]\nagent = \"unix:{0}/agent.sock\"\nhost_shared_dir = \"{0}\"\n",
             dir.path().display()
@@ -76,8 +75,11 @@ impl Patient {
     }
 
     fn command(&self, before: &[&str], args: &[&str]) -> Command {
+        self.command_of(assert_cmd::cargo::cargo_bin!("dstack-vpc"), before, args)
+    }
+
+    fn command_of(&self, binary: &Path, before: &[&str], args: &[&str]) -> Command {
         std::fs::write(self.path("vpc.toml"), &self.toml).unwrap();
-        let binary = assert_cmd::cargo::cargo_bin!("dstack-vpc");
         let words: Vec<_> = before
             .iter()
             .copied()
@@ -96,16 +98,21 @@ impl Patient {
     }
 
     async fn examine_as(&self, before: &[&str]) -> Report {
-        let output = self.command(before, &["--json"]).output().await.unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        Report {
-            exit: output.status.code(),
-            json: serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {error}")),
-        }
+        Report::from(self.command(before, &["--json"]).output().await.unwrap())
     }
 
     async fn examine(&self) -> Report {
         self.examine_as(&[]).await
+    }
+}
+
+impl From<Output> for Report {
+    fn from(output: Output) -> Self {
+        let error = String::from_utf8_lossy(&output.stderr);
+        Self {
+            exit: output.status.code(),
+            json: serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {error}")),
+        }
     }
 }
 
@@ -429,6 +436,34 @@ async fn secrets_in_the_open_and_a_configuration_that_cannot_be_read() {
         everything(patient.dir.path()),
         before,
         "looking has changed something"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_is_told_to_be_root_and_not_that_ports_are_taken() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("only root can be another user");
+    }
+    let holder = StdListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("[mesh]\nhttp_listen = \"{}\"", holder.local_addr().unwrap());
+    let patient = Patient::new().with("", &listen);
+    std::fs::create_dir(patient.path("state")).unwrap();
+    std::fs::set_permissions(patient.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = patient.path("dstack-vpc");
+    std::fs::copy(assert_cmd::cargo::cargo_bin!("dstack-vpc"), &copy).unwrap();
+    let nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"];
+    let output = patient
+        .command_of(&copy, &nobody, &["--json"])
+        .output()
+        .await
+        .unwrap();
+    let report = Report::from(output);
+    report.says("user", "warning", "not the user of the state directory, who is 0");
+    assert!(
+        report
+            .of("port")
+            .iter()
+            .all(|(severity, what, _)| severity != "error" || !what.contains("http_listen"))
     );
 }
 

@@ -26,12 +26,9 @@ pub(super) fn node(out: &mut String, node: &NodeStatus, now: Timestamp) -> std::
             *out += &wrapped(problem, VALUES, WIDTH);
         }
     }
-    if let Some(retry) = node.retry_at {
-        let wait = (retry - now)
-            .total(jiff::Unit::Second)
-            .map_or(0.0, f64::ceil)
-            .max(0.0);
-        row(out, "", &format!("tried again in {wait}s"))?;
+    let wait = node.retry_at.map(|retry| (retry - now).total(jiff::Unit::Second));
+    if let Some(Ok(wait @ 0.0..)) = wait {
+        row(out, "", &format!("tried again in {}s", wait.ceil()))?;
     }
     if let Some(address) = node.address {
         let name = node.dns_name.as_deref().unwrap_or("no name yet");

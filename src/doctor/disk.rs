@@ -1,7 +1,7 @@
 //! The state directory: can it be written, is there room, does it stay, and who can read the secrets in it.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::statfs;
@@ -16,15 +16,29 @@ const LITTLE: u64 = 64 << 20;
 const NOTHING: u64 = 4 << 20;
 
 pub(super) fn findings(state: &StateDir) -> Vec<Finding> {
-    let mut findings = vec![writable(state.root())];
+    let mut findings = Vec::new();
+    if belongs_to_another(state).is_none() {
+        findings.push(writable(state.root()));
+    }
     if let Some(there) = nearest(state.root()) {
         findings.extend(room(&there));
         findings.extend(kind(&there));
     }
     for folder in [state.secrets(), state.identity()] {
-        findings.extend(secrets(&folder));
+        findings.extend(secrets(&folder, true));
+    }
+    // The programs make these files with modes of their own: the folder keeps others out.
+    for folder in [state.headscale(), state.tailscale(), state.registry()] {
+        findings.extend(secrets(&folder, false));
     }
     findings
+}
+
+/// Its uid, when only another user can work with the state directory.
+pub(super) fn belongs_to_another(state: &StateDir) -> Option<u32> {
+    let owner = std::fs::metadata(state.root()).ok()?.uid();
+    let may = access(state.root(), AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+    (!may && owner != nix::unistd::geteuid().as_raw()).then_some(owner)
 }
 
 /// Asks the kernel and writes nothing.
@@ -116,10 +130,10 @@ fn kind(place: &Path) -> Option<Finding> {
     )
 }
 
-/// Files that others can read, if they get there.
-fn secrets(folder: &Path) -> Option<Finding> {
+/// What others can read of a folder and, where it goes `deep`, of all that lies in it.
+fn secrets(folder: &Path, deep: bool) -> Option<Finding> {
     let mut open = Vec::new();
-    match readable_by_others(folder, &mut open) {
+    match readable_by_others(folder, deep, &mut open) {
         Err(ErrorKind::NotFound) => None,
         Err(error) => Some(Finding::note(
             "secrets",
@@ -147,7 +161,7 @@ fn secrets(folder: &Path) -> Option<Finding> {
     }
 }
 
-fn readable_by_others(path: &Path, open: &mut Vec<PathBuf>) -> Result<(), ErrorKind> {
+fn readable_by_others(path: &Path, deep: bool, open: &mut Vec<PathBuf>) -> Result<(), ErrorKind> {
     let about = std::fs::symlink_metadata(path).map_err(|e| e.kind())?;
     if about.is_symlink() {
         return Ok(());
@@ -155,9 +169,9 @@ fn readable_by_others(path: &Path, open: &mut Vec<PathBuf>) -> Result<(), ErrorK
     if about.permissions().mode() & 0o077 != 0 {
         open.push(path.to_owned());
     }
-    if about.is_dir() {
+    if about.is_dir() && deep {
         for entry in std::fs::read_dir(path).map_err(|e| e.kind())?.flatten() {
-            readable_by_others(&entry.path(), open)?;
+            readable_by_others(&entry.path(), deep, open)?;
         }
     }
     Ok(())
@@ -178,14 +192,14 @@ mod tests {
     fn secrets_that_others_can_read_are_named_with_what_closes_them() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path());
-        assert_eq!(secrets(&state.secrets()), None);
+        assert_eq!(secrets(&state.secrets(), true), None);
         crate::identity::make_private_dir(&state.secrets()).unwrap();
         let key = state.secrets().join("shared_key");
         fs::write(&key, "secret").unwrap();
         fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
-        assert_eq!(secrets(&state.secrets()).unwrap().severity, Severity::Ok);
+        assert_eq!(secrets(&state.secrets(), true).unwrap().severity, Severity::Ok);
         fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
-        let finding = secrets(&state.secrets()).unwrap();
+        let finding = secrets(&state.secrets(), true).unwrap();
         assert_eq!(finding.severity, Severity::Error);
         assert_eq!(finding.what, format!("others can read {}", key.display()));
         assert_eq!(

@@ -129,9 +129,20 @@ struct Patient<'a> {
     seen: &'a Observed,
     /// What the daemon says of itself, where one runs.
     daemon: Option<&'a Status>,
+    /// The state directory is another user's: whether a daemon runs cannot be seen.
+    stranger: bool,
 }
 
 impl Patient<'_> {
+    /// The daemon found this program; our own `$PATH` may be another.
+    fn daemon_found(&self, program: &str) -> bool {
+        let facts = self.daemon.iter().flat_map(|status| &status.facts);
+        let key = format!("programs.{program}");
+        facts
+            .into_iter()
+            .any(|fact| fact.key == key && !fact.source.is_empty())
+    }
+
     /// Whether a program of ours runs now.
     fn runs(&self, service: &str) -> bool {
         self.daemon
@@ -174,12 +185,24 @@ pub async fn examine(configuration: Result<&Loaded, &str>, state: &StateDir) -> 
         asking.status(),
         platform::issue(spec)
     );
-    findings.push(daemon(asked.as_ref()));
+    let stranger = disk::belongs_to_another(state);
+    match stranger {
+        Some(owner) => findings.push(
+            Finding::warning(
+                "user",
+                format!("this is not the user of the state directory, who is {owner}"),
+            )
+            .why("What only that one may see, a running daemon above all, was not looked at.")
+            .mend("sudo dstack-vpc doctor"),
+        ),
+        None => findings.push(daemon(state, asked.as_ref())),
+    }
     let patient = Patient {
         spec,
         state,
         seen: &seen,
         daemon: asked.as_ref().ok(),
+        stranger: stranger.is_some(),
     };
     let root = seen.identity.as_ref().map(|identity| &identity.root);
     let root = root.or(issued.root());
@@ -189,7 +212,7 @@ pub async fn examine(configuration: Result<&Loaded, &str>, state: &StateDir) -> 
     findings.extend(programs::findings(&patient));
     findings.extend(machine::findings(&patient));
     findings.extend(network::findings(&patient));
-    findings.extend(server::findings(&patient, &server, root));
+    findings.extend(server::findings(&patient, &server));
     let dates = gateways.dates().chain(server.dates());
     findings.extend(clock::findings(state, dates));
     Report::new(findings)
@@ -211,7 +234,7 @@ fn warnings(loaded: &Loaded) -> impl Iterator<Item = Finding> {
     })
 }
 
-fn daemon(asked: Result<&Status, &AskError>) -> Finding {
+fn daemon(state: &StateDir, asked: Result<&Status, &AskError>) -> Finding {
     let status = match asked {
         Ok(status) => status,
         Err(error @ AskError::NotRunning(_)) => {
@@ -220,8 +243,11 @@ fn daemon(asked: Result<&Status, &AskError>) -> Finding {
         }
         Err(error) => {
             return Finding::error("daemon", error.to_string())
-                .why("It may hang, or belong to another user.")
-                .mend("supervisorctl -c <state>/current/supervisor/supervisord.conf restart dstack-vpc");
+                .why("It accepts and does not answer: it hangs, or has been stopped.")
+                .mend(format!(
+                    "supervisorctl -c {}/supervisor/supervisord.conf restart dstack-vpc",
+                    state.current().display()
+                ));
         }
     };
     match status.condition(ConditionKind::Degraded) {

@@ -161,7 +161,10 @@ fn ports(patient: &Patient<'_>) -> Vec<Finding> {
         let ours = match &holder.process {
             Some((pid, _)) => patient.is_ours(*pid),
             // Whose it is cannot be seen: of a running machine it is most likely its own.
-            None => patient.daemon.is_some() && (program == "dstack-vpc" || patient.runs(program)),
+            None => {
+                patient.stranger
+                    || patient.daemon.is_some() && (program == "dstack-vpc" || patient.runs(program))
+            }
         };
         if ours {
             findings.push(Finding::ok(
@@ -190,7 +193,8 @@ fn taken(key: &str, addr: SocketAddr, holder: &Holder) -> Finding {
 /// A free port that this user may not take.
 fn privileged(patient: &Patient<'_>, key: &str, addr: SocketAddr) -> Option<Finding> {
     let first: u16 = std::fs::read_to_string(UNPRIVILEGED).ok()?.trim().parse().ok()?;
-    let may = patient.seen.facts.host.root || patient.daemon.is_some() || addr.port() >= first;
+    let may =
+        patient.seen.facts.host.root || patient.stranger || patient.daemon.is_some() || addr.port() >= first;
     let elsewhere = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), addr.port().saturating_add(8000));
     (!may).then(|| {
         Finding::warning(

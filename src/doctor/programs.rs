@@ -2,7 +2,6 @@
 
 use super::{Finding, Patient};
 use crate::facts::{Fact, Installed, Version};
-use crate::spec::Spec;
 
 /// What is rendered for Headscale needs this one; the next minor version after the last tested one is only told.
 const HEADSCALE: (Version, Version) = (Version(0, 26, 0), Version(0, 30, 0));
@@ -12,8 +11,11 @@ const HEADSCALE: (Version, Version) = (Version(0, 26, 0), Version(0, 30, 0));
 const TAILSCALE: (Version, Version) = (Version(1, 62, 0), Version(1, 80, 0));
 
 pub(super) fn findings(patient: &Patient<'_>) -> Vec<Finding> {
-    let (spec, programs) = (patient.spec, &patient.seen.facts.programs);
-    let Spec { role, .. } = spec;
+    let (role, programs) = (patient.spec.role, &patient.seen.facts.programs);
+    let installed = |name, program: &_, key: &str, mend: &str| match patient.daemon_found(name) {
+        true => Finding::ok(name, format!("the daemon has found {name}")),
+        false => installed(name, program, key, mend),
+    };
     let mut findings = vec![
         installed(
             "nginx",

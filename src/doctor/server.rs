@@ -1,6 +1,11 @@
 //! The VPN's server as others see it: its public URL, its etcd, and, from a node, the way to it.
 
-use rustls_pki_types::{CertificateDer, UnixTime};
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
 use url::Url;
 
@@ -92,14 +97,10 @@ async fn ask_api(patient: &Patient<'_>) -> Option<(Way, Result<Page, String>)> {
     Some((Way::Through(app), page))
 }
 
-pub(super) fn findings(
-    patient: &Patient<'_>,
-    server: &Server,
-    root: Option<&CertificateDer<'static>>,
-) -> Vec<Finding> {
+pub(super) fn findings(patient: &Patient<'_>, server: &Server) -> Vec<Finding> {
     let mut findings = Vec::new();
     match &server.url {
-        Some(Ok((url, page))) => findings.extend(public_url(patient, url, page, root)),
+        Some(Ok((url, page))) => findings.extend(public_url(patient, url, page)),
         Some(Err(why)) => findings.push(
             Finding::error("server-url", why.clone())
                 .why("Nodes are told this URL when they register: until it is known, none can.")
@@ -112,12 +113,7 @@ pub(super) fn findings(
     findings
 }
 
-fn public_url(
-    patient: &Patient<'_>,
-    url: &Url,
-    page: &Result<Page, String>,
-    root: Option<&CertificateDer<'static>>,
-) -> Vec<Finding> {
+fn public_url(patient: &Patient<'_>, url: &Url, page: &Result<Page, String>) -> Vec<Finding> {
     let shown = url.as_str().trim_end_matches('/');
     let listen = patient.spec.server.headscale_listen;
     let page = match page {
@@ -140,19 +136,35 @@ fn public_url(
         }
     };
     let mut findings = vec![Finding::ok("server-url", format!("Headscale answers at {shown}"))];
-    if let (Some(root), [leaf, others @ ..]) = (root, page.chain.as_slice())
-        && ratls::leads_to(leaf, others, root, UnixTime::now())
-    {
+    if let Some(why) = distrusted(url, &page.chain) {
         findings.push(
-            Finding::error(
-                "server-url",
-                format!("{shown} has a certificate of the KMS, which Tailscale clients do not know"),
-            )
-            .why("Nodes refuse it as `certificate signed by unknown authority`.")
-            .mend("let the gateway end TLS with a public certificate (a name without `s` after the port)"),
+            Finding::error("server-url", format!("the certificate of {shown} is not one that nodes trust: {why}"))
+                .why(
+                    "Tailscale clients take what a public authority signed, or one that the node's system knows; not the KMS. \
+                     They do not join otherwise.",
+                )
+                .mend("let the gateway end TLS with a public certificate (a name without `s` after the port)")
+                .mend("or have every node trust the authority: SSL_CERT_FILE"),
         );
     }
     findings
+}
+
+/// Why this system, like a node's, does not trust the server. Nothing to say of plain HTTP.
+fn distrusted(url: &Url, chain: &[CertificateDer<'static>]) -> Option<String> {
+    let (leaf, others) = chain.split_first()?;
+    let name = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(name).ok()?;
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), ratls::provider().clone());
+    match verifier.build() {
+        Ok(verifier) => {
+            let verified = verifier.verify_server_cert(leaf, others, &name, &[], UnixTime::now());
+            verified.err().map(|error| error.to_string())
+        }
+        Err(error) => Some(format!("this system knows no authorities: {error}")),
+    }
 }
 
 fn etcd(asked: &[Asked]) -> Vec<Finding> {
@@ -250,6 +262,19 @@ mod tests {
             [Severity::Warning, Severity::Ok]
         );
         assert!(etcd(&[(url(1), leaderless())])[0].what.contains("no leader"));
+    }
+
+    #[test]
+    fn a_certificate_of_the_kms_is_not_one_that_nodes_trust() {
+        use crate::agent::dev::{LeafRequest, Pki};
+        let app = AppId::from_bytes([7; 20]);
+        let chain = Pki::new()
+            .unwrap()
+            .issue(&app, &LeafRequest::both())
+            .unwrap()
+            .chain();
+        assert!(distrusted(&"https://vpn.example.com".parse().unwrap(), &chain).is_some());
+        assert_eq!(distrusted(&"http://127.0.0.1:8080".parse().unwrap(), &[]), None);
     }
 
     #[test]
