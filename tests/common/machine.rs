@@ -319,9 +319,14 @@ impl Machine {
         }
     }
 
+    /// Ends every process at once.
+    pub fn crash(&mut self) {
+        self.end();
+    }
+
     /// Ends every process at once and starts again on the same directory.
     pub fn crash_and_spawn(mut self) -> Self {
-        self.end();
+        self.crash();
         self.spawn_again();
         self
     }

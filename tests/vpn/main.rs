@@ -5,5 +5,12 @@
 #[allow(dead_code, unreachable_pub)]
 mod common;
 
+mod etcd;
+mod faults;
+mod hand;
 mod harness;
+mod load;
+mod old_protocol;
 mod site;
+mod story;
+mod vpc;
