@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use common::poll;
 use dstack_vpc::node::{NodeSettings, Server, Step};
+use nix::unistd::{Group, getgid};
 use site::{INSTANCE, PATIENCE, Site};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -350,5 +351,65 @@ async fn what_is_missing_is_said_and_what_can_be_made_up_is() {
     watch.mark_unchanged();
     site.until_heard(3).await;
     assert!(!watch.has_changed().expect("a node"), "{:#?}", site.status());
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_in_no_argument_and_in_no_log() {
+    let mut site = Site::new().await;
+    let log = site::Log::capture();
+    let watching = site::CommandLines::watch(site.state().root());
+    site.api.hand_out("hskey-auth-nonsense-of-this-test");
+    site.start_tailscaled();
+    site.start_node();
+    site.until_joined().await;
+    let lines = watching.end();
+    let keys = site.api.keys();
+    assert_eq!(keys.len(), 2);
+    let secrets = || keys.iter().map(String::as_str).chain([api::SHARED_KEY]);
+    assert!(
+        lines.iter().any(|line| line.contains("--auth-key=file:")),
+        "no login was seen: {lines:#?}"
+    );
+    for secret in secrets() {
+        assert!(lines.iter().all(|line| !line.contains(secret)));
+        assert!(!log.text().contains(secret), "{}", log.text());
+        assert!(!format!("{:?}", site.status()).contains(secret));
+    }
+    assert!(log.text().contains("registered"), "{}", log.text());
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workers_of_nginx_may_read_what_they_serve() {
+    let mut site = Site::new().await;
+    let group = Group::from_gid(getgid())
+        .expect("a group")
+        .expect("its name")
+        .name;
+    site.change(|it| it.readers = Some("no-such-group".to_owned()));
+    site.start_tailscaled();
+    site.start_node();
+    let status = site
+        .until("told", |it| it.problem.is_some() && it.retry_at.is_some())
+        .await;
+    assert_eq!(status.step, Step::Address);
+    assert!(status.problem.expect("a problem").contains("no-such-group"));
+    assert_eq!(site.api.announcements().len(), 0);
+    site.change(|it| it.readers = Some(group));
+    site.until_joined().await;
+    assert_eq!(site.modes("vpc/0"), [0o640]);
+    assert_eq!(site.modes("secrets"), [0o600]);
+
+    // Somebody takes files away, or leaves others.
+    let shared_key = site.state().vpc().join("shared_key");
+    std::fs::write(&shared_key, "other").expect("written");
+    std::fs::remove_file(site.state().vpc().join("tailscale_ip")).expect("removed");
+    let repaired = poll(PATIENCE, async || {
+        let is_well =
+            site.file("shared_key").trim() == api::SHARED_KEY && !site.file("tailscale_ip").is_empty();
+        is_well.then_some(())
+    });
+    assert!(repaired.await.is_some());
     site.end().await;
 }

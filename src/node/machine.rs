@@ -141,7 +141,6 @@ impl Goal<'_> {
             // Once on it stays on: the address that asks for it is not known all the time.
             accept_routes: now.is_some_and(|now| now.prefs.accept_routes || outside(now))
                 || self.settings.accept_routes,
-            netfilter: now.is_none_or(|now| now.prefs.netfilter_mode != 0 && !now.lacks_netfilter()),
         }
     }
 
@@ -152,7 +151,6 @@ impl Goal<'_> {
             || prefs.hostname != self.settings.name.as_str()
             || prefs.accept_dns != self.accept_dns()
             || (!prefs.accept_routes && (self.settings.accept_routes || outside(now)))
-            || (prefs.netfilter_mode != 0 && now.lacks_netfilter())
     }
 
     /// In userspace there is no resolver to change.
@@ -184,4 +182,216 @@ impl Goal<'_> {
 fn outside(now: &View) -> bool {
     now.address
         .is_some_and(|address| !SHARED_SPACE.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::tests::{prefs, status, view};
+    use super::*;
+    use serde_json::{Value, json};
+    use std::time::Duration;
+
+    const URL: &str = "https://headscale.example.com";
+
+    /// All that a decision depends on; as it stands, all is well.
+    struct Case {
+        settings: NodeSettings,
+        membership: Option<Membership>,
+        /// `None`: tailscaled does not answer.
+        status: Option<Value>,
+        prefs: Value,
+        key: bool,
+        disowned: bool,
+        out_of_touch: bool,
+        published: bool,
+        joined: bool,
+        told: bool,
+        due: bool,
+    }
+
+    fn well() -> Case {
+        Case {
+            settings: NodeSettings {
+                name: "db-1".parse().unwrap(),
+                node_type: Some("mongodb".parse().unwrap()),
+                server: Server::App(AppId::from_bytes([5; 20])),
+                app_id: Some(AppId::from_bytes([1; 20])),
+                instance_id: None,
+                mesh: "127.0.0.1:8091".parse().unwrap(),
+                tailscale: None,
+                device: true,
+                accept_dns: true,
+                accept_routes: true,
+                heartbeat: Duration::from_secs(30),
+                silence: Duration::from_secs(300),
+                readers: None,
+            },
+            membership: Some(Membership {
+                server: AppId::from_bytes([5; 20]),
+                instance_id: "i-1".parse().unwrap(),
+                server_url: URL.to_owned(),
+                shared_key: String::new(),
+            }),
+            status: Some(status("Running")),
+            prefs: prefs(URL),
+            key: false,
+            disowned: false,
+            out_of_touch: false,
+            published: true,
+            joined: true,
+            told: true,
+            due: false,
+        }
+    }
+
+    impl Case {
+        fn decided(&self) -> Do {
+            let goal = Goal {
+                settings: &self.settings,
+                server: AppId::from_bytes([5; 20]),
+                id: "i-1".parse().unwrap(),
+            };
+            let view = self.status.as_ref().map(|status| view(status, &self.prefs));
+            let announcement = view.as_ref().and_then(|view| goal.announcement(view));
+            next(
+                &goal,
+                &Seen {
+                    membership: self.membership.as_ref(),
+                    key: self.key,
+                    tailscaled: view.as_ref().ok_or("away".to_owned()),
+                    disowned: self.disowned,
+                    out_of_touch: self.out_of_touch,
+                    published: self.published,
+                    publish_later: false,
+                    joined: self.joined,
+                    told: announcement.as_ref().filter(|_| self.told),
+                    due: self.due,
+                },
+            )
+        }
+    }
+
+    fn after(change: impl FnOnce(&mut Case)) -> Do {
+        let mut case = well();
+        change(&mut case);
+        case.decided()
+    }
+
+    fn is_log_in(act: &Do) -> bool {
+        matches!(act, Do::LogIn(up) if up.login_server == URL)
+    }
+
+    #[test]
+    fn what_is_true_already_is_not_done_again() {
+        assert_eq!(well().decided(), Do::Rest);
+        assert_eq!(after(|it| it.key = true), Do::Rest);
+        assert_eq!(after(|it| it.settings.node_type = None), Do::Rest);
+        // Packets travel before a relay is found.
+        assert_eq!(after(|it| it.status = Some(status("Starting"))), Do::Rest);
+        // The first time after a restart of the daemon.
+        let restarted = |it: &mut Case| (it.published, it.joined, it.told) = (false, false, false);
+        assert_eq!(after(restarted), Do::Publish(Step::Address));
+    }
+
+    #[test]
+    fn who_is_not_let_in_registers_and_logs_in() {
+        let register = Do::Register(Step::Register);
+        assert_eq!(after(|it| it.membership = None), register);
+        assert_eq!(
+            after(|it| it.membership.as_mut().unwrap().instance_id = "i-2".parse().unwrap()),
+            register
+        );
+        let other_server =
+            |it: &mut Case| it.membership.as_mut().unwrap().server = AppId::from_bytes([6; 20]);
+        assert_eq!(after(other_server), register);
+        // One reason to log in after the other, without a key and with one.
+        let reasons: [fn(&mut Case); 4] = [
+            |it| it.status = Some(status("NeedsLogin")),
+            |it| it.status.as_mut().unwrap()["HaveNodeKey"] = json!(false),
+            |it| it.prefs["ControlURL"] = json!("https://elsewhere.example.com"),
+            |it| it.disowned = true,
+        ];
+        for reason in reasons {
+            assert_eq!(after(reason), register);
+            let with_key = after(|it| {
+                reason(it);
+                it.key = true;
+            });
+            assert!(is_log_in(&with_key), "{with_key:?}");
+        }
+        assert_eq!(
+            after(|it| it.status = None),
+            Do::Wait(Step::Tailscaled, Some("away".into()))
+        );
+    }
+
+    #[test]
+    fn in_one_machine_headscale_is_reached_without_a_detour() {
+        let act = after(|it| {
+            it.settings.server = Server::Here {
+                api: "127.0.0.1:8000".parse().unwrap(),
+                headscale: "0.0.0.0:8080".parse().unwrap(),
+            };
+            it.key = true;
+        });
+        assert!(matches!(act, Do::LogIn(up) if up.login_server == "http://127.0.0.1:8080"));
+    }
+
+    #[test]
+    fn tailscaled_is_told_what_differs_and_nothing_else() {
+        let differences: [fn(&mut Case); 5] = [
+            |it| it.prefs["Hostname"] = json!("other"),
+            |it| it.prefs["WantRunning"] = json!(false),
+            |it| it.settings.accept_dns = false,
+            |it| it.settings.device = false,
+            // The server's addresses are not within 100.64.0.0/10, whatever our vpc.toml says.
+            |it| (it.settings.accept_routes, it.prefs["RouteAll"]) = (false, json!(false)),
+        ];
+        for (nth, difference) in differences.into_iter().enumerate() {
+            let act = after(difference);
+            let Do::Adjust(up) = act else {
+                panic!("{nth}: {act:?}");
+            };
+            assert!(up.accept_routes && up.hostname == "db-1", "{nth}: {up:?}");
+        }
+        // The address that asked for routes is not known at the moment.
+        let quiet = after(|it| {
+            it.settings.accept_routes = false;
+            it.status = Some(status("NoState"));
+        });
+        assert!(matches!(quiet, Do::Wait(Step::Address, _)), "{quiet:?}");
+    }
+
+    #[test]
+    fn the_server_hears_what_is_new_at_once_and_else_now_and_then() {
+        assert!(matches!(
+            after(|it| it.told = false),
+            Do::Announce(Step::Announce, _)
+        ));
+        let due = after(|it| it.due = true);
+        let Do::Announce(Step::Joined, told) = due else {
+            panic!("{due:?}");
+        };
+        assert_eq!(told.hostname.as_str(), "db-1.dstack.internal");
+        assert_eq!((told.name.as_str(), told.node_type.as_str()), ("db-1", "mongodb"));
+        // Files come first, or in between.
+        assert_eq!(
+            after(|it| (it.published, it.due) = (false, true)),
+            Do::Publish(Step::Joined)
+        );
+    }
+
+    #[test]
+    fn a_headscale_that_is_long_out_of_touch_may_be_elsewhere() {
+        assert_eq!(after(|it| it.out_of_touch = true), Do::Register(Step::Joined));
+        let lost = |it: &mut Case| it.status = Some(status("NoState"));
+        assert!(matches!(after(lost), Do::Wait(Step::Address, _)));
+        let long_lost = after(|it| {
+            lost(it);
+            it.out_of_touch = true;
+        });
+        assert_eq!(long_lost, Do::Register(Step::Address));
+        let unapproved = after(|it| it.status = Some(status("NeedsMachineAuth")));
+        assert!(matches!(unapproved, Do::Wait(Step::Address, Some(why)) if why.contains("approve")));
+    }
 }

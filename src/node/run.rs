@@ -214,8 +214,12 @@ impl Owner {
         let dns_name = up
             .and_then(|view| view.dns_name.as_ref())
             .map(ToString::to_string);
+        let published = &mut self.published;
         self.status.send_if_modified(|status| {
             let mut news = status.address != address || status.dns_name != dns_name;
+            if news {
+                *published = None;
+            }
             status.address = address;
             status.dns_name = dns_name;
             let peers = match up {
@@ -345,11 +349,6 @@ impl Owner {
     }
 
     async fn adjust(&mut self, now: &Now<'_>, up: &Up) -> Result<(), ActError> {
-        if !up.netfilter {
-            tracing::warn!(
-                "tailscaled finds no packet filter in this kernel and goes on without: peers can send to every port"
-            );
-        }
         let is_running = now.view.is_some_and(|view| view.prefs.want_running);
         let done = match is_running {
             true => now.tailscale.set(up).await,

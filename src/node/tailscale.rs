@@ -32,7 +32,7 @@ const LONGEST_QUOTE: usize = 400;
 /// Why tailscaled could not be seen.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unseen {
-    #[error("tailscaled does not run (yet): nobody answers on {}", .0.display())]
+    #[error("tailscaled does not answer on {}; what it wrote to its log says why, when this lasts", .0.display())]
     Away(PathBuf),
     #[error("tailscaled does not answer within {} s", PATIENCE.as_secs())]
     Slow,
@@ -64,17 +64,14 @@ pub(super) struct Up {
     pub(super) hostname: String,
     pub(super) accept_dns: bool,
     pub(super) accept_routes: bool,
-    /// False: the kernel has no packet filter that tailscaled could use.
-    pub(super) netfilter: bool,
 }
 
 impl Up {
-    fn flags(&self) -> [String; 4] {
+    fn flags(&self) -> [String; 3] {
         [
             format!("--hostname={}", self.hostname),
             format!("--accept-dns={}", self.accept_dns),
             format!("--accept-routes={}", self.accept_routes),
-            format!("--netfilter-mode={}", if self.netfilter { "on" } else { "off" }),
         ]
     }
 }

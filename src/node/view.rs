@@ -61,9 +61,6 @@ pub(super) struct Prefs {
     pub(super) accept_dns: bool,
     pub(super) want_running: bool,
     pub(super) hostname: String,
-    /// 0 is off.
-    #[serde(default)]
-    pub(super) netfilter_mode: i64,
     #[serde(default)]
     auto_update: AutoUpdate,
 }
@@ -166,15 +163,6 @@ impl View {
             .find_map(|words| words.strip_prefix(LOGIN_ERROR));
         words.map(str::to_owned).or_else(|| self.health.first().cloned())
     }
-
-    /// The kernel has no packet filter that it could use.
-    pub(super) fn lacks_netfilter(&self) -> bool {
-        self.health.iter().any(|words| {
-            ["netfilter", "iptables", "nftables"]
-                .iter()
-                .any(|filter| words.contains(filter))
-        })
-    }
 }
 
 impl PeerStatus {
@@ -222,5 +210,93 @@ impl From<PeerStatus> for Peer {
                 _ => peer.host_name,
             },
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// What tailscaled 1.102.5 says in a VPN of 100.128.0.0/10, shortened.
+    pub(in crate::node) fn status(backend: &str) -> Value {
+        json!({
+            "Version": "1.102.5", "TUN": false, "BackendState": backend, "HaveNodeKey": true, "AuthURL": "",
+            "TailscaleIPs": ["100.128.0.1"],
+            "Self": {
+                "HostName": "db-1", "DNSName": "db-1.dstack.internal.", "TailscaleIPs": ["100.128.0.1"],
+                "AllowedIPs": ["100.128.0.1/32"], "CurAddr": "", "Relay": "vpc", "Online": true, "Active": false,
+            },
+            "Health": [], "Peer": null,
+        })
+    }
+
+    pub(in crate::node) fn prefs(login_server: &str) -> Value {
+        json!({
+            "ControlURL": login_server, "RouteAll": true, "CorpDNS": true, "WantRunning": true,
+            "Hostname": "db-1", "AutoUpdate": {"Check": true, "Apply": null}, "NetfilterMode": 2,
+        })
+    }
+
+    pub(in crate::node) fn view(status: &Value, prefs: &Value) -> View {
+        View::read(status.to_string().into(), prefs.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn peers_have_addresses_outside_of_the_shared_space_and_paths() {
+        let mut status = status("Running");
+        let peer = |name: &str, more: Value| {
+            let mut peer = json!({
+                "HostName": "ignored", "DNSName": format!("{name}.dstack.internal."), "TailscaleIPs": [],
+                "AllowedIPs": ["10.0.0.0/8", "100.128.0.9/32"], "CurAddr": "", "Relay": "", "Online": true,
+            });
+            peer.as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            peer
+        };
+        status["Peer"] = json!({
+            "nodekey:4": peer("d", json!({"AllowedIPs": null, "Online": false, "Relay": "vpc", "Active": true})),
+            "nodekey:1": peer("a", json!({"CurAddr": "192.0.2.7:41641", "Relay": "vpc", "Active": true})),
+            "nodekey:2": peer("b", json!({"Relay": "vpc", "TailscaleIPs": ["fd7a::1", "100.64.0.3"]})),
+            "nodekey:3": peer("c", json!({"Relay": "vpc", "PeerRelay": "192.0.2.8:7", "Active": true})),
+            "nodekey:5": peer("", json!({"DNSName": ""})),
+        });
+        let peers = view(&status, &prefs("https://h")).peers;
+        let address = Some(Ipv4Addr::new(100, 128, 0, 9));
+        let found: Vec<_> = peers
+            .iter()
+            .map(|peer| (peer.name.as_str(), peer.address, peer.online, peer.path.clone()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("a", address, true, Path::Direct("192.0.2.7:41641".into())),
+                ("b", Some(Ipv4Addr::new(100, 64, 0, 3)), true, Path::Idle),
+                ("c", address, true, Path::Relayed("192.0.2.8:7".into())),
+                ("d", None, false, Path::Relayed("vpc".into())),
+                ("ignored", address, true, Path::Idle),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_fresh_tailscaled_says_is_understood() {
+        let fresh = json!({
+            "Version": "1.102.5", "BackendState": "NeedsLogin", "TailscaleIPs": null,
+            "Self": {"HostName": "vm", "DNSName": "", "TailscaleIPs": null, "Addrs": [], "Online": false},
+            "Health": ["You are logged out. The last login error was: fetch control key: refused"],
+            "Peer": null, "User": null,
+        });
+        let view = view(&fresh, &prefs("https://controlplane.tailscale.com"));
+        assert!(!view.has_node_key && !view.is_up() && view.peers.is_empty());
+        assert_eq!((view.address, view.dns_name.clone()), (None, None));
+        assert_eq!(view.trouble().as_deref(), Some("fetch control key: refused"));
+        assert!(!view.prefs.no_updates());
+        assert!(View::read("{}".into(), b"{}").is_err());
+
+        let later = super::tests::view(&status("SomethingNew"), &prefs("https://h/"));
+        assert_eq!(later.backend, Backend::Unknown);
+        assert!(later.is_logged_in("https://h") && !later.is_logged_in("https://i"));
     }
 }

@@ -1,10 +1,15 @@
 //! One node with its tailscaled, and the server's side beside it.
 #![allow(dead_code, unreachable_pub)]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dstack_vpc::desired::Program;
@@ -18,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
 use super::common::poll;
-use super::common::process::Watchdog;
+use super::common::process::{self, Watchdog};
 use super::place::Place;
 use super::rendered;
 
@@ -263,6 +268,68 @@ impl Site {
     pub async fn end(mut self) {
         self.stop_node().await;
         self.kill_tailscaled();
+    }
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Everything that is logged in this process from now on, by the tests beside this one as well.
+    pub fn capture() -> Self {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_global_default(subscriber).expect("the only one");
+        log
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("no panic")).into_owned()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Every command line that names a place, for as long as it is watched.
+pub struct CommandLines {
+    end: Arc<AtomicBool>,
+    thread: JoinHandle<BTreeSet<String>>,
+}
+
+impl CommandLines {
+    pub fn watch(place: &Path) -> Self {
+        let place = place.to_string_lossy().into_owned();
+        let end = Arc::new(AtomicBool::new(false));
+        let ended = end.clone();
+        let thread = std::thread::spawn(move || {
+            let mut seen = BTreeSet::new();
+            while !ended.load(Ordering::Relaxed) {
+                let lines = process::all().into_iter().map(|process| process.command);
+                seen.extend(lines.filter(|line| line.contains(&place)));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            seen
+        });
+        Self { end, thread }
+    }
+
+    pub fn end(self) -> BTreeSet<String> {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.join().expect("no panic")
     }
 }
 
