@@ -31,8 +31,8 @@ pub(super) struct Seen<'a> {
     pub(super) published: bool,
     /// It could not be written a moment ago.
     pub(super) publish_later: bool,
-    /// It was in the VPN a moment ago.
-    pub(super) joined: bool,
+    /// Where it stood a moment ago.
+    pub(super) step: Step,
     /// What the server was told last.
     pub(super) told: Option<&'a Announcement>,
     /// It is time to tell it again.
@@ -104,10 +104,10 @@ pub(super) fn next(goal: &Goal<'_>, seen: &Seen<'_>) -> Do {
             (false, _) => Do::Wait(Step::Address, view.trouble()),
         };
     };
-    match (seen.published, seen.joined) {
-        (false, false) => return Do::Publish(Step::Address),
-        (false, true) if !seen.publish_later => return Do::Publish(Step::Joined),
-        _ => {}
+    match (seen.published, seen.step) {
+        (false, step @ (Step::Announce | Step::Joined)) if !seen.publish_later => return Do::Publish(step),
+        (true, _) | (false, Step::Announce | Step::Joined) => {}
+        (false, _) => return Do::Publish(Step::Address),
     }
     if goal.settings.node_type.is_some() {
         if seen.told != Some(&announcement) {
@@ -204,7 +204,7 @@ mod tests {
         disowned: bool,
         out_of_touch: bool,
         published: bool,
-        joined: bool,
+        step: Step,
         told: bool,
         due: bool,
     }
@@ -238,7 +238,7 @@ mod tests {
             disowned: false,
             out_of_touch: false,
             published: true,
-            joined: true,
+            step: Step::Joined,
             told: true,
             due: false,
         }
@@ -263,7 +263,7 @@ mod tests {
                     out_of_touch: self.out_of_touch,
                     published: self.published,
                     publish_later: false,
-                    joined: self.joined,
+                    step: self.step,
                     told: announcement.as_ref().filter(|_| self.told),
                     due: self.due,
                 },
@@ -289,7 +289,7 @@ mod tests {
         // Packets travel before a relay is found.
         assert_eq!(after(|it| it.status = Some(status("Starting"))), Do::Rest);
         // The first time after a restart of the daemon.
-        let restarted = |it: &mut Case| (it.published, it.joined, it.told) = (false, false, false);
+        let restarted = |it: &mut Case| (it.published, it.step, it.told) = (false, Step::Identity, false);
         assert_eq!(after(restarted), Do::Publish(Step::Address));
     }
 

@@ -14,7 +14,7 @@ use super::machine::{Do, Goal, Seen, next};
 use super::pace::{Clock, Errand, Pace, Paces};
 use super::server::{Announcement, Client, ServerError};
 use super::tailscale::{CommandError, Tailscale, Up};
-use super::view::View;
+use super::view::{Backend, View};
 use super::{NodeSettings, NodeStatus, Server, Step};
 use crate::names::{AppId, NodeId};
 use crate::paths::StateDir;
@@ -69,8 +69,8 @@ pub(super) struct Owner {
     disowned: u32,
     /// Since when Headscale is out of touch.
     offline: Option<Instant>,
-    /// When `vpc/0/*` was last brought up to date, since the machine is in the VPN.
-    published: Option<Instant>,
+    /// When `vpc/0/*` was last brought up to date, and in which state, since the machine is in the VPN.
+    published: Option<(Instant, Backend)>,
     updates_forbidden: bool,
     clock: Clock,
 }
@@ -159,7 +159,7 @@ impl Owner {
             program,
             socket: self.state.tailscale_socket(),
         };
-        let full = self.published.is_none_or(|at| at.elapsed() >= PEERS);
+        let full = self.published.is_none_or(|(at, _)| at.elapsed() >= PEERS);
         let looked = tailscale.look(full).await;
         let view = looked.as_ref().ok();
         self.note(view, full);
@@ -173,7 +173,7 @@ impl Owner {
                 out_of_touch: self.offline.is_some_and(|since| since.elapsed() >= OUT_OF_TOUCH),
                 published: !full,
                 publish_later: self.paces.of(Errand::Publishing).wait().is_some(),
-                joined: self.clock.step() == Step::Joined,
+                step: self.clock.step(),
                 told: self.told.as_ref(),
                 due: self.heartbeat_due <= Instant::now(),
             },
@@ -205,7 +205,9 @@ impl Owner {
     /// Takes note of what is seen, for `status` and for later.
     fn note(&mut self, view: Option<&View>, full: bool) {
         let up = view.filter(|view| view.is_up());
-        self.published = self.published.filter(|_| up.is_some());
+        self.published = self
+            .published
+            .filter(|(_, backend)| up.is_some_and(|view| view.backend == *backend));
         self.offline = match view {
             Some(view) if view.online => None,
             _ => self.offline.or_else(|| Some(Instant::now())),
@@ -409,7 +411,7 @@ impl Owner {
         };
         let contents = files::contents(membership, address, hostname, &view.json);
         files::write(&self.state.vpc(), &contents, readers)?;
-        self.published = Some(Instant::now());
+        self.published = Some((Instant::now(), view.backend));
         Ok(())
     }
 
