@@ -14,7 +14,11 @@ mod site;
 use std::time::Duration;
 
 use common::poll;
+use dstack_vpc::api::{Api, ApiSettings};
 use dstack_vpc::node::{NodeSettings, Server, Step};
+use dstack_vpc::paths::StateDir;
+use dstack_vpc::registry::RegistrySettings;
+use dstack_vpc::spec::{AllowedApps, Store};
 use nix::unistd::{Group, getgid};
 use site::{INSTANCE, PATIENCE, Site};
 
@@ -412,4 +416,59 @@ async fn the_workers_of_nginx_may_read_what_they_serve() {
     });
     assert!(repaired.await.is_some());
     site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_its_own_node_and_a_deleted_one_finds_out() {
+    let mut site = Site::new().await;
+    let app = site.settings().app_id;
+    let home = tempfile::tempdir().expect("a temporary directory");
+    let spec = dstack_vpc::spec::Spec::default();
+    let server = Api::start(
+        ApiSettings {
+            listen: "127.0.0.1:0".parse().expect("an address"),
+            allowed_apps: AllowedApps::Only(Default::default()),
+            own_app: app,
+            server_url: Ok("https://nowhere.example.com".to_owned()),
+            prefix: spec.vpn.prefix,
+            join_key_lifetime: spec.server.join_key_lifetime,
+            join_key_reusable: false,
+            requests_per_hour: 0,
+            registrations_per_hour: 0,
+            registry: RegistrySettings {
+                store: Store::Embedded,
+                endpoints: Vec::new(),
+                silence: spec.registry.silence,
+                forget_after: spec.registry.forget_after,
+            },
+            headscale: Some(site.headscale.access()),
+        },
+        &StateDir::new(home.path()),
+    )
+    .expect("the API");
+    let here = Server::Here {
+        api: server.local_addr().await,
+        headscale: site.headscale.addr(),
+    };
+    site.change(|it| it.server = here);
+    site.start_tailscaled();
+    site.start_node();
+    let status = site.until_joined().await;
+    assert_eq!(site.file("server_url"), "https://nowhere.example.com\n");
+    assert_eq!(site.prefs()["ControlURL"], site.headscale_url());
+    let known = server.nodes().await.expect("nodes");
+    assert_eq!(known.len(), 1);
+    assert_eq!((known[0].id.as_str(), known[0].ip), (INSTANCE, status.address));
+
+    let [(id, ..)] = site.members()[..] else {
+        panic!("{:?}", site.members())
+    };
+    site.headscale
+        .cli(&["nodes", "delete", "--identifier", &id.to_string(), "--force"]);
+    site.until("disowned", |it| it.step < Step::Joined).await;
+    site.until_joined().await;
+    assert_eq!(site.members().len(), 1);
+    assert_eq!(server.nodes().await.expect("nodes").len(), 1);
+    site.end().await;
+    server.shutdown().await;
 }

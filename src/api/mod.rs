@@ -3,6 +3,7 @@
 //! It owns what a server role needs at run time: its listener, the registry, and the way to Headscale.
 
 mod caller;
+mod census;
 mod discover;
 mod error;
 mod limits;
@@ -33,7 +34,8 @@ use crate::mesh::BindError;
 use crate::names::{AppId, DnsName, NodeId, NodeType};
 use crate::paths::StateDir;
 use crate::registry::{Change, Entry, RegistryError, RegistrySettings, Stored};
-use crate::spec::AllowedApps;
+use crate::spec::{self, AllowedApps};
+use census::Census;
 use error::ApiError;
 use limits::Limits;
 use listener::Listeners;
@@ -145,6 +147,7 @@ impl Api {
             settings: watch::Sender::new(Arc::new(settings)),
             store: store.subscribe(),
             headscale,
+            census: Census::default(),
             key_makers: Semaphore::new(register::KEYS_AT_ONCE),
         });
         let listeners = Listeners::start(listen, router::router(Arc::clone(&shared)))?;
@@ -249,6 +252,7 @@ struct Shared {
     limits: ArcSwap<Limits>,
     store: watch::Receiver<Store>,
     headscale: Headscale,
+    census: Census,
     /// Who may have a key made; the others wait.
     key_makers: Semaphore,
 }
@@ -260,6 +264,15 @@ impl Shared {
 
     async fn opened(&self) -> Result<Arc<Opened>, ApiError> {
         store::opened(&self.store).await
+    }
+
+    /// Whether Headscale has a node with this address; `None` when that cannot be said.
+    async fn knows(&self, address: Ipv4Addr) -> Option<bool> {
+        // Of several servers, this one's Headscale need not be the one that the node joined.
+        match self.settings().registry.store {
+            spec::Store::Embedded => self.census.knows(&self.headscale, address).await,
+            spec::Store::Etcd => None,
+        }
     }
 
     /// Puts it into the registry of now; when that is replaced meanwhile, into the next.

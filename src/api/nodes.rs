@@ -21,6 +21,10 @@ use crate::registry::{Change, Entry, Stored};
 struct Updated {
     #[schema(value_type = String, pattern = "^(created|updated)$")]
     status: &'static str,
+    /// Only ever false: Headscale has no node with this address, so the node has to register and log in anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    in_vpn: Option<bool>,
 }
 
 /// Tells where a node is and what it is; also its sign of life.
@@ -67,7 +71,11 @@ pub(super) async fn update(
         Stored::Created => "created",
         Stored::Updated => "updated",
     };
-    Ok(json(StatusCode::OK, &Updated { status }))
+    let in_vpn = match change.ip {
+        Some(ip) => shared.knows(ip).await.filter(|knows| !knows),
+        None => None,
+    };
+    Ok(json(StatusCode::OK, &Updated { status, in_vpn }))
 }
 
 #[derive(Serialize, ToSchema)]

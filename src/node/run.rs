@@ -34,8 +34,8 @@ const PEERS: Duration = Duration::from_secs(10);
 const OFFLINE: Duration = Duration::from_secs(10);
 const OUT_OF_TOUCH: Duration = Duration::from_secs(120);
 
-/// The server's knowledge of Headscale may be older than this node.
-const DISOWNED: u32 = 2;
+/// What the server knows of Headscale may be a little older than this node.
+const DISOWNED: Duration = Duration::from_secs(3);
 
 /// Why an act had no success, as an operator should read it.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +65,10 @@ pub(super) struct Owner {
     paces: Paces,
     told: Option<Announcement>,
     heartbeat_due: Instant,
-    /// How often in a row the server said that Headscale does not know this node.
-    disowned: u32,
+    /// Since when the server says that Headscale does not know this node.
+    strange_since: Option<Instant>,
+    /// It said so for long enough.
+    disowned: bool,
     /// Since when Headscale is out of touch.
     offline: Option<Instant>,
     /// When `vpc/0/*` was last brought up to date, and in which state, since the machine is in the VPN.
@@ -85,7 +87,8 @@ impl Owner {
             paces: Paces::default(),
             told: None,
             heartbeat_due: Instant::now(),
-            disowned: 0,
+            strange_since: None,
+            disowned: false,
             offline: None,
             published: None,
             updates_forbidden: false,
@@ -169,7 +172,7 @@ impl Owner {
                 membership: self.credentials.membership(),
                 key: self.credentials.key_file().is_some(),
                 tailscaled: looked.as_ref().map_err(ToString::to_string),
-                disowned: self.disowned >= DISOWNED,
+                disowned: self.disowned,
                 out_of_touch: self.offline.is_some_and(|since| since.elapsed() >= OUT_OF_TOUCH),
                 published: !full,
                 publish_later: self.paces.of(Errand::Publishing).wait().is_some(),
@@ -335,7 +338,7 @@ impl Owner {
         };
         match done {
             Ok(()) => {
-                self.disowned = 0;
+                (self.strange_since, self.disowned) = (None, false);
                 self.told = None;
                 self.offline = None;
                 self.credentials.drop_key()?;
@@ -372,8 +375,14 @@ impl Owner {
         self.heartbeat_due = Instant::now() + pause;
         *self.paces.of(Errand::Announcing) = Pace::default();
         self.told = Some(announcement);
-        self.disowned = if heard.in_vpn { 0 } else { self.disowned + 1 };
-        if self.disowned == DISOWNED {
+        self.strange_since = match heard.in_vpn {
+            true => None,
+            false => self.strange_since.or_else(|| Some(Instant::now())),
+        };
+        self.disowned = self
+            .strange_since
+            .is_some_and(|since| since.elapsed() >= DISOWNED);
+        if self.disowned {
             tracing::warn!("Headscale does not know this node any more; it logs in anew");
         }
         self.status.send_if_modified(|status| {

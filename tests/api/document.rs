@@ -127,6 +127,13 @@ async fn each_status_and_field_it_names_exists_and_no_other() {
         (Method::GET, NOBODY, REGISTER, "/api/register?instance_id=n-1"),
         (Method::GET, THEIRS, REGISTER, "/api/register?instance_id=n-1"),
         (Method::POST, OURS, UPDATE, "/api/nodes/update?uuid=n-1"),
+        // Headscale has given that address to nobody.
+        (
+            Method::POST,
+            OURS,
+            UPDATE,
+            "/api/nodes/update?uuid=n-1&tailscale_ip=100.128.0.2",
+        ),
         (Method::POST, OURS, UPDATE, "/api/nodes/update"),
         (Method::POST, "junk", UPDATE, "/api/nodes/update?uuid=n-1"),
         (Method::POST, THEIRS, UPDATE, "/api/nodes/update?uuid=n-1"),
