@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test figures run fmt lint ci image clean
+.PHONY: help setup build demo test figures bench run fmt lint ci image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ figures: setup ## measure the release build: edit to live, start, memory
 	@echo 'figures: building the release (some minutes the first time)' >&2
 	@cargo build --locked --release --bin dstack-vpc --example figures
 	@cargo run --locked --quiet --release --example figures
+
+bench: setup ## measure the registry at up to a million nodes, in both stores (some minutes)
+	@cargo bench --locked --bench registry
 
 run: ## run the program: make run ARGS='check --help'
 	@cargo run --locked --quiet --bin dstack-vpc -- $(ARGS)

@@ -414,6 +414,41 @@ async fn nodes_that_nobody_could_hear_were_not_silent() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_and_password_are_used_and_not_told() {
+    let etcd = Etcd::start(1).await;
+    for (method, body) in [
+        ("auth/user/add", json!({"name": "root", "password": "se cret"})),
+        ("auth/role/add", json!({"name": "root"})),
+        ("auth/user/grant", json!({"user": "root", "role": "root"})),
+        ("auth/enable", json!({})),
+    ] {
+        etcd.call(method, &body).await;
+    }
+    let with = |login: &str| {
+        let mut settings = settings(&etcd);
+        let url = etcd.endpoints()[0].replace("http://", &format!("http://{login}"));
+        settings.endpoints = vec![url.parse().unwrap()];
+        settings
+    };
+    let nowhere = std::path::Path::new("/nonexistent");
+    for wrong in ["", "root:wr%20ong@"] {
+        let opened = open(&with(wrong), nowhere, CancellationToken::new()).await;
+        let error = opened.err().expect("no registry").to_string();
+        assert!(
+            error.contains("etcd refuses") && !error.contains("ong"),
+            "{error}"
+        );
+    }
+    let registry = server_with(&with("root:se%20cret@")).await;
+    assert_eq!(
+        registry.put(app(1), id("a"), announce("x", "a")).await,
+        Ok(Stored::Created)
+    );
+    assert_eq!(names(&registry.discover(&kind("x"))), ["a"]);
+    registry.close().await;
+}
+
 fn base64(text: &str) -> String {
     use base64::Engine;
     base64::prelude::BASE64_STANDARD.encode(text)

@@ -8,6 +8,8 @@ mod etcd;
 mod memory;
 mod record;
 mod view;
+#[cfg(test)]
+mod view_properties;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -170,7 +172,7 @@ pub enum OpenError {
     #[error("{} was written by a newer version (format {format}): run that version, or restore a backup", path.display())]
     Newer { path: PathBuf, format: String },
     /// None of etcd's members answered as it should, each with its own reason.
-    #[error("etcd: {0}")]
+    #[error("{0}. Does etcd run, and is `registry.endpoints` where it runs?")]
     Etcd(String),
 }
 
@@ -183,6 +185,11 @@ pub async fn open(
 ) -> Result<Arc<dyn Registry>, OpenError> {
     match settings.store {
         Store::Embedded => Ok(Arc::new(embedded::Embedded::open(settings, dir, cancel).await?)),
-        Store::Etcd => Ok(Arc::new(etcd::Etcd::open(settings, cancel).await?)),
+        Store::Etcd => {
+            let opening = etcd::Etcd::open(settings, cancel.clone());
+            let opened = cancel.run_until_cancelled(opening).await;
+            let given_up = || Err(OpenError::Etcd("nobody waits for etcd any more".to_owned()));
+            Ok(Arc::new(opened.unwrap_or_else(given_up)?))
+        }
     }
 }

@@ -178,8 +178,9 @@ impl View {
         };
         let slot = &mut self.slots[key as usize];
         slot.heard = now;
-        if !slot.present {
-            self.change(key, |slot| slot.present = true);
+        match slot.present {
+            true => self.plan(key),
+            false => self.change(key, |slot| slot.present = true),
         }
         true
     }
@@ -225,12 +226,15 @@ impl View {
             };
             slot.due = Millis::MAX;
             if self.leaves_at(key).is_some_and(|at| at <= now) {
+                // And so it is planned anew.
                 self.change(key, |slot| slot.present = false);
+                continue;
             }
             match self.forgotten_at(key) {
                 Some(at) if at <= now => {
                     forget.push(self.slots[key as usize].node.id.clone());
-                    self.look_again(key, now + AGAIN);
+                    let again = now + AGAIN;
+                    self.look_again(key, self.leaves_at(key).map_or(again, |at| at.min(again)));
                 }
                 _ => self.plan(key),
             }

@@ -1,7 +1,7 @@
 //! What the registry's tests have in common.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +13,24 @@ use tokio_util::sync::CancellationToken;
 
 /// A folder for an embedded registry, and how it is opened.
 pub struct Home {
-    dir: TempDir,
+    dir: PathBuf,
     pub settings: RegistrySettings,
+    _owned: Option<TempDir>,
 }
 
 impl Home {
     pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut home = Self::at(dir.path());
+        home._owned = Some(dir);
+        home
+    }
+
+    /// Somebody else's folder.
+    pub fn at(dir: &Path) -> Self {
         Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir: dir.to_owned(),
+            _owned: None,
             settings: RegistrySettings {
                 store: Store::Embedded,
                 endpoints: Vec::new(),
@@ -36,12 +46,16 @@ impl Home {
         home
     }
 
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     pub async fn try_open(&self) -> Result<Arc<dyn Registry>, OpenError> {
-        open(&self.settings, self.dir.path(), CancellationToken::new()).await
+        open(&self.settings, &self.dir, CancellationToken::new()).await
     }
 
     pub async fn open(&self) -> Arc<dyn Registry> {

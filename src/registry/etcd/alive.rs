@@ -87,27 +87,24 @@ impl Shared {
         }
     }
 
-    /// Nobody could hear the nodes for a while, which is not their fault: those that left meanwhile get a new chance.
-    pub(super) async fn revive(self: Arc<Self>) {
-        let left: Vec<(NodeId, Option<Millis>)> = {
-            let mut view = self.memory.write();
-            let left = view.all().filter(|known| !known.present);
-            let left: Vec<_> = left
-                .map(|known| (known.node.id.clone(), view.silence_of(known.node)))
-                .collect();
-            let now = self.memory.now();
-            for (id, _) in &left {
-                view.heard(id, now);
-            }
-            left
+    /// Nobody could hear the nodes for a while, which is not their fault: those that left meanwhile have their time
+    /// again. They are to be told to etcd, too.
+    pub(super) fn give_time(&self) -> Vec<Beat> {
+        let mut view = self.memory.write();
+        let left = view.all().filter(|known| !known.present);
+        let left: Vec<_> = left.map(|known| Arc::clone(known.node)).collect();
+        let now = self.memory.now();
+        let beat = |node: Arc<Node>| {
+            view.heard(&node.id, now);
+            let silence = view.silence_of(&node)?;
+            let (id, reply) = (node.id.clone(), None);
+            Some(Beat { id, silence, reply })
         };
-        for (id, silence) in left {
-            let Some(silence) = silence else { continue };
-            let beat = Beat {
-                id,
-                silence,
-                reply: None,
-            };
+        left.into_iter().filter_map(beat).collect()
+    }
+
+    pub(super) async fn tell(self: Arc<Self>, beats: Vec<Beat>) {
+        for beat in beats {
             if self.beats.send(beat).await.is_err() {
                 return;
             }

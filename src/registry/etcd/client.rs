@@ -1,5 +1,6 @@
 //! The way to etcd: one of its members after the other, until one answers.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -29,7 +30,7 @@ use crate::ratls;
 const ATTEMPT: Duration = Duration::from_secs(3);
 /// For a call in all: a leader that died is replaced within this.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After a round in which no member answered.
+/// After the last member.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Records of one page; each has about 400 bytes.
 const PAGE: u32 = 5_000;
@@ -204,37 +205,44 @@ impl Client {
     /// Until one answers, or patience ends. `take` is what is taken of a good answer.
     async fn on_members<T>(&self, method: &str, body: &Value, take: Take<T>) -> Result<T, EtcdError> {
         let give_up = Instant::now() + PATIENCE;
+        let mut failures = BTreeMap::new();
+        let mut number = self.preferred.load(Ordering::Relaxed);
         loop {
-            let first = self.preferred.load(Ordering::Relaxed);
-            let mut failures = Vec::new();
-            for number in first..first + self.members.len() {
-                let member = &self.members[number % self.members.len()];
-                let answer = match timeout(ATTEMPT, self.attempt(member, method, body, take)).await {
-                    Ok(Err(Failure::Final(error))) if error.wants_login() && self.login.is_some() => {
-                        self.log_in(member).await.map(|()| None)
-                    }
-                    Ok(answer) => answer.map(Some),
-                    Err(_) => Err(Failure::Passing(format!(
-                        "no answer within {}s",
-                        ATTEMPT.as_secs()
-                    ))),
-                };
-                match answer {
-                    Ok(Some(answer)) => {
-                        self.preferred
-                            .store(number % self.members.len(), Ordering::Relaxed);
-                        return Ok(answer);
-                    }
+            number %= self.members.len().max(1);
+            let Some(member) = self.members.get(number) else {
+                return Err(EtcdError::Unreachable("it has no address".to_owned()));
+            };
+            let answer = match timeout(ATTEMPT, self.attempt(member, method, body, take)).await {
+                Ok(Err(Failure::Final(error))) if error.wants_login() && self.login.is_some() => {
                     // With the new token, in the next round.
-                    Ok(None) => {}
-                    Err(Failure::Final(error)) => return Err(error),
-                    Err(Failure::Passing(why)) => failures.push(format!("{}: {why}", shown(member))),
+                    self.log_in(member).await.map(|()| None)
                 }
+                Ok(answer) => answer.map(Some),
+                Err(_) => Err(Failure::Passing(format!(
+                    "no answer within {}s",
+                    ATTEMPT.as_secs()
+                ))),
+            };
+            match answer {
+                Ok(Some(answer)) => {
+                    self.preferred.store(number, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Ok(None) => {}
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Passing(why)) => drop(failures.insert(number, why)),
             }
             if Instant::now() >= give_up {
+                let shown = |(number, why): (usize, String)| {
+                    format!("{}: {why}", self.members[number].as_str().trim_end_matches('/'))
+                };
+                let failures: Vec<_> = failures.into_iter().map(shown).collect();
                 return Err(EtcdError::Unreachable(failures.join("; ")));
             }
-            sleep(PAUSE).await;
+            number += 1;
+            if number == self.members.len() {
+                sleep(PAUSE).await;
+            }
         }
     }
 
@@ -374,10 +382,6 @@ fn tls() -> Result<ClientConfig, EtcdError> {
         Err(_) => builder()?.with_root_certificates(RootCertStore::empty()),
     };
     Ok(builder.with_no_client_auth())
-}
-
-fn shown(member: &Url) -> &str {
-    member.as_str().trim_end_matches('/')
 }
 
 /// hyper's own words stop at `client error (Connect)`.

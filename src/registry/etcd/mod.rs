@@ -49,6 +49,9 @@ const SECRET: &str = "/dstack-vpc/shared_secret";
 /// How long a writer waits until it sees its own write. After that the write is no less durable.
 const SEEN: Duration = Duration::from_secs(5);
 
+/// For a write in all. Others may be before it, and each of them waits for etcd.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 pub(super) struct Etcd {
     shared: Arc<Shared>,
     tasks: TaskTracker,
@@ -91,28 +94,17 @@ impl Etcd {
         let (tasks, cancel) = (TaskTracker::new(), cancel.child_token());
         shared.load().await.map_err(failed)?;
         let server = servers::Server::join(&shared.client).await.map_err(failed)?;
+        let mut work = vec![
+            Arc::clone(&shared).follow().boxed(),
+            Arc::clone(&shared).keep_alive(inbox).boxed(),
+            Arc::clone(&shared).forget().boxed(),
+        ];
         if server.was_alone {
-            tasks.spawn(
-                cancel
-                    .clone()
-                    .run_until_cancelled_owned(Arc::clone(&shared).revive()),
-            );
+            work.push(Arc::clone(&shared).tell(shared.give_time()).boxed());
         }
-        tasks.spawn(
-            cancel
-                .clone()
-                .run_until_cancelled_owned(Arc::clone(&shared).follow()),
-        );
-        tasks.spawn(
-            cancel
-                .clone()
-                .run_until_cancelled_owned(Arc::clone(&shared).keep_alive(inbox)),
-        );
-        tasks.spawn(
-            cancel
-                .clone()
-                .run_until_cancelled_owned(Arc::clone(&shared).forget()),
-        );
+        for task in work {
+            tasks.spawn(cancel.clone().run_until_cancelled_owned(task));
+        }
         tasks.spawn(server.stay(Arc::clone(&shared), tasks.clone(), cancel.clone()));
         tasks.close();
         Ok(Self {
@@ -295,7 +287,12 @@ impl Registry for Etcd {
             if self.cancel.is_cancelled() {
                 return Err(RegistryError::Unavailable("the registry is closed".to_owned()));
             }
-            self.shared.put(owner, id, change).await
+            let put = timeout(PATIENCE, self.shared.put(owner, id, change)).await;
+            let late = || {
+                let why = self.trouble();
+                RegistryError::Unavailable(why.unwrap_or_else(|| "etcd is too slow".to_owned()))
+            };
+            put.unwrap_or_else(|_| Err(late()))
         }
         .boxed()
     }

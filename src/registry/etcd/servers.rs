@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,6 +18,8 @@ use super::{SERVERS, Shared};
 pub(super) const PULSE: Duration = Duration::from_secs(5);
 /// Without a pulse a server counts as gone after this, in seconds.
 const TTL: u64 = 30;
+/// How long a server that ends tries to say so.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// This server among the others.
 pub(super) struct Server {
@@ -74,13 +76,13 @@ impl Server {
                     Err(error) => Err(error),
                 };
                 if let Ok(true) = shared.noting(kept) {
-                    let revive = Arc::clone(&shared).revive();
-                    tasks.spawn(cancel.clone().run_until_cancelled_owned(revive));
+                    let tell = Arc::clone(&shared).tell(shared.give_time());
+                    tasks.spawn(cancel.clone().run_until_cancelled_owned(tell));
                 }
             }
         };
         cancel.run_until_cancelled(beating).await;
         // The others need not wait for the lease to end. If it fails, they do.
-        let _ = shared.client.revoke(self.lease).await;
+        let _ = timeout(GOODBYE, shared.client.revoke(self.lease)).await;
     }
 }
