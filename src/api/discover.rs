@@ -32,10 +32,8 @@ const ETCD_PORT: u16 = 2379;
 #[derive(Serialize, ToSchema)]
 struct Discovered<'a> {
     count: usize,
-    /// With `wait` or `index`: what to hand to the next call as `index`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    index: Option<u64>,
+    /// What to hand to a call with `wait` as `index`.
+    index: u64,
     node_type: &'a str,
     #[schema(inline)]
     nodes: Vec<Found<'a>>,
@@ -94,16 +92,17 @@ pub(super) async fn discover(
         Some(wait) => news(&shared, &stopping, &node_type, wait.min(LONGEST), index).await?,
         None => shared.opened().await?.registry.discover(&node_type),
     };
-    let shown_index = (wait.is_some() || index.is_some()).then_some(listing.index);
     if listing.nodes.is_empty() {
+        // Who does not wait gets what the API's first implementation said.
+        let waits = wait.is_some() || index.is_some();
         return Err(ApiError::NoNodes {
             node_type,
-            index: shown_index,
+            index: waits.then_some(listing.index),
         });
     }
     let answer = Discovered {
         count: listing.nodes.len(),
-        index: shown_index,
+        index: listing.index,
         node_type: node_type.as_str(),
         nodes: listing
             .nodes

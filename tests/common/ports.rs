@@ -20,8 +20,11 @@ impl Port {
     /// A port that is free now and that nobody else reserves meanwhile.
     pub fn reserve() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let dir = std::env::temp_dir().join("dstack-vpc-test-ports");
-        let _ = DirBuilder::new().mode(0o777).create(&dir);
+        // One folder a user: what root left there would be in everybody's way. That two users run tests at once is
+        // left to the check that the port is free.
+        let user = nix::unistd::geteuid();
+        let dir = std::env::temp_dir().join(format!("dstack-vpc-test-ports-{user}"));
+        let _ = DirBuilder::new().mode(0o700).create(&dir);
         for _ in 0..COUNT {
             let step = NEXT.fetch_add(1, Ordering::Relaxed);
             let number = FIRST + (std::process::id().wrapping_mul(61).wrapping_add(step)) % COUNT;
@@ -31,7 +34,7 @@ impl Port {
                 .write(true)
                 .create(true)
                 .truncate(false)
-                .mode(0o666)
+                .mode(0o600)
                 .open(file)
             else {
                 continue;
