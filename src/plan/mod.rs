@@ -164,10 +164,13 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
             Some(ServiceState::Down) => kinds.push(ActionKind::Start(Program::Nginx)),
             _ => {}
         }
-        match state(Program::Headscale) {
-            Some(ServiceState::Up) if meaning_changed(&files) => kinds.push(ActionKind::RestartHeadscale),
-            Some(ServiceState::Down) => kinds.push(ActionKind::Start(Program::Headscale)),
-            _ => {}
+        // Where there was no server before, Headscale goes with the update of supervisord.
+        if good.keys().any(|path| Reader::of(path) == Reader::Headscale) {
+            match state(Program::Headscale) {
+                Some(ServiceState::Up) if meaning_changed(&files) => kinds.push(ActionKind::RestartHeadscale),
+                Some(ServiceState::Down) => kinds.push(ActionKind::Start(Program::Headscale)),
+                _ => {}
+            }
         }
     }
     let reason = "the new configuration failed".to_owned();

@@ -193,3 +193,26 @@ fn an_edited_file_is_put_right() {
     assert_eq!(kinds(&plan), [ActionKind::ReloadNginx]);
     assert_eq!(plan.files.len(), 2);
 }
+
+#[test]
+fn the_way_back_from_a_new_role_does_not_ask_for_its_program() {
+    let good = after(&wish(PLAIN)).files;
+    for state in [ServiceState::Down, ServiceState::Up] {
+        let mut failed = after(&wish(SERVER));
+        failed
+            .services
+            .as_mut()
+            .unwrap()
+            .get_mut("headscale")
+            .unwrap()
+            .state = state;
+        assert_eq!(
+            kinds(&back(&failed, &good)),
+            [
+                ActionKind::UpdateListeners,
+                ActionKind::UpdateSupervisor { interrupted: true },
+                ActionKind::ReloadNginx
+            ]
+        );
+    }
+}
