@@ -20,6 +20,9 @@ const KEY_STAYS_FRESH: Duration = Duration::from_secs(5 * 60);
 pub(super) struct Membership {
     /// The app id of the VPC server.
     pub(super) server: AppId,
+    /// It is this very machine, and not another one of the same app: that has a VPN of its own.
+    #[serde(default)]
+    pub(super) here: bool,
     /// What this node calls itself there.
     pub(super) instance_id: NodeId,
     /// Headscale's URL.
@@ -60,6 +63,7 @@ impl Credentials {
     pub(super) fn store(
         &mut self,
         server: AppId,
+        here: bool,
         instance_id: NodeId,
         new: Welcome,
     ) -> Result<(), FileError> {
@@ -70,6 +74,7 @@ impl Credentials {
         make_private_dir(&self.folder).map_err(failed)?;
         let membership = Membership {
             server,
+            here,
             instance_id,
             server_url: new.server_url,
             shared_key: new.shared_key,

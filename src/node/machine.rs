@@ -76,7 +76,8 @@ impl Do {
 }
 
 pub(super) fn next(goal: &Goal<'_>, seen: &Seen<'_>) -> Do {
-    let ours = |it: &&Membership| it.server == goal.server && it.instance_id == goal.id;
+    let ours =
+        |it: &&Membership| it.server == goal.server && it.here == goal.is_here() && it.instance_id == goal.id;
     let Some(membership) = seen.membership.filter(ours) else {
         return Do::Register(Step::Register);
     };
@@ -124,6 +125,10 @@ pub(super) fn next(goal: &Goal<'_>, seen: &Seen<'_>) -> Do {
 }
 
 impl Goal<'_> {
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self.settings.server, Server::Here { .. })
+    }
+
     /// In one machine the public URL would be a detour through the gateway.
     pub(super) fn login_server(&self, membership: &Membership) -> String {
         match self.settings.server {
@@ -228,6 +233,7 @@ mod tests {
             },
             membership: Some(Membership {
                 server: AppId::from_bytes([5; 20]),
+                here: false,
                 instance_id: "i-1".parse().unwrap(),
                 server_url: URL.to_owned(),
                 shared_key: String::new(),
@@ -304,6 +310,8 @@ mod tests {
         let other_server =
             |it: &mut Case| it.membership.as_mut().unwrap().server = AppId::from_bytes([6; 20]);
         assert_eq!(after(other_server), register);
+        // The server moved from this machine to another one of the same app.
+        assert_eq!(after(|it| it.membership.as_mut().unwrap().here = true), register);
         // One reason to log in after the other, without a key and with one.
         let reasons: [fn(&mut Case); 4] = [
             |it| it.status = Some(status("NeedsLogin")),
@@ -332,6 +340,7 @@ mod tests {
                 api: "127.0.0.1:8000".parse().unwrap(),
                 headscale: "0.0.0.0:8080".parse().unwrap(),
             };
+            it.membership.as_mut().unwrap().here = true;
             it.key = true;
         });
         assert!(matches!(act, Do::LogIn(up) if up.login_server == "http://127.0.0.1:8080"));

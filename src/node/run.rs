@@ -314,7 +314,8 @@ impl Owner {
     async fn register(&mut self, now: &Now<'_>) -> Result<(), ActError> {
         let Goal { settings, server, id } = now.goal;
         let welcome = Client::new(settings, *server).register(id, settings).await?;
-        self.credentials.store(*server, id.clone(), welcome)?;
+        self.credentials
+            .store(*server, now.goal.is_here(), id.clone(), welcome)?;
         // It has just said where Headscale is.
         self.offline = self.offline.map(|_| Instant::now());
         tracing::info!(%server, %id, "registered at the VPC server");

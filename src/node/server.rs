@@ -33,7 +33,7 @@ pub(super) enum ServerError {
     Slow { app: AppId },
     /// In the words of the server, or of the mesh on the way to it.
     #[error("the VPC server {app} {}: {words} (status {status})", match .status.as_u16() {
-        401 | 403 => "does not let this app in",
+        401 | 403 => "does not let this app in (allowed_apps on the server says who may register)",
         502 | 504 => "cannot be reached",
         _ => "cannot do it",
     })]
