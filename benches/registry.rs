@@ -286,6 +286,7 @@ fn change_of(number: usize) -> Change {
         ip: node.ip,
         hostname: node.hostname,
         silence: None,
+        join_key: None,
     }
 }
 
@@ -301,5 +302,6 @@ fn node(number: usize) -> Node {
         registered: now,
         typed: now,
         silence: None,
+        join_keys: vec![number as u64],
     }
 }

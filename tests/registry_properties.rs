@@ -51,6 +51,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         hostname: host.map(|number| format!("h{number}.dstack.internal").parse().unwrap()),
         // Long enough for nothing to leave meanwhile, or for ever.
         silence: silence.map(|hours| Duration::from_secs(hours * 3600)),
+        join_key: None,
     });
     let put = (1..3u8, select(&IDS[..]), change);
     let step = prop_oneof![

@@ -14,6 +14,7 @@ mod register;
 mod reply;
 mod report;
 mod router;
+mod settle;
 mod shared_key;
 mod store;
 
@@ -40,6 +41,7 @@ use error::ApiError;
 use limits::Limits;
 use listener::Listeners;
 use report::Reporter;
+use settle::{Settler, Unsettled};
 use store::{Keeper, Opened, Store};
 
 pub use router::openapi;
@@ -142,6 +144,7 @@ impl Api {
         let listen = settings.listen;
         let headscale = Headscale::start(settings.headscale.clone());
         let store = watch::Sender::new(Store::Opening);
+        let (settler, unsettled) = Settler::new();
         let shared = Arc::new(Shared {
             limits: ArcSwap::from_pointee(Limits::new(&settings)),
             settings: watch::Sender::new(Arc::new(settings)),
@@ -149,6 +152,7 @@ impl Api {
             headscale,
             census: Census::default(),
             key_makers: Semaphore::new(register::KEYS_AT_ONCE),
+            unsettled,
         });
         let listeners = Listeners::start(listen, router::router(Arc::clone(&shared)))?;
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
@@ -159,6 +163,7 @@ impl Api {
             cancel: cancel.clone(),
         };
         tasks.spawn(keeper.run());
+        tasks.spawn(settler.run(Arc::clone(&shared), cancel.clone()));
         let (reporter, status) = Reporter::new(&shared, cancel.clone());
         tasks.spawn(reporter.run());
         Ok(Self {
@@ -255,6 +260,7 @@ struct Shared {
     census: Census,
     /// Who may have a key made; the others wait.
     key_makers: Semaphore,
+    unsettled: Unsettled,
 }
 
 impl Shared {

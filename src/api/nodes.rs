@@ -14,6 +14,7 @@ use super::caller::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::query::{self, Query};
 use super::reply::json;
+use super::settle;
 use crate::names::{NodeId, NodeName};
 use crate::registry::{Change, Entry, Stored};
 
@@ -63,6 +64,7 @@ pub(super) async fn update(
         ip: query.read("tailscale_ip", query::address(shared.settings().prefix))?,
         hostname: query.read("hostname", query::hostname)?,
         silence: query.read("silence", query::duration)?,
+        join_key: None,
     };
     if change.name.is_none() && shared.opened().await?.registry.node(&id).is_none() {
         change.name = Some(id.to_string());
@@ -71,6 +73,7 @@ pub(super) async fn update(
         Stored::Created => "created",
         Stored::Updated => "updated",
     };
+    settle::hand_in(&shared, &id);
     let in_vpn = match change.ip {
         Some(ip) => shared.knows(ip).await.filter(|knows| !knows),
         None => None,

@@ -93,6 +93,14 @@ pub(super) async fn register(
         node_type,
     };
     let key = make_key(&shared, &wanted).await?;
+    if !wanted.reusable {
+        // Whoever joins with it is this node: that tells its former records with Headscale from other machines'.
+        let known = Change {
+            join_key: Some(key.id),
+            ..Change::default()
+        };
+        shared.put(caller.0, &id, &known).await?;
+    }
     tracing::info!(app = %caller.0, node = %id, ?stored, "a node registered");
     let answer = Registered {
         pre_auth_key: key.secret.expose(),

@@ -53,13 +53,19 @@ struct Plan<'a> {
 }
 
 /// `None`: the present node is not among them.
+///
+/// A Headscale that lost its state counts its keys from one again, and then another machine may have joined with a key
+/// of the same id. So a former record is also one that asked for the same name.
 fn plan<'a>(nodes: &'a [VpnNode], keys: &[u64], address: Ipv4Addr) -> Option<Plan<'a>> {
     let same = |node: &&VpnNode| node.join_key.is_some_and(|key| keys.contains(&key));
     let present = nodes
         .iter()
         .filter(same)
         .find(|node| node.ip_addresses.contains(&address.into()))?;
-    let others = nodes.iter().filter(same).filter(|node| node.id != present.id);
+    let others = nodes
+        .iter()
+        .filter(same)
+        .filter(|node| node.id != present.id && node.name == present.name);
     let (online, former): (Vec<_>, Vec<_>) = others.partition(|node| node.online);
     let is_free = |name: &NodeName| {
         let mut rest = nodes
@@ -111,6 +117,13 @@ mod tests {
         assert_eq!(planned(&both, &[10, 30]), Some((vec![1], db_1.clone(), true)));
         // Another machine of that name stays, and keeps it.
         assert_eq!(planned(&both, &[30]), Some((vec![], None, true)));
+        // So does one that has another name, whatever its key.
+        let stranger = VpnNode {
+            name: "web-1".to_owned(),
+            ..gone.clone()
+        };
+        let strangers = [stranger, present.clone()];
+        assert_eq!(planned(&strangers, &[10, 30]), Some((vec![], None, true)));
         // So does one that is here.
         let here = [node(1, "db-1", 10, true), present.clone()];
         assert_eq!(planned(&here, &[10, 30]), Some((vec![], None, false)));

@@ -55,6 +55,9 @@ pub struct Node {
     pub typed: Timestamp,
     /// Leaves discovery after this much silence; `None`: after what the settings say.
     pub silence: Option<Duration>,
+    /// Headscale's ids of the keys that were made for it alone, the newest last.
+    #[serde(default)]
+    pub join_keys: Vec<u64>,
 }
 
 /// A node with what is known of its life.
@@ -75,6 +78,8 @@ pub struct Change {
     pub ip: Option<Ipv4Addr>,
     pub hostname: Option<DnsName>,
     pub silence: Option<Duration>,
+    /// A key was made for it.
+    pub join_key: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

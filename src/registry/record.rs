@@ -5,6 +5,9 @@ use jiff::Timestamp;
 use super::{Change, Node, RegistryError};
 use crate::names::{AppId, NodeId};
 
+/// A machine that lost its state more often than that leaves a record behind with Headscale.
+const MOST_KEYS: usize = 16;
+
 /// The record that `change` makes of the one that is `known`, and whether it is another one.
 pub(super) fn changed(
     known: Option<&Node>,
@@ -28,6 +31,7 @@ pub(super) fn changed(
             registered: now,
             typed: now,
             silence: None,
+            join_keys: Vec::new(),
         },
     };
     let Change {
@@ -36,6 +40,7 @@ pub(super) fn changed(
         ip,
         hostname,
         silence,
+        join_key,
     } = change.clone();
     if node_type.is_some() && node_type != node.node_type {
         node.node_type = node_type;
@@ -45,6 +50,11 @@ pub(super) fn changed(
     node.ip = ip.or(node.ip);
     node.hostname = hostname.or(node.hostname);
     node.silence = silence.or(node.silence);
+    if let Some(key) = join_key.filter(|key| !node.join_keys.contains(key)) {
+        node.join_keys.push(key);
+        let too_many = node.join_keys.len().saturating_sub(MOST_KEYS);
+        node.join_keys.drain(..too_many);
+    }
     let differs = known != Some(&node);
     Ok((node, differs))
 }

@@ -144,6 +144,7 @@ fn check(told_by: Silence, silence: u64, forget_after: u64, steps: Vec<Step>) {
                     registered: Timestamp::UNIX_EPOCH,
                     typed: Timestamp::from_second(number as i64 / 3).unwrap(),
                     silence: silence.map(Duration::from_secs),
+                    join_keys: Vec::new(),
                 };
                 view.store(node.clone(), 0, now);
                 let always = told_by == Silence::Told && model.silence_of(&node).is_none();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::run;
-use crate::vpc::{Vpc, until};
+use crate::vpc::{Records, Vpc, until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -85,21 +85,58 @@ fn a_node_whose_key_expired_registers_again() {
     run(async {
         let vpc = Vpc::shared().await;
         let before = vpc.until_whole().await;
-        let db_1 = async || {
-            let nodes = vpc.headscale(&["nodes", "list"]).await?;
-            let mut nodes = nodes.as_array().into_iter().flatten();
-            let found = nodes.find(|node| node["name"] == "db-1");
-            found.cloned().ok_or("Headscale does not know db-1".to_owned())
-        };
-        let id = db_1().await.expect("the node")["id"].to_string();
+        let id = with_headscale(&vpc).await.expect("the node")["id"].to_string();
         let expire = ["nodes", "expire", "--identifier", &id];
         vpc.headscale(&expire).await.expect("it expires");
         let renewed = until(PATIENCE, "the node has registered again", async || {
-            let node = db_1().await?;
+            let node = with_headscale(&vpc).await?;
             node["expiry"].is_null().then_some(()).ok_or(node.to_string())
         });
         renewed.await.expect("it does so by itself");
         assert_eq!(vpc.until_whole().await, before);
+    });
+}
+
+#[test]
+fn a_node_that_headscale_lost_joins_again() {
+    run(async {
+        let vpc = Vpc::shared().await;
+        let before = vpc.until_whole().await;
+        let id = with_headscale(&vpc).await.expect("the node")["id"].to_string();
+        let delete = ["nodes", "delete", "--force", "--identifier", &id];
+        vpc.headscale(&delete).await.expect("it is deleted");
+        assert_eq!(who(&vpc.until_whole().await), who(&before));
+    });
+}
+
+#[test]
+fn a_node_that_lost_everything_is_the_same_node() {
+    run(async {
+        let mut vpc = Vpc::shared().await;
+        let before = vpc.until_whole().await;
+        let node = &mut vpc.nodes[1];
+        node.machine.crash();
+        std::fs::remove_dir_all(node.machine.state.root()).expect("a state directory");
+        node.machine.spawn_again();
+        let after = vpc.until_whole().await;
+        // It had no key any more that proves who it was to Headscale, so its address may be another.
+        assert_eq!(who(&after), who(&before));
+    });
+}
+
+#[test]
+fn a_key_that_is_refused_is_replaced() {
+    run(async {
+        let mut vpc = Vpc::shared().await;
+        let before = vpc.until_whole().await;
+        let node = &mut vpc.nodes[0];
+        node.machine.crash();
+        // tailscaled is a stranger now, and what the node takes for a fresh key is none.
+        let secrets = node.machine.state.secrets();
+        std::fs::remove_dir_all(node.machine.state.tailscale()).expect("a state directory");
+        std::fs::write(secrets.join("join_key"), format!("hskey-auth-{:a<77}", "")).expect("a key file");
+        node.machine.spawn_again();
+        assert_eq!(who(&vpc.until_whole().await), who(&before));
     });
 }
 
@@ -146,4 +183,26 @@ fn a_damaged_registry_is_refused_and_never_taken_for_an_empty_one() {
         vpc.server.machine.spawn_again();
         assert_eq!(vpc.until_whole().await, before);
     });
+}
+
+/// Which nodes there are, wherever they are.
+fn who(records: &Records) -> Vec<(String, String, String, String)> {
+    let all = records.iter();
+    all.map(|(id, it)| {
+        (
+            id.clone(),
+            it.name.clone(),
+            it.node_type.clone(),
+            it.hostname.clone(),
+        )
+    })
+    .collect()
+}
+
+/// What Headscale says of `db-1`.
+async fn with_headscale(vpc: &Vpc) -> Result<serde_json::Value, String> {
+    let nodes = vpc.headscale(&["nodes", "list"]).await?;
+    let mut nodes = nodes.as_array().into_iter().flatten();
+    let found = nodes.find(|node| node["name"] == "db-1");
+    found.cloned().ok_or("Headscale does not know db-1".to_owned())
 }

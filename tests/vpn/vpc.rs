@@ -141,12 +141,14 @@ impl Vpc {
         }
         for node in &self.nodes {
             let record = &records[&node.id.instance];
-            let own = node.file("tailscale_ip")?;
-            if record.name != node.name || record.address != own {
-                return Err(format!(
-                    "{} has address {own}, but is registered as {record:?}",
-                    node.name
-                ));
+            let own = Record {
+                name: node.name.to_owned(),
+                node_type: record.node_type.clone(),
+                address: node.file("tailscale_ip")?,
+                hostname: format!("{}.dstack.internal", node.name),
+            };
+            if *record != own {
+                return Err(format!("{own:?} is registered as {record:?}"));
             }
         }
         self.known_to_headscale_once(&records).await?;
