@@ -28,6 +28,7 @@ figures: setup ## measure the release build: edit to live, start, memory
 	@echo 'figures: building the release (some minutes the first time)' >&2
 	@cargo build --locked --release --bin dstack-vpc --example figures
 	@cargo run --locked --quiet --release --example figures
+	@cargo test --locked --quiet --test vpn -- --ignored --nocapture joining_takes
 
 bench: setup ## measure the registry at up to a million nodes, in both stores (some minutes)
 	@cargo bench --locked --bench registry

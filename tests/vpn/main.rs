@@ -7,6 +7,7 @@ mod common;
 
 mod etcd;
 mod faults;
+mod figures;
 mod hand;
 mod harness;
 mod load;
