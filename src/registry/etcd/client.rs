@@ -32,8 +32,11 @@ const ATTEMPT: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After the last member.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Records of one page; each has about 400 bytes.
-const PAGE: u32 = 5_000;
+/// Records of one page; each has about 600 bytes. For every page etcd looks at all keys that are left, so many small
+/// ones would cost it more than they are worth.
+const PAGE: u32 = 50_000;
+/// For a page: etcd puts it together before it sends the first byte.
+const PAGE_ATTEMPT: Duration = Duration::from_secs(60);
 
 // gRPC's codes.
 const DEADLINE_EXCEEDED: u32 = 4;
@@ -139,9 +142,15 @@ impl Client {
     ) -> Result<u64, EtcdError> {
         let mut keys = keys.clone();
         loop {
-            let page: RangeAnswer = self
-                .call("kv/range", &wire::range(&keys, PAGE, revision, keys_only))
+            // Whoever answers this will not keep us waiting for a page in vain.
+            let _: Value = self
+                .call("kv/range", &wire::range(&Keys::nothing(), 1, 0, true))
                 .await?;
+            let wanted = wire::range(&keys, PAGE, revision, keys_only);
+            let page = self
+                .on_members("kv/range", &wanted, take_whole, PAGE_ATTEMPT)
+                .await?;
+            let page: RangeAnswer = parse(&page)?;
             if revision == 0 {
                 revision = page.header.revision;
             }
@@ -184,7 +193,7 @@ impl Client {
         let stream = |answer: Response<Incoming>| ready(Ok(answer.into_body())).boxed();
         Ok(Watch {
             body: self
-                .on_members("watch", &wire::watch(keys, start), stream)
+                .on_members("watch", &wire::watch(keys, start), stream, ATTEMPT)
                 .await?,
             buffer: BytesMut::new(),
             searched: 0,
@@ -197,13 +206,19 @@ impl Client {
     }
 
     async fn call<T: DeserializeOwned>(&self, method: &str, body: &Value) -> Result<T, EtcdError> {
-        let whole = |answer| whole(answer).boxed();
-        let answer = self.on_members(method, body, whole).await?;
+        let answer = self.on_members(method, body, take_whole, ATTEMPT).await?;
         parse(&answer)
     }
 
-    /// Until one answers, or patience ends. `take` is what is taken of a good answer.
-    async fn on_members<T>(&self, method: &str, body: &Value, take: Take<T>) -> Result<T, EtcdError> {
+    /// Until one answers, or our patience ends; `patience` is that with one of them. `take` is what is taken of a
+    /// good answer.
+    async fn on_members<T>(
+        &self,
+        method: &str,
+        body: &Value,
+        take: Take<T>,
+        patience: Duration,
+    ) -> Result<T, EtcdError> {
         let give_up = Instant::now() + PATIENCE;
         let mut failures = BTreeMap::new();
         let mut number = self.preferred.load(Ordering::Relaxed);
@@ -212,7 +227,7 @@ impl Client {
             let Some(member) = self.members.get(number) else {
                 return Err(EtcdError::Unreachable("it has no address".to_owned()));
             };
-            let answer = match timeout(ATTEMPT, self.attempt(member, method, body, take)).await {
+            let answer = match timeout(patience, self.attempt(member, method, body, take)).await {
                 Ok(Err(Failure::Final(error))) if error.wants_login() && self.login.is_some() => {
                     // With the new token, in the next round.
                     self.log_in(member).await.map(|()| None)
@@ -281,8 +296,9 @@ impl Client {
     async fn log_in(&self, member: &Url) -> Result<(), Failure> {
         let Some(login) = &self.login else { return Ok(()) };
         let body = json!({"name": login.name, "password": login.password});
-        let take = |answer| whole(answer).boxed();
-        let answer = self.attempt(member, "auth/authenticate", &body, take).await?;
+        let answer = self
+            .attempt(member, "auth/authenticate", &body, take_whole)
+            .await?;
         let answer: TokenAnswer = parse(&answer).map_err(Failure::Final)?;
         *login.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.token);
         Ok(())
@@ -352,6 +368,10 @@ type Take<T> = fn(Response<Incoming>) -> BoxFuture<'static, Result<T, Failure>>;
 fn parse<T: DeserializeOwned>(answer: &[u8]) -> Result<T, EtcdError> {
     serde_json::from_slice(answer)
         .map_err(|e| EtcdError::Unreachable(format!("the answer is not etcd's: {e}")))
+}
+
+fn take_whole(answer: Response<Incoming>) -> BoxFuture<'static, Result<Bytes, Failure>> {
+    whole(answer).boxed()
 }
 
 async fn whole(answer: Response<Incoming>) -> Result<Bytes, Failure> {

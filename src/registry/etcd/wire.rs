@@ -12,6 +12,11 @@ use serde_json::{Value, json};
 pub(super) struct Keys(pub(super) String, pub(super) String);
 
 impl Keys {
+    /// No key of ours.
+    pub(super) fn nothing() -> Self {
+        Self("\0".to_owned(), "\0\0".to_owned())
+    }
+
     /// Everything that begins with `prefix`.
     pub(super) fn below(prefix: &str) -> Self {
         let mut end = prefix.to_owned().into_bytes();
