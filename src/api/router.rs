@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::response::Response;
+use axum::routing::head;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -41,6 +42,8 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     let (router, _) = paths().split_for_parts();
     router
+        // Else axum would answer it as it does GET, and a key would be made for nobody.
+        .route("/api/register", head(async || ApiError::WrongMethod))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::WrongMethod)
         .with_state(shared)

@@ -328,8 +328,9 @@ impl Owner {
         };
         let commanded = now.tailscale.up(up, Some(&key));
         self.updates_forbidden = false;
-        let done = match now.view.is_some_and(|view| view.is_logged_in(&up.login_server)) {
-            // It seems to be in the VPN already, so only the command knows when it is anew.
+        let is_in = |view: &View| view.is_up() || view.is_logged_in(&up.login_server);
+        let done = match now.view.is_some_and(is_in) {
+            // It is in this VPN or another already, so only the command knows when it is anew.
             true => commanded.await,
             // The command waits for a path to a relay as well.
             false => tokio::select! {

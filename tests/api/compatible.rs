@@ -169,6 +169,16 @@ async fn refusals_have_the_words_that_clients_know() {
 }
 
 #[tokio::test]
+async fn a_head_registers_nobody() {
+    let server = Server::start().await;
+    let reply = server
+        .send(Method::HEAD, OURS, "/api/register?instance_id=n-1")
+        .await;
+    assert_eq!(reply.status, 405);
+    assert_eq!(server.get(OURS, "/api/nodes").await.json()["count"], 0);
+}
+
+#[tokio::test]
 async fn health_and_ping_are_for_everybody() {
     let server = Server::start().await;
     for (path, word) in [("/health", "OK"), ("/api/ping", "pong")] {
