@@ -65,7 +65,8 @@ fn started_with_a_broken_file_the_last_good_configuration_serves() {
         let text = std::fs::read_to_string(&pair.server.config).unwrap();
         std::fs::write(&pair.server.config, format!("{text}\n[[[")).unwrap();
         pair.server = pair.server.crash_and_spawn();
-        let up = |status: &Status| holds(status, Degraded);
+        // At first it is degraded because its programs have not started yet.
+        let up = |status: &Status| holds(status, Degraded) && holds(status, Ready);
         let status = pair
             .server
             .until(Duration::from_secs(60), "it is up, degraded", up)
