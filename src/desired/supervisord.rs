@@ -64,7 +64,7 @@ pub(super) fn tailscaled(
     let mut command = Command {
         argv: vec![
             "env".to_owned(),
-            "TS_FORCE_NOISE_443=true".to_owned(),
+            format!("TS_FORCE_NOISE_443={}", !facts.plain_headscale),
             format!("TS_LOGS_DIR={}", utf8(&data)?),
             utf8(&tailscaled.path)?.to_owned(),
             "--no-logs-no-support".to_owned(),

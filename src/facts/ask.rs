@@ -210,6 +210,7 @@ impl Observed {
                     value(&p.tailscaled),
                     value(&p.tailscale),
                     &f.host,
+                    f.plain_headscale,
                 ),
                 o.problems
                     .iter()

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ask::{ask_agent, ask_gateway};
 use super::{Observed, ProgramScanner, Topic, Watcher, host_facts};
+use crate::node;
 use crate::paths::StateDir;
 use crate::spec::Spec;
 
@@ -34,6 +35,7 @@ pub async fn look(spec: &Spec, state: &StateDir, patience: Duration) -> Observed
     }
     observed.facts.programs = programs;
     observed.facts.host = host_facts();
+    observed.facts.plain_headscale = node::plain_headscale(state);
     observed
 }
 

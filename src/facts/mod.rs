@@ -110,6 +110,8 @@ pub struct Facts {
     pub derp_map: Option<Fact<Arc<DerpMap>>>,
     pub programs: Programs,
     pub host: HostFacts,
+    /// This node's Headscale is reached by plain HTTP under a name, so tailscaled must not insist on TLS.
+    pub plain_headscale: bool,
 }
 
 /// The stored certificate that the rendered files refer to.

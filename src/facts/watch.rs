@@ -11,6 +11,7 @@ use super::ask::{ask_agent, ask_gateway};
 use super::backoff::Backoff;
 use super::{Observed, ProgramScanner, host_facts, remember};
 use crate::identity::Identity;
+use crate::node;
 use crate::paths::StateDir;
 use crate::spec::Spec;
 
@@ -159,6 +160,7 @@ impl Keeper {
             let is_different = self.publish(|observed| {
                 observed.facts.programs = programs;
                 observed.facts.host = host_facts();
+                observed.facts.plain_headscale = node::plain_headscale(&self.state);
             });
             if is_different && let Err(e) = scanner.remember(&self.state) {
                 tracing::warn!(error = %e, "cannot remember the programs in {}", self.state.run().display());

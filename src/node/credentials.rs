@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use url::{Host, Url};
 
 use super::files::{self, FileError, Readers};
 use super::server::Welcome;
@@ -28,6 +29,23 @@ pub(super) struct Membership {
     /// Headscale's URL.
     pub(super) server_url: String,
     pub(super) shared_key: String,
+}
+
+/// Whether the Headscale of this node's VPN is reached by plain HTTP under a name or a public address, which only a
+/// tailscaled does that was not told to insist on TLS.
+pub(crate) fn plain_headscale(state: &StateDir) -> bool {
+    let credentials = Credentials::load(state);
+    let Some(Ok(url)) = credentials.membership().map(|it| Url::parse(&it.server_url)) else {
+        return false;
+    };
+    // What Tailscale takes for near enough: `controlclient.NewNoiseClient`.
+    let near = match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_private() || ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_unique_local() || ip.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.scheme() == "http" && !near
 }
 
 /// The files that hold it all. Nothing else reads or writes them.
@@ -99,4 +117,34 @@ impl Credentials {
 
 fn membership_file(folder: &Path) -> PathBuf {
     folder.join("membership.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_is_not_insisted_on_where_headscale_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::new(dir.path());
+        assert!(!plain_headscale(&state), "not registered yet");
+        for (url, plain) in [
+            ("http://vpn.corp.test:8080", true),
+            ("http://203.0.113.7:8080", true),
+            ("http://10.0.0.1:8080", false),
+            ("http://[::1]:8080", false),
+            ("http://localhost:8080", false),
+            ("https://vpn.example.com", false),
+        ] {
+            let welcome = Welcome {
+                pre_auth_key: "k".to_owned(),
+                shared_key: "s".to_owned(),
+                server_url: url.to_owned(),
+            };
+            let app = AppId::from_bytes([7; 20]);
+            let mut credentials = Credentials::load(&state);
+            credentials.store(app, false, NodeId::random(), welcome).unwrap();
+            assert_eq!(plain_headscale(&state), plain, "{url}");
+        }
+    }
 }

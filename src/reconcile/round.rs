@@ -13,7 +13,7 @@ use super::{Daemon, UNEASY};
 use crate::apply::{self, Applied, Left, Machine, Order, generation};
 use crate::desired::{Desired, Templates, desired};
 use crate::facts::Observed;
-use crate::node::NodeSettings;
+use crate::node::{self, NodeSettings};
 use crate::plan::{Listeners, Plan, Present, ServiceState, plan};
 use crate::spec::Spec;
 
@@ -53,7 +53,9 @@ impl Daemon {
                 new
             });
         }
-        let seen = self.facts.observed.borrow_and_update().clone();
+        let mut seen = self.facts.observed.borrow_and_update().clone();
+        // The node may just have learned it.
+        seen.facts.plain_headscale = node::plain_headscale(&self.state);
 
         let mut round = Round::new(&cause, &seen, wish.as_ref().err().cloned());
         self.retry = None;
