@@ -1,8 +1,12 @@
-//! How spans of time are said to people.
+//! How things are said to people: spans of time, and what others said.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::Deserialize;
+
+/// What of somebody else's words goes into a message.
+const LONGEST_QUOTE: usize = 300;
 
 /// In its largest unit: `12s`, `5 min`, `3 h`, `4 days`.
 pub fn span(span: Duration) -> String {
@@ -19,9 +23,48 @@ pub fn since(then: Timestamp, now: Timestamp) -> String {
     span(Duration::try_from(now.duration_since(then)).unwrap_or_default())
 }
 
+/// Somebody else's words as part of a sentence: one line, short, and nothing that a terminal or a log would obey.
+pub fn quoted(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars()
+        .filter(|c| !c.is_control())
+        .take(LONGEST_QUOTE)
+        .collect()
+}
+
+/// What an HTTP service said of a failure: the sentence of `{"error": …}`, else the start of what there is.
+pub fn told(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Answer {
+        error: String,
+    }
+    let text = match serde_json::from_slice::<Answer>(body) {
+        Ok(answer) => answer.error,
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    or_nothing(quoted(&text))
+}
+
+/// Says so where there is nothing to quote.
+pub fn or_nothing(quoted: String) -> String {
+    match quoted.is_empty() {
+        true => "it did not say why".to_owned(),
+        false => quoted,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_say_becomes_one_short_line_without_orders_to_a_terminal() {
+        assert_eq!(quoted(" a\n\n  b\tc\u{1b}[31m\u{9b}x\0\n"), "a b c[31mx");
+        assert_eq!(quoted(&"x".repeat(5000)).len(), LONGEST_QUOTE);
+        assert_eq!(told(br#"{"error":"no\nroom"}"#), "no room");
+        assert_eq!(told(b"Bad Gateway\r\n"), "Bad Gateway");
+        assert_eq!(told(b" \x1b "), "it did not say why");
+    }
 
     #[test]
     fn spans_are_said_in_their_largest_unit() {

@@ -14,12 +14,10 @@ use tokio::net::{TcpStream, UnixStream};
 use super::http::{self, ExchangeError};
 use crate::names::{AppId, InstanceId};
 use crate::spec::AgentAddr;
+use crate::words;
 
 /// `Info` has about 25 KB, a chain less than 10.
 const MAX_ANSWER: usize = 1 << 20;
-
-/// What of an agent's own words goes into a message.
-const MAX_QUOTED: usize = 300;
 
 /// A guest agent at an address. Cheap to make; holds no connection.
 #[derive(Debug, Clone)]
@@ -171,7 +169,7 @@ impl AgentClient {
                 addr: self.addr.clone(),
                 method,
                 code: status.as_u16(),
-                message: error_message(&body),
+                message: words::told(&body),
             });
         }
         // serde's words can quote the answer, and the answer can be a key: only the place is told.
@@ -256,27 +254,6 @@ impl AgentClient {
             method,
             why,
         }
-    }
-}
-
-/// The agent's own sentence from `{"error": …}`, else the start of what it wrote.
-fn error_message(body: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Answer {
-        error: String,
-    }
-    let text = match serde_json::from_slice::<Answer>(body) {
-        Ok(answer) => answer.error,
-        Err(_) => String::from_utf8_lossy(body).into_owned(),
-    };
-    let quoted: String = text
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_QUOTED)
-        .collect();
-    match quoted.trim() {
-        "" => "it did not say why".to_owned(),
-        quoted => quoted.to_owned(),
     }
 }
 

@@ -5,7 +5,6 @@
 //! old workers are watched until none of them accepts any more.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
@@ -17,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::desired::Probe;
+use crate::facts::ports::reachable;
 
 const PATH: &str = "/.dstack-vpc/generation";
 const PAUSE: Duration = Duration::from_millis(5);
@@ -111,16 +111,6 @@ async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Re
             exchange.await
         }
     }
-}
-
-/// A wildcard address is reached on loopback.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }
 
 /// The pids of nginx's workers that accept connections: a worker that drains says so in its title.

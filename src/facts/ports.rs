@@ -1,4 +1,4 @@
-//! Who holds a port, for messages about a taken one.
+//! Ports: who holds a taken one, and how an open one is reached.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,6 +19,16 @@ impl fmt::Display for Holder {
             None => write!(f, "a process of another user or container (on {})", self.listens),
         }
     }
+}
+
+/// Where to connect to for something of this machine that listens on `addr`: a wildcard is reached on loopback.
+pub fn reachable(addr: SocketAddr) -> SocketAddr {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, addr.port())
 }
 
 /// Who listens where `addr` would: on the same port, and the addresses overlap. TCP, this network namespace.

@@ -1,6 +1,6 @@
 //! The REST interface. Every call makes its own connection: Headscale restarts whenever its configuration changes.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use super::wire::{
 };
 use super::{HeadscaleError, JoinKey, MadeKey, Secret, VpnNode};
 use crate::agent::http::{ExchangeError, exchange};
+use crate::facts::ports::reachable;
 use crate::names::NodeName;
 
 /// For one call. Headscale hashes keys with bcrypt, which takes its time on a busy machine.
@@ -217,14 +218,4 @@ async fn send(
         doing,
         after: TIMEOUT,
     }))
-}
-
-/// A wildcard address is reached on loopback.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::wire::{prefix_of, quotable};
+use super::wire::prefix_of;
 use super::{Access, HeadscaleError, Secret};
+use crate::words;
 
 /// It is a program of 60 MB that has to start, on a machine that may be busy.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,7 +35,7 @@ pub(super) async fn create_api_key(access: &Access) -> Result<Secret, HeadscaleE
         .map_err(|_| failed(format!("it took longer than {}s", TIMEOUT.as_secs())))?
         .map_err(|e| failed(e.to_string()))?;
     if !output.status.success() {
-        let words = quotable(&String::from_utf8_lossy(&output.stderr));
+        let words = words::quoted(&String::from_utf8_lossy(&output.stderr));
         return Err(failed(format!("{words} ({})", output.status)));
     }
     parse(&output.stdout).ok_or_else(|| failed("its answer holds no API key".to_owned()))

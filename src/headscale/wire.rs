@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Secret;
 use crate::names::NodeType;
+use crate::words;
 
 /// A node as Headscale knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -153,16 +154,7 @@ pub(super) fn error_message(body: &[u8]) -> String {
         .ok()
         .and_then(|answer| answer.message.or(answer.detail).or(answer.title))
         .unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-    match quotable(&text) {
-        quoted if quoted.is_empty() => "it did not say why".to_owned(),
-        quoted => quoted,
-    }
-}
-
-/// What of somebody else's words goes into a message.
-pub(super) fn quotable(text: &str) -> String {
-    let plain: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
-    plain.trim().to_owned()
+    words::or_nothing(words::quoted(&text))
 }
 
 fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {

@@ -3,10 +3,11 @@
 
 use super::credentials::Membership;
 use super::pace::Errand;
-use super::server::{Announcement, reachable};
+use super::server::Announcement;
 use super::tailscale::Up;
 use super::view::{Backend, SHARED_SPACE, View};
 use super::{NodeSettings, Server, Step};
+use crate::facts::ports::reachable;
 use crate::names::{AppId, NodeId};
 
 /// Who this node is to be, and where.

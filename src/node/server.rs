@@ -1,6 +1,6 @@
 //! The VPC server as a node sees it: two calls, through our own mesh or straight to the API of this very machine.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,16 +13,15 @@ use url::Url;
 
 use super::{NodeSettings, Server};
 use crate::agent::http::{self, ExchangeError};
+use crate::facts::ports::reachable;
 use crate::names::{AppId, DnsName, NodeId};
+use crate::words;
 
 /// A call goes through two gateways, and a registration waits for Headscale as well.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An answer has a few hundred bytes.
 const LONGEST_ANSWER: usize = 64 << 10;
-
-/// What of a server's own words goes into a message.
-const LONGEST_QUOTE: usize = 300;
 
 /// Why the server did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -115,14 +114,17 @@ impl Client {
         }
         let welcome: Welcome = self.call(Method::GET, target).await?;
         let garbled = |what: &str| self.garbled(format!("{what} is not what it should be"));
-        let url = Url::parse(&welcome.server_url).map_err(|_| garbled("server_url"))?;
-        if !["http", "https"].contains(&url.scheme()) {
+        let is_url =
+            Url::parse(&welcome.server_url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
+        if !is_url {
             return Err(garbled("server_url"));
         }
         let is_word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
         for (what, text) in [
             ("pre_auth_key", &welcome.pre_auth_key),
             ("shared_key", &welcome.shared_key),
+            // The parser of URLs overlooks line breaks.
+            ("server_url", &welcome.server_url),
         ] {
             if !is_word(text) {
                 return Err(garbled(what));
@@ -162,7 +164,7 @@ impl Client {
             return Err(ServerError::Refused {
                 app: self.app,
                 status,
-                words: words(&body),
+                words: words::told(&body),
             });
         }
         // serde's words can quote the answer, and the answer has secrets: only the kind is told.
@@ -210,36 +212,5 @@ impl Client {
 
     fn garbled(&self, why: String) -> ServerError {
         ServerError::Garbled { app: self.app, why }
-    }
-}
-
-/// Where to connect to for something that listens on `addr`.
-pub(super) fn reachable(addr: SocketAddr) -> SocketAddr {
-    let ip = match addr.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, addr.port())
-}
-
-/// The sentence of `{"error": …}`, else the start of what there is.
-fn words(body: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Answer {
-        error: String,
-    }
-    let text = match serde_json::from_slice::<Answer>(body) {
-        Ok(answer) => answer.error,
-        Err(_) => String::from_utf8_lossy(body).into_owned(),
-    };
-    let text: String = text
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(LONGEST_QUOTE)
-        .collect();
-    match text.trim() {
-        "" => "it did not say why".to_owned(),
-        text => text.to_owned(),
     }
 }

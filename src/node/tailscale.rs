@@ -16,6 +16,7 @@ use tokio::process::Command;
 
 use super::view::View;
 use crate::agent::http;
+use crate::words;
 
 /// tailscaled answers from memory.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,9 +26,6 @@ const LONGEST_ANSWER: usize = 256 << 20;
 
 /// What `tailscale up` may take until the machine is in the VPN.
 const LOGIN: Duration = Duration::from_secs(30);
-
-/// What of the command's words goes into a message.
-const LONGEST_QUOTE: usize = 400;
 
 /// Why tailscaled could not be seen.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +105,7 @@ impl Tailscale {
         };
         match tokio::time::timeout(PATIENCE, exchange).await {
             Ok(Ok((StatusCode::OK, body))) => Ok(body),
-            Ok(Ok((status, body))) => Err(Unseen::Garbled(format!("{status}: {}", quote(&body)))),
+            Ok(Ok((status, body))) => Err(Unseen::Garbled(format!("{status}: {}", words::told(&body)))),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Unseen::Slow),
         }
@@ -174,28 +172,10 @@ impl Tailscale {
         if output.status.success() {
             return Ok(());
         }
-        let words = quote(&[output.stdout, output.stderr].concat());
+        let words = words::quoted(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
         Err(match words.strip_prefix("backend error: ") {
             Some(words) => CommandError::Refused(words.to_owned()),
             None => CommandError::Failed { command: name, words },
         })
-    }
-}
-
-/// Program output as part of a sentence.
-fn quote(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().take(LONGEST_QUOTE).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_of_programs_become_one_short_line() {
-        assert_eq!(quote(b" a\n\n  b\tc\n"), "a b c");
-        assert_eq!(quote(&[b'x'; 5000]).len(), LONGEST_QUOTE);
     }
 }

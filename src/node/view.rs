@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::{Path, Peer};
 use crate::names::DnsName;
+use crate::words;
 
 /// What Tailscale clients take for their own without being told: RFC 6598.
 pub(crate) const SHARED_SPACE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
@@ -134,7 +135,11 @@ impl View {
             online: own.online,
             address: own.address(),
             dns_name: own.dns_name(),
-            health: health.unwrap_or_default(),
+            health: health
+                .iter()
+                .flatten()
+                .map(|words| words::quoted(words))
+                .collect(),
             peers,
             prefs: serde_json::from_slice(prefs)?,
             json: status,
@@ -207,7 +212,8 @@ impl From<PeerStatus> for Peer {
                 .map(|name| name.as_str().split('.').next())
             {
                 Some(Some(label)) => label.to_owned(),
-                _ => peer.host_name,
+                // Each machine chooses its own.
+                _ => words::quoted(&peer.host_name),
             },
         }
     }
