@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use dstack_vpc::node::Path;
 use futures_util::future::try_join_all;
 use serde_json::Value;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -129,6 +130,27 @@ impl Vpc {
                 panic!("{why}");
             }
         }
+    }
+
+    /// Waits until packets between two nodes go straight from one to the other.
+    pub(crate) async fn until_direct(&self, from: &str, to: &str) {
+        let named = |name| self.nodes.iter().find(|node| node.name == name);
+        let node = named(from).expect("a node of this name");
+        let direct = until(WHOLE, "the path is direct", async || {
+            // Traffic is what makes them look for a better path.
+            node.ping(to).await?;
+            let status = node.machine.status().await.ok_or("no status")?;
+            let peers = status.node.map_or(Vec::new(), |node| node.peers);
+            let path = peers
+                .into_iter()
+                .find(|peer| peer.name == to)
+                .map(|peer| peer.path);
+            match path {
+                Some(Path::Direct(_)) => Ok(()),
+                path => Err(format!("{from} reaches {to} by {path:?}")),
+            }
+        });
+        direct.await.expect("they are on one network");
     }
 
     async fn whole(&self) -> Result<Records, String> {
