@@ -4,10 +4,10 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test figures bench run fmt lint ci image clean
+.PHONY: help setup build demo test figures bench bench-registry run fmt lint ci image clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install nginx, supervisord, headscale, tailscale and etcd where they are missing
 	@scripts/setup
@@ -30,7 +30,13 @@ figures: setup ## measure the release build: edit to live, start, memory
 	@cargo run --locked --quiet --release --example figures
 	@cargo test --locked --quiet --test vpn -- --ignored --nocapture joining_takes
 
-bench: setup ## measure the registry at up to a million nodes, in both stores (some minutes)
+bench: ## measure the mesh against nginx and haproxy (15 minutes; BENCH=quick for 3)
+	@scripts/setup --bench
+	@echo 'bench: building dstack-vpc as it ships (some minutes the first time)' >&2
+	@cargo build --locked --profile dist --bin dstack-vpc
+	@cargo bench --locked --profile dev --bench mesh
+
+bench-registry: setup ## measure the registry at up to a million nodes, in both stores (some minutes)
 	@cargo bench --locked --bench registry
 
 run: ## run the program: make run ARGS='check --help'

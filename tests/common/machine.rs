@@ -39,6 +39,7 @@ pub struct Plan {
     pub ports: Ports,
     pub toml: String,
     pub env: Vec<(String, String)>,
+    pub program: PathBuf,
     /// Starts as this user instead of our own.
     pub user: Option<&'static str>,
     /// Runs in this host; `None`: in ours.
@@ -99,6 +100,7 @@ level = "info"
             ports,
             toml,
             env: Vec::new(),
+            program: super::binary(),
             user: None,
             host: None,
         }
@@ -116,6 +118,7 @@ level = "info"
             },
             toml,
             env: Vec::new(),
+            program: super::binary(),
             user: None,
             host: Some(host.inside.clone()),
         }
@@ -139,7 +142,7 @@ level = "info"
             }
         }
         let program = match self.user {
-            None => super::binary(),
+            None => self.program,
             Some(_) => super::copy_binary(self.dir.path()),
         };
         let launch = Launch {
@@ -217,7 +220,7 @@ impl Machine {
     /// Runs a command of the program against this machine's file and state directory.
     pub fn cli(&self, args: &[&str]) -> Output {
         self.launch
-            .command(super::binary())
+            .command(&self.launch.program)
             .args(["--config".as_ref(), self.config.as_os_str()])
             .args(["--state-dir".as_ref(), self.state.root().as_os_str()])
             .args(args)

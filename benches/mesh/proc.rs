@@ -1,0 +1,50 @@
+//! What processes cost, as the kernel counts it.
+
+use std::fs;
+
+/// User and system time of these processes since they started, in microseconds.
+pub(crate) fn cpu(pids: &[i32]) -> u64 {
+    pids.iter().filter_map(|pid| ticks(*pid)).sum::<u64>() * (1_000_000 / ticks_per_second())
+}
+
+/// proc(5), /proc/pid/stat: the fields after the command, which may hold spaces and is in parentheses.
+fn ticks(pid: i32) -> Option<u64> {
+    const USER: usize = 11;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields = stat.rsplit_once(')')?.1.split_whitespace();
+    fields
+        .skip(USER)
+        .take(2)
+        .map(|field| field.parse::<u64>().ok())
+        .sum()
+}
+
+fn ticks_per_second() -> u64 {
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
+    ticks.ok().flatten().map_or(100, |ticks| ticks as u64)
+}
+
+/// Resident memory of these processes, in bytes. What they share is counted for each.
+pub(crate) fn resident(pids: &[i32]) -> u64 {
+    pids.iter().map(|pid| memory(*pid, "VmRSS:")).sum()
+}
+
+/// The most that it was since [`forget_peak`], in bytes.
+pub(crate) fn peak(pids: &[i32]) -> u64 {
+    pids.iter().map(|pid| memory(*pid, "VmHWM:")).sum()
+}
+
+/// proc(5), /proc/pid/clear_refs.
+pub(crate) fn forget_peak(pids: &[i32]) {
+    for pid in pids {
+        // Only root may ask it of processes of another user: then the peak is the one since the start.
+        let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
+    }
+}
+
+fn memory(pid: i32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kib = line.and_then(|kib| kib.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
