@@ -1,4 +1,4 @@
-//! The registry at 1,000, 100,000 and 1,000,000 nodes, in both stores: `make bench`, or
+//! The registry at 1,000, 100,000 and 1,000,000 nodes, in both stores: `make bench-registry`, or
 //! `cargo bench --bench registry -- [embedded|etcd] [NODES...]`. Prints a table for people.
 //!
 //! Each measurement is a process of its own, so that its memory is that of one registry.
