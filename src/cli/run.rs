@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::up::open_files;
 use super::{Context, block_on};
 use crate::log;
 use crate::reconcile;
@@ -9,6 +10,7 @@ use crate::reconcile;
 pub(super) fn run(context: &Context) -> anyhow::Result<ExitCode> {
     let settings = context.load().map(|loaded| loaded.spec.log).ok();
     log::start(settings.as_ref());
+    open_files();
     block_on(reconcile::run(
         context.source(),
         context.state.clone(),

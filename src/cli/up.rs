@@ -43,9 +43,9 @@ pub(super) fn up(context: &Context) -> anyhow::Result<ExitCode> {
     Err(error).with_context(|| format!("cannot start {}", supervisord.display()))
 }
 
-/// nginx and the daemon keep a descriptor for each connection: everything below supervisord may have as many as
-/// the container allows.
-fn open_files() {
+/// nginx and the daemon keep a descriptor for each connection: they, and everything below supervisord, may have as many
+/// as the container allows.
+pub(super) fn open_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));

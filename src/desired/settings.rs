@@ -91,6 +91,7 @@ fn mesh(spec: &Spec, facts: &Facts) -> MeshSettings {
         idle_timeout: spec.mesh.idle_timeout,
         drain_timeout: spec.mesh.drain_timeout,
         agent_timeout: spec.dstack.agent_timeout,
+        limits: spec.limits.clone(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One listening socket: opened, accepted from, moved away from.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::worker::{Crew, Job};
-use super::{BindError, Role, Shared};
+use super::{BindError, Role, Shared, reply};
 
 /// Connections the kernel keeps for us until we accept them.
 const BACKLOG: i32 = 4096;
@@ -139,6 +140,8 @@ impl Accepting {
         let door = Door {
             crew: self.crew,
             life: Arc::clone(&self.life),
+            shared: Arc::clone(&shared),
+            full: Cell::new(false),
         };
         match TcpListener::from_std(self.bound.socket) {
             Ok(socket) => tokio::select! {
@@ -169,6 +172,9 @@ impl Accepting {
 struct Door {
     crew: Crew,
     life: Arc<Life>,
+    shared: Arc<Shared>,
+    /// The last one was sent away.
+    full: Cell<bool>,
 }
 
 impl Door {
@@ -196,8 +202,20 @@ impl Door {
     }
 
     fn let_in(&self, stream: TcpStream) {
-        // It fails for a connection that is already gone.
-        if let Ok(stream) = stream.into_std() {
+        let most = self.shared.settings.load().limits.connections;
+        let full = self.life.tasks.len() >= self.shared.room.min(most.into());
+        if full && !self.full.get() {
+            tracing::warn!(
+                key = self.life.role.key(),
+                open = self.life.tasks.len(),
+                "connections are refused until others end; see limits.connections and the limit of open files"
+            );
+        }
+        self.full.set(full);
+        if full {
+            // It fails for a connection that is already gone, as does the other.
+            let _ = stream.try_write(reply::FULL.as_bytes());
+        } else if let Ok(stream) = stream.into_std() {
             self.crew.least_busy(Job::Serve(stream, Arc::clone(&self.life)));
         }
     }

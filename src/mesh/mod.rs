@@ -9,6 +9,7 @@ mod listener;
 mod listeners;
 mod outbound;
 mod reply;
+mod wire;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -18,13 +19,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::facts::ports::{self, Holder};
 use crate::identity::Identity;
 use crate::names::BackendName;
-use crate::spec::{AgentAddr, AllowedApps, Gateway};
+use crate::spec::{AgentAddr, AllowedApps, Gateway, Limits};
 pub(crate) use listener::open;
 use listeners::Listeners;
 pub(crate) use outbound::without_identity;
@@ -46,6 +48,7 @@ pub struct MeshSettings {
     pub idle_timeout: Duration,
     pub drain_timeout: Duration,
     pub agent_timeout: Duration,
+    pub limits: Limits,
 }
 
 /// A listener could not be opened; nothing was changed.
@@ -113,6 +116,8 @@ impl Role {
 struct Shared {
     settings: ArcSwap<MeshSettings>,
     identity: watch::Receiver<Option<Arc<Identity>>>,
+    /// Connections of one listener that the limit of open files has room for.
+    room: usize,
     /// Ends every worker, whatever it is doing.
     end: CancellationToken,
 }
@@ -146,6 +151,7 @@ impl Mesh {
         let shared = Arc::new(Shared {
             settings: ArcSwap::from_pointee(settings),
             identity,
+            room: room(),
             end: CancellationToken::new(),
         });
         let (crew, threads) = worker::start(&shared).map_err(BindError::Threads)?;
@@ -194,6 +200,12 @@ impl Mesh {
         self.shared.end.cancel();
         threads.join().await;
     }
+}
+
+/// A request takes two descriptors, and the rest of the daemon needs some.
+fn room() -> usize {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(now, _)| now);
+    usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(128) / 2
 }
 
 impl Drop for Mesh {

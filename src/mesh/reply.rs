@@ -50,6 +50,11 @@ impl HttpBody for Body {
     }
 }
 
+/// For a connection that is not served at all.
+pub(super) const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+    content-length: 86\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
+    {\"error\":\"too many connections; see limits.connections\",\"code\":\"too_many_connections\"}";
+
 /// An answer without content.
 pub(super) fn empty(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::Own(None));

@@ -29,21 +29,18 @@ use super::auth::Auth;
 use super::listener::{Accepting, Life};
 use super::outbound::{Failure, Outbound};
 use super::reply::Body;
+use super::wire::{Line, Wire};
 use super::{Role, Shared};
+use crate::spec::Limits;
 
 /// More threads than this bring nothing: the pools get thinner.
 const MAX_WORKERS: usize = 8;
-/// Between two requests, and for the head of one. Above the 60 s after which nginx closes an idle connection itself,
-/// so that it never writes into one that we are just closing.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
-/// The head of a request, in bytes. nginx hands a certificate of up to 16 KiB over in a header, escaped.
-pub(super) const MAX_HEAD: u32 = 128 * 1024;
-const MAX_HEADERS: usize = 128;
 /// How often a silent HTTP/2 connection is asked whether it still lives.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// How long a silent connection is left open after its listener was told to stop.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
-const MAX_H2_STREAMS: u32 = 256;
+/// What hyper keeps of an answer for a client that does not read it, for each HTTP/2 stream, in bytes.
+const MAX_UNSENT: usize = 64 * 1024;
 
 /// What a worker is asked to do.
 pub(super) enum Job {
@@ -151,30 +148,58 @@ struct Worker {
     shared: Arc<Shared>,
     outbound: Rc<Outbound>,
     auth: RefCell<Auth>,
-    http: auto::Builder<Local>,
+    http: RefCell<Rc<Http>>,
     busy: Arc<AtomicUsize>,
+}
+
+/// hyper's server for certain limits.
+struct Http {
+    limits: Limits,
+    builder: auto::Builder<Local>,
+}
+
+impl Http {
+    fn new(limits: &Limits) -> Rc<Self> {
+        let mut builder = auto::Builder::new(Local);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_headers(limits.headers.into())
+            .max_buf_size(limits.header_bytes() as usize);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(limits.header_bytes())
+            .max_concurrent_streams(u32::from(limits.streams))
+            .max_send_buf_size(MAX_UNSENT)
+            .keep_alive_interval(KEEP_ALIVE);
+        Rc::new(Self {
+            limits: limits.clone(),
+            builder,
+        })
+    }
 }
 
 impl Worker {
     fn new(shared: Arc<Shared>, busy: Arc<AtomicUsize>) -> Self {
-        let mut http = auto::Builder::new(Local);
-        http.http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_headers(MAX_HEADERS)
-            .max_buf_size(MAX_HEAD as usize);
-        http.http2()
-            .timer(TokioTimer::new())
-            .max_header_list_size(MAX_HEAD)
-            .max_concurrent_streams(MAX_H2_STREAMS)
-            .keep_alive_interval(KEEP_ALIVE);
+        let http = Http::new(&shared.settings.load().limits);
         Self {
             outbound: Rc::new(Outbound::new(Arc::clone(&shared))),
             shared,
             auth: RefCell::default(),
-            http,
+            http: RefCell::new(http),
             busy,
         }
+    }
+
+    fn http(&self) -> Rc<Http> {
+        let limits = &self.shared.settings.load().limits;
+        let mut http = self.http.borrow_mut();
+        if http.limits != *limits {
+            *http = Http::new(limits);
+        }
+        Rc::clone(&http)
     }
 
     /// One connection, from its first byte to its last.
@@ -187,27 +212,35 @@ impl Worker {
         let Ok(stream) = prepared else {
             return; // It is already gone.
         };
-        let (worker, its_life) = (Rc::clone(&self), Arc::clone(&life));
-        let service = service_fn(move |request| Rc::clone(&worker).answer(request, Arc::clone(&its_life)));
-        let mut connection = pin!(
-            self.http
-                .serve_connection_with_upgrades(TokioIo::new(stream), service)
-        );
-        // How a connection ends is the client's affair: what matters to it was answered in HTTP.
-        tokio::select! {
-            _ = connection.as_mut() => return,
-            () = life.stop.cancelled() => {}
-        }
-        // Closing an idle connection at once would meet the requests that are just being written into it. From now on
-        // answers say `Connection: close`; what is still silent after a while is not about to speak.
-        tokio::select! {
-            _ = connection.as_mut() => return,
-            () = sleep(IDLE_GRACE.min(self.shared.settings.load().drain_timeout / 2)) => {}
-        }
-        connection.as_mut().graceful_shutdown();
-        tokio::select! {
-            _ = connection => {}
-            () = life.cut.cancelled() => {}
+        let (http, line) = (self.http(), Line::new(Arc::clone(&life)));
+        let (worker, its_line) = (Rc::clone(&self), Arc::clone(&line));
+        let service = service_fn(move |request| Rc::clone(&worker).answer(request, Arc::clone(&its_line)));
+        let stream = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
+        let mut connection = pin!(http.builder.serve_connection_with_upgrades(stream, service));
+        // What matters to the client was answered in HTTP.
+        let served = async {
+            tokio::select! {
+                ended = connection.as_mut() => return ended.is_ok(),
+                () = life.stop.cancelled() => {}
+            }
+            // Closing an idle connection at once would meet the requests that are just being written into it. From now
+            // on answers say `Connection: close`; what is still silent after a while is not about to speak.
+            tokio::select! {
+                ended = connection.as_mut() => return ended.is_ok(),
+                () = sleep(IDLE_GRACE.min(self.shared.settings.load().drain_timeout / 2)) => {}
+            }
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection.as_mut() => ended.is_ok(),
+                () = life.cut.cancelled() => false,
+            }
+        };
+        let well = tokio::select! {
+            well = served => well,
+            () = line.stalled(&http.limits) => false,
+        };
+        if !well {
+            line.broke_off();
         }
     }
 
@@ -215,12 +248,13 @@ impl Worker {
     async fn answer(
         self: Rc<Self>,
         request: Request<Incoming>,
-        life: Arc<Life>,
+        line: Arc<Line>,
     ) -> Result<Response<Body>, Infallible> {
-        let http1 = request.version() < Version::HTTP_2;
+        let (http1, life) = (request.version() < Version::HTTP_2, &line.life);
+        line.asked(request.version());
         let answer = async {
             match life.role {
-                Role::Client => self.outbound.answer(request, &life).await,
+                Role::Client => self.outbound.answer(request, &line).await,
                 Role::Auth => self
                     .auth
                     .borrow_mut()

@@ -73,6 +73,40 @@ section! {
 }
 
 section! {
+    /// What one client, peer or target may take of the mesh. For most an edit holds from the next connection on.
+    pub one "limits" Limits {
+        /// How long a client may take for the head of a request, and be silent between two.
+        header_timeout: Duration = "2m";
+        /// How long a message that has begun may stand still, on either side, before its connection is cut.
+        stall_timeout: Duration = "1h";
+        /// How long a body is held back for a peer that says nothing to `Expect: 100-continue`.
+        continue_timeout: Duration = "1s";
+        /// The head of a request or a response, in KiB.
+        header_kib: u16 as Int<16, 1024> = 128;
+        /// The headers of a request or a response.
+        headers: u16 as Int<16, 4096> = 128;
+        /// Open connections of `mesh.client_listen` and `mesh.auth_listen`, each. What is more gets 503 at once.
+        /// The limit of open files may allow fewer.
+        connections: u16 as Int<16, 65535> = 16384;
+        /// Requests at once on one HTTP/2 connection.
+        streams: u16 as Int<1, 4096> = 256;
+        /// Targets that are remembered, by each worker. What was not called for longest is forgotten.
+        targets: u16 as Int<1, 65535> = 1024;
+        /// Connections to peers that are kept for later, by each worker.
+        idle_connections: u16 as Int<0, 65535> = 1024;
+        /// How many of these to one target.
+        idle_per_target: u16 as Int<0, 65535> = 256;
+    }
+}
+
+impl Limits {
+    /// The head of a message, in bytes.
+    pub fn header_bytes(&self) -> u32 {
+        u32::from(self.header_kib) * 1024
+    }
+}
+
+section! {
     /// What peers reach through `mesh.https_listen`. Any number of them; with none, nothing is reachable.
     pub many "backends" Backend {
         /// Names the backend in messages and in the rendered files.
@@ -306,6 +340,7 @@ macro_rules! document {
 document! {
     dstack: Dstack,
     mesh: Mesh,
+    limits: Limits,
     [[backends]]
     server: Server,
     vpn: Vpn,

@@ -23,8 +23,8 @@ pub mod values;
 mod variables;
 
 pub use keys::{
-    Backend, Dstack, Headscale, IdentityPolicy, Log, Mesh, Nginx, Node, Reconcile, Registry, SECTIONS,
-    Server, Spec, Supervisor, Tailscale, Vpn,
+    Backend, Dstack, Headscale, IdentityPolicy, Limits, Log, Mesh, Nginx, Node, Reconcile, Registry,
+    SECTIONS, Server, Spec, Supervisor, Tailscale, Vpn,
 };
 pub use load::{Loaded, load};
 pub(crate) use numbers::parse_duration;

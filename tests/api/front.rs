@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dstack_vpc::mesh::{Mesh, MeshSettings};
-use dstack_vpc::spec::AllowedApps;
+use dstack_vpc::spec::{AllowedApps, Spec};
 use hyper::StatusCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,7 @@ fn auth_service() -> Mesh {
             idle_timeout: patience,
             drain_timeout: patience,
             agent_timeout: patience,
+            limits: Spec::default().limits,
         },
         nobody,
     )

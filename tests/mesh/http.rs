@@ -131,10 +131,16 @@ async fn answers_without_a_body_and_with_an_unknown_length_pass() {
     for (bytes, status, body) in [
         (&b"HTTP/1.1 204 No Content\r\n\r\n"[..], 204, ""),
         (b"HTTP/1.1 304 Not Modified\r\netag: x\r\n\r\n", 304, ""),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 200, "abc"),
-        // The chunks count, not the length beside them.
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 200, "abc"),
-        (b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 200, "ok"),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            200,
+            "abc",
+        ),
+        (
+            b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            200,
+            "ok",
+        ),
     ] {
         let (us, _peer) = saying(bytes).await;
         let mut client = Client::connect(us.client).await;
@@ -401,6 +407,10 @@ async fn answers_that_are_not_http_are_502() {
         ),
         (
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            "bad_response",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
             "bad_response",
         ),
         (

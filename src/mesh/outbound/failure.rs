@@ -1,5 +1,6 @@
 //! Why a call did not reach its target: the sentence for a person and the code for a program.
 
+use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ pub(in crate::mesh) enum Failure {
     BadTarget(&'static str),
     #[error("{0}")]
     BadRequest(&'static str),
+    #[error("the request has more headers than limits.headers allows")]
+    TooManyHeaders,
     #[error("CONNECT is not served here; name the target in x-dstack-target-app instead")]
     Connect,
     #[error(
@@ -62,6 +65,7 @@ impl Failure {
         match self {
             Self::BadTarget(_) => "bad_target",
             Self::BadRequest(_) => "bad_request",
+            Self::TooManyHeaders => "too_many_headers",
             Self::Connect => "connect_not_served",
             Self::GatewayUnknown => "gateway_unknown",
             Self::NoIdentity => "no_identity",
@@ -85,6 +89,7 @@ impl Failure {
     fn status(&self) -> StatusCode {
         match self {
             Self::BadTarget(_) | Self::BadRequest(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -111,13 +116,21 @@ impl Failure {
     /// What an error on an established connection to `hop` means.
     pub(super) fn exchange(hop: &'static str, at: Option<&HostPort>, error: &hyper::Error) -> Self {
         if error.is_user() {
-            return Self::ClientGone;
+            // hyper's error holds the body's, which holds the decoder's.
+            let decoder = error.source().and_then(std::error::Error::source);
+            let kind = decoder.and_then(|e| e.downcast_ref()).map(io::Error::kind);
+            return match kind {
+                Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
+                    Self::BadRequest("the request's body is not chunked as it should be")
+                }
+                _ => Self::ClientGone,
+            };
         }
         if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
             return Self::BadResponse { hop };
         }
         // TLS 1.3 tells a client that its certificate was refused only after the handshake.
-        let io = std::error::Error::source(error).and_then(|e| e.downcast_ref::<io::Error>());
+        let io = error.source().and_then(|e| e.downcast_ref::<io::Error>());
         let tls = io
             .and_then(io::Error::get_ref)
             .and_then(|e| e.downcast_ref::<rustls::Error>());

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Request, Response, StatusCode, Uri, Version};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use tokio::time::timeout;
 
 use super::connect::{self, Stream};
@@ -15,9 +16,10 @@ use super::link::{Broken, Link};
 use super::pool::{Dial, Slot};
 use super::upload::Upload;
 use super::{Download, Failure, headers, tunnel};
-use crate::mesh::listener::Life;
 use crate::mesh::reply::Body;
+use crate::mesh::wire::Line;
 use crate::names::HostPort;
+use crate::spec::Limits;
 
 /// Where a request goes, and how long it may take.
 pub(super) struct Hop {
@@ -27,38 +29,42 @@ pub(super) struct Hop {
     pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
     pub(super) idle_timeout: Duration,
+    pub(super) limits: Limits,
 }
 
 /// The wish of a client to speak another protocol.
 struct Wish<'l> {
     protocol: HeaderValue,
     client: OnUpgrade,
-    life: &'l Arc<Life>,
+    line: &'l Arc<Line>,
 }
 
 impl Hop {
-    /// Sends the request over HTTP/1.1. `life` is what a tunnel lives under, where the client can ask for one.
+    /// Sends the request over HTTP/1.1. `line` is where it came from, if that is HTTP/1 too.
     pub(super) async fn forward(
         self,
         request: &mut Request<Upload>,
-        life: Option<&Arc<Life>>,
+        line: Option<&Arc<Line>>,
     ) -> Result<Response<Body>, Failure> {
         let wish = headers::upgrade(request.headers(), request.version())
-            .zip(life)
-            .map(|(protocol, life)| Wish {
+            .zip(line)
+            .map(|(protocol, line)| Wish {
                 protocol,
                 client: hyper::upgrade::on(&mut *request),
-                life,
+                line,
             });
+        // Only HTTP/1.1 knows interim responses.
+        let line = line.filter(|_| request.version() == Version::HTTP_11);
         self.outgoing(request)?;
         frame(request);
-        if let Some(wish) = &wish {
-            headers::set_upgrade(request.headers_mut(), wish.protocol.clone());
+        match &wish {
+            Some(wish) => headers::set_upgrade(request.headers_mut(), wish.protocol.clone()),
+            None => headers::announce_te(request.headers_mut()),
         }
-        let (mut response, link) = self.send(request).await?;
+        let (mut response, link) = self.send(request, line).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let wish = wish.ok_or(Failure::BadResponse { hop: self.name })?;
-            return tunnel::switch(response, link, wish.client, wish.life);
+            return tunnel::switch(response, link, wish.client, &wish.line.life);
         }
         clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.name })?;
         *response.version_mut() = Version::HTTP_11;
@@ -71,13 +77,6 @@ impl Hop {
         headers::strip_request(request.headers_mut());
         *request.version_mut() = Version::HTTP_11;
         request.extensions_mut().clear();
-        if let (true, Some(progress)) = (request.body().is_held(), request.body().progress()) {
-            hyper::ext::on_informational(request, move |response| {
-                if response.status() == StatusCode::CONTINUE {
-                    progress.go_on();
-                }
-            });
-        }
         Ok(())
     }
 
@@ -85,7 +84,11 @@ impl Hop {
     ///
     /// A pooled connection can die at any time. What was certainly not sent is sent on another one; what may have been
     /// sent is repeated only once, when repeating it changes nothing, it has no body, and not one byte of an answer came.
-    async fn send(&self, request: &mut Request<Upload>) -> Result<(Response<Incoming>, Link), Failure> {
+    async fn send(
+        &self,
+        request: &mut Request<Upload>,
+        line: Option<&Arc<Line>>,
+    ) -> Result<(Response<Incoming>, Link), Failure> {
         let mut pooled = true;
         loop {
             let reused = if pooled {
@@ -99,6 +102,7 @@ impl Hop {
                 Some(link) => link,
                 None => self.connect().await?,
             };
+            hear_interim(request, line);
             match link
                 .exchange(std::mem::take(request), self.response_timeout)
                 .await
@@ -128,7 +132,7 @@ impl Hop {
                 }
                 Dial::Agent(addr) => connect::agent(addr).await?,
             };
-            let opened = Link::open(stream).await;
+            let opened = Link::open(stream, &self.limits).await;
             opened.map_err(|error| Failure::exchange(self.name, self.at(), &error))
         })
         .await
@@ -170,6 +174,25 @@ impl Hop {
     }
 }
 
+/// Takes note of what the peer says before its answer: a `100 Continue` lets the body go, and with it hyper says the
+/// same to the client; the others are the client's.
+fn hear_interim(request: &mut Request<Upload>, line: Option<&Arc<Line>>) {
+    let held = request.body().progress().filter(|_| request.body().is_held());
+    let line = line.cloned();
+    if held.is_none() && line.is_none() {
+        return;
+    }
+    hyper::ext::on_informational(request, move |response| match (response.status(), &held, &line) {
+        (StatusCode::CONTINUE, Some(held), _) => held.go_on(),
+        (StatusCode::CONTINUE, None, _) | (_, _, None) => {}
+        (status, _, Some(line)) => {
+            let mut headers = response.headers().clone();
+            headers::strip_hop_by_hop(&mut headers);
+            line.interim(status, &headers);
+        }
+    });
+}
+
 /// A copy of a request that may be sent twice (RFC 9110 §9.2.2).
 fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
     if !request.method().is_idempotent() || !request.body().is_none() {
@@ -184,31 +207,42 @@ fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
 
 /// Leaves the path in the request line and the authority in `Host` (RFC 9112 §3.2).
 fn address<B>(request: &mut Request<B>, at: Option<&HostPort>) -> Result<(), Failure> {
-    let bad = |_| Failure::BadRequest("the request's host is not valid");
+    let bad = || Failure::BadRequest("the request's host is not valid");
+    // `GET name` has the form of CONNECT, `GET *` that of OPTIONS.
+    let of_connect = request.uri().authority().is_some() && request.uri().scheme().is_none();
+    let of_options = request.uri().path() == "*" && request.method() != Method::OPTIONS;
+    if of_connect || of_options || !request.uri().path().starts_with(['/', '*']) {
+        return Err(Failure::BadRequest("the path does not begin with \"/\""));
+    }
     if let Some(authority) = request.uri().authority().cloned() {
-        // `GET name`: the form of CONNECT alone.
-        if request.uri().scheme().is_none() {
-            return Err(Failure::BadRequest("the path does not begin with \"/\""));
-        }
-        if authority.as_str().contains('@') {
-            return Err(Failure::BadRequest("the request's URL holds a user name"));
-        }
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         *request.uri_mut() = path
             .parse::<Uri>()
             .map_err(|_| Failure::BadRequest("the path is not valid"))?;
-        let host = HeaderValue::try_from(authority.as_str()).map_err(bad)?;
+        let host = HeaderValue::try_from(authority.as_str()).map_err(|_| bad())?;
         request.headers_mut().insert(header::HOST, host);
     } else if !request.headers().contains_key(header::HOST) {
         match (request.version(), at) {
             (Version::HTTP_09 | Version::HTTP_10, Some(at)) => {
-                let host = HeaderValue::try_from(at.to_string()).map_err(bad)?;
+                let host = HeaderValue::try_from(at.to_string()).map_err(|_| bad())?;
                 request.headers_mut().insert(header::HOST, host);
             }
             _ => return Err(Failure::BadRequest("the Host header is missing")),
         }
     }
-    Ok(())
+    let host = request.headers().get(header::HOST);
+    host.filter(|host| is_host(host.as_bytes()))
+        .map(drop)
+        .ok_or_else(bad)
+}
+
+/// A name or an address, with or without a port, and nothing else (RFC 9110 §7.2).
+fn is_host(host: &[u8]) -> bool {
+    Authority::try_from(host).is_ok_and(|authority| {
+        let port = authority.as_str().strip_prefix(authority.host());
+        let port = port.map(|port| port.strip_prefix(':').unwrap_or(port));
+        !authority.host().is_empty() && port.is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()))
+    })
 }
 
 /// Says how long the body is. Without this hyper would leave the body of a GET unframed, and its bytes would be read
@@ -225,10 +259,11 @@ fn frame(request: &mut Request<Upload>) {
 /// Makes a response's headers fit for the client; `None` when the length of its body is in doubt.
 pub(super) fn clean(headers: &mut HeaderMap) -> Option<()> {
     if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
-        if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        // Both at once is how responses are smuggled (RFC 9112 §6.3).
+        if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || headers.contains_key(header::CONTENT_LENGTH)
+        {
             return None;
         }
-        headers.remove(header::CONTENT_LENGTH);
     }
     if let Some(length) = headers.get(header::CONTENT_LENGTH).cloned() {
         headers.insert(header::CONTENT_LENGTH, length);

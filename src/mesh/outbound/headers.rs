@@ -1,7 +1,7 @@
 //! What of a message belongs to one hop only (RFC 9110 §7.6.1), and what is ours.
 
-use hyper::Version;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Version};
 
 use super::Failure;
 
@@ -26,7 +26,11 @@ pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderVal
 
 /// Refuses requests that two parsers could read as two different requests. (Of a length beside a coding hyper leaves only
 /// the coding, as RFC 9112 §6.3 has it.)
-pub(super) fn check_framing(headers: &HeaderMap) -> Result<(), Failure> {
+pub(super) fn check_framing(headers: &HeaderMap, most: u16) -> Result<(), Failure> {
+    // HTTP/2 counts bytes alone.
+    if headers.len() > most.into() {
+        return Err(Failure::TooManyHeaders);
+    }
     let many = |name: HeaderName| headers.get_all(name).iter().nth(1).is_some();
     if many(header::HOST) {
         return Err(Failure::BadRequest("the Host header is repeated"));
@@ -64,6 +68,56 @@ pub(super) fn strip_request(headers: &mut HeaderMap) {
     }
 }
 
+/// Takes out of trailers what no one may learn from a trailer (RFC 9110 §6.5.1): how long the message is, whom it is
+/// for, who sends it, and how to read it.
+pub(super) fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_request(trailers);
+    for name in [
+        header::AUTHORIZATION,
+        header::CACHE_CONTROL,
+        header::CONTENT_ENCODING,
+        header::CONTENT_LENGTH,
+        header::CONTENT_RANGE,
+        header::CONTENT_TYPE,
+        header::COOKIE,
+        header::EXPECT,
+        header::HOST,
+        header::MAX_FORWARDS,
+        header::TE,
+        header::TRAILER,
+    ] {
+        trailers.remove(name);
+    }
+}
+
+/// True when an OPTIONS or TRACE asks the hop it has just reached (RFC 9110 §7.6.2); else it may go one hop less.
+pub(super) fn is_last_hop<B>(request: &mut Request<B>) -> bool {
+    if ![Method::OPTIONS, Method::TRACE].contains(request.method()) {
+        return false;
+    }
+    let headers = request.headers_mut();
+    let left = headers
+        .get(header::MAX_FORWARDS)
+        .and_then(|left| left.to_str().ok());
+    let Some(left) = left.and_then(|left| left.parse::<u32>().ok()) else {
+        return false;
+    };
+    match left.checked_sub(1) {
+        Some(left) => {
+            headers.insert(header::MAX_FORWARDS, left.into());
+            false
+        }
+        None => true,
+    }
+}
+
+/// Whoever sends `TE` says that it is for the next hop (RFC 9110 §10.1.4).
+pub(super) fn announce_te(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TE) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
 /// Takes out of a message whatever belongs to the connection it came over.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
@@ -92,6 +146,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Marks a message as the one that changes the protocol.
 pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.remove(header::TE);
     headers.insert(header::UPGRADE, protocol);
 }
 
@@ -174,7 +229,7 @@ mod tests {
             for (name, value) in headers {
                 map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
             }
-            check_framing(&map).is_err()
+            check_framing(&map, 128).is_err()
         };
         assert!(refused(&[("host", "a"), ("host", "b")]));
         assert!(refused(&[("content-length", "1"), ("content-length", "1")]));

@@ -19,7 +19,7 @@ use super::link::Broken;
 use super::pool::Dial;
 use super::upload::Upload;
 use crate::mesh::reply::Body;
-use crate::mesh::worker::{KEEP_ALIVE, Local, MAX_HEAD};
+use crate::mesh::worker::{KEEP_ALIVE, Local};
 
 impl Hop {
     /// Sends a request over HTTP/2, or over HTTP/1.1 to a peer that does not speak it.
@@ -114,7 +114,7 @@ impl Hop {
             let (sender, driver) = http2::Builder::new(Local)
                 .timer(TokioTimer::new())
                 .keep_alive_interval(KEEP_ALIVE)
-                .max_header_list_size(MAX_HEAD)
+                .max_header_list_size(self.limits.header_bytes())
                 .handshake(TokioIo::new(stream))
                 .await
                 .map_err(|error| Failure::exchange(self.name, self.at(), &error))?;

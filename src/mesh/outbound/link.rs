@@ -22,10 +22,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::connect::Stream;
 use super::upload::{Progress, Upload};
-
-const MAX_HEADERS: usize = 128;
-/// Of the head of a response, and what is read ahead of a slow client.
-const MAX_BUFFER: usize = 128 * 1024;
+use crate::spec::Limits;
 
 /// hyper's side of a connection; its own type has no public name.
 type Connection = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
@@ -63,15 +60,16 @@ impl Broken {
 }
 
 impl Link {
-    pub(super) async fn open(stream: Stream) -> hyper::Result<Self> {
+    pub(super) async fn open(stream: Stream, limits: &Limits) -> hyper::Result<Self> {
         let heard = Arc::new(AtomicBool::new(false));
         let stream = Heard {
             stream,
             heard: Arc::clone(&heard),
         };
         let (sender, connection) = http1::Builder::new()
-            .max_headers(MAX_HEADERS)
-            .max_buf_size(MAX_BUFFER)
+            .max_headers(limits.headers.into())
+            // It is also what is read ahead of a slow client.
+            .max_buf_size(limits.header_bytes() as usize)
             .handshake(TokioIo::new(stream))
             .await?;
         Ok(Self {

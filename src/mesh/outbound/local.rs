@@ -41,6 +41,7 @@ impl Outbound {
             connect_timeout: settings.connect_timeout,
             response_timeout: settings.agent_timeout,
             idle_timeout: settings.idle_timeout,
+            limits: settings.limits.clone(),
         }))
     }
 }

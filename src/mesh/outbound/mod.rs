@@ -20,11 +20,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::{Method, Request, Response, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::watch;
 
-use super::listener::Life;
-use super::reply::Body;
+use super::reply::{self, Body};
+use super::wire::Line;
 use super::{MeshSettings, Shared};
 use crate::identity::Identity;
 use crate::spec::{AgentAddr, Gateway};
@@ -69,26 +69,28 @@ struct Era {
 impl Outbound {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let mut identity = shared.identity.clone();
-        let era = Era::new(&shared.settings.load(), &mut identity);
+        let settings = shared.settings.load_full();
+        let era = Era::new(&settings, &mut identity);
         Self {
             shared,
             identity: RefCell::new(identity),
             era: RefCell::new(Rc::new(era)),
-            agents: Pool::new(),
+            agents: Pool::new(&settings.limits),
         }
     }
 
     /// Answers a request, whatever happens.
-    pub(super) async fn answer(&self, request: Request<Incoming>, life: &Arc<Life>) -> Response<Body> {
+    pub(super) async fn answer(&self, request: Request<Incoming>, line: &Arc<Line>) -> Response<Body> {
         let (parts, body) = request.into_parts();
-        let body = Upload::new(body, parts.version, &parts.headers);
+        let patience = self.shared.settings.load().limits.continue_timeout;
+        let body = Upload::new(body, parts.version, &parts.headers, patience);
         let mut request = Request::from_parts(parts, body);
         let answer = match self.route(&mut request) {
             Ok(Route::Here(response)) => Ok(response),
             Ok(Route::Over(hop)) if request.version() == Version::HTTP_2 => {
                 hop.forward_http2(&mut request).await
             }
-            Ok(Route::Over(hop)) => hop.forward(&mut request, Some(life)).await,
+            Ok(Route::Over(hop)) => hop.forward(&mut request, Some(line)).await,
             Err(failure) => Err(failure),
         };
         // What was sent was taken out; what is still there is a refused request's.
@@ -100,17 +102,21 @@ impl Outbound {
         if request.method() == Method::CONNECT {
             return Err(Failure::Connect);
         }
-        headers::check_framing(request.headers())?;
         let settings = self.shared.settings.load();
+        headers::check_framing(request.headers(), settings.limits.headers)?;
         let Some(target) = Target::of(request.headers())? else {
             return self.local(request, &settings);
         };
+        if headers::is_last_hop(request) {
+            return Ok(Route::Here(reply::empty(StatusCode::NO_CONTENT)));
+        }
         Ok(Route::Over(Hop {
             name: "the target app",
             slot: self.era(&settings).slot(&target)?,
             connect_timeout: settings.connect_timeout,
             response_timeout: settings.response_timeout,
             idle_timeout: settings.idle_timeout,
+            limits: settings.limits.clone(),
         }))
     }
 
@@ -130,8 +136,9 @@ impl Outbound {
         loop {
             tokio::time::sleep(HOUSEKEEPING).await;
             let settings = self.shared.settings.load();
-            self.era(&settings).peers.sweep(settings.idle_timeout);
-            self.agents.sweep(settings.idle_timeout);
+            let (idle, limits) = (settings.idle_timeout, &settings.limits);
+            self.era(&settings).peers.sweep(idle, limits);
+            self.agents.sweep(idle, limits);
         }
     }
 }
@@ -147,7 +154,7 @@ impl Era {
         Self {
             gateway: settings.gateway.clone(),
             credentials,
-            peers: Pool::new(),
+            peers: Pool::new(&settings.limits),
         }
     }
 

@@ -14,14 +14,7 @@ use tokio::time::Instant;
 use super::link::Link;
 use super::target::Endpoint;
 use super::upload::Upload;
-use crate::spec::AgentAddr;
-
-/// Of each worker. Beyond it, the targets that were not called for longest are forgotten.
-const MAX_SLOTS: usize = 1024;
-/// Idle connections kept for one target by each worker.
-const MAX_IDLE: usize = 256;
-/// Idle connections kept for all targets by each worker.
-const MAX_IDLE_IN_ALL: usize = 1024;
+use crate::spec::{AgentAddr, Limits};
 
 /// How a slot's connections are made.
 pub(super) enum Dial {
@@ -39,7 +32,7 @@ pub(super) enum Dial {
 pub(super) struct Slot {
     pub(super) dial: Dial,
     idle: RefCell<Vec<Idle>>,
-    places: Places,
+    places: Rc<Places>,
     http2: RefCell<Option<SendRequest<Upload>>>,
     /// Held while the HTTP/2 connection is being made, so that a burst of calls makes one.
     pub(super) connecting: tokio::sync::Mutex<()>,
@@ -54,32 +47,41 @@ struct Idle {
     _place: Place,
 }
 
-/// How many idle connections there are in a whole pool.
-#[derive(Clone, Default)]
-struct Places(Rc<Cell<usize>>);
+/// How many idle connections there are in a whole pool, and may be.
+struct Places {
+    taken: Cell<usize>,
+    most: Cell<usize>,
+    most_in_slot: Cell<usize>,
+}
 
 /// One of them, for as long as it exists.
-struct Place(Places);
+struct Place(Rc<Places>);
 
 impl Places {
-    fn take(&self) -> Option<Place> {
-        let taken = self.0.get();
-        (taken < MAX_IDLE_IN_ALL).then(|| {
-            self.0.set(taken + 1);
-            Place(self.clone())
+    fn limit(&self, limits: &Limits) {
+        self.most.set(limits.idle_connections.into());
+        self.most_in_slot.set(limits.idle_per_target.into());
+    }
+
+    /// For a slot that has this many.
+    fn take(self: &Rc<Self>, in_slot: usize) -> Option<Place> {
+        let taken = self.taken.get();
+        (taken < self.most.get() && in_slot < self.most_in_slot.get()).then(|| {
+            self.taken.set(taken + 1);
+            Place(Rc::clone(self))
         })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let places = &self.0.0;
-        places.set(places.get() - 1);
+        let taken = &self.0.taken;
+        taken.set(taken.get() - 1);
     }
 }
 
 impl Slot {
-    fn new(dial: Dial, places: Places) -> Self {
+    fn new(dial: Dial, places: Rc<Places>) -> Self {
         Self {
             dial,
             idle: RefCell::default(),
@@ -107,7 +109,7 @@ impl Slot {
     /// Keeps a connection, if there is room for it.
     pub(super) fn put(&self, link: Link) {
         let mut idle = self.idle.borrow_mut();
-        if let Some(_place) = self.places.take().filter(|_| idle.len() < MAX_IDLE) {
+        if let Some(_place) = self.places.take(idle.len()) {
             let since = Instant::now();
             idle.push(Idle { link, since, _place });
         }
@@ -144,15 +146,28 @@ impl Slot {
 /// Slots by target.
 pub(super) struct Pool<K> {
     slots: RefCell<HashMap<K, Rc<Slot>>>,
-    places: Places,
+    places: Rc<Places>,
+    most: Cell<usize>,
 }
 
 impl<K: Eq + Hash + Clone> Pool<K> {
-    pub(super) fn new() -> Self {
-        Self {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let pool = Self {
             slots: RefCell::default(),
-            places: Places::default(),
-        }
+            places: Rc::new(Places {
+                taken: Cell::new(0),
+                most: Cell::new(0),
+                most_in_slot: Cell::new(0),
+            }),
+            most: Cell::new(0),
+        };
+        pool.limit(limits);
+        pool
+    }
+
+    fn limit(&self, limits: &Limits) {
+        self.places.limit(limits);
+        self.most.set(limits.targets.into());
     }
 
     /// The target's slot, made by `dial` when there is none.
@@ -161,15 +176,17 @@ impl<K: Eq + Hash + Clone> Pool<K> {
         if let Some(slot) = slots.get(key) {
             return Ok(Rc::clone(slot));
         }
-        if slots.len() >= MAX_SLOTS {
+        if slots.len() >= self.most.get() {
             evict(&mut slots);
         }
-        let slot = Rc::new(Slot::new(dial()?, self.places.clone()));
+        let slot = Rc::new(Slot::new(dial()?, Rc::clone(&self.places)));
         slots.insert(key.clone(), Rc::clone(&slot));
         Ok(slot)
     }
 
-    pub(super) fn sweep(&self, idle_timeout: Duration) {
+    /// Takes out what is too old, and keeps to these limits from now on.
+    pub(super) fn sweep(&self, idle_timeout: Duration, limits: &Limits) {
+        self.limit(limits);
         let now = Instant::now();
         self.slots
             .borrow_mut()
@@ -181,7 +198,7 @@ impl<K: Eq + Hash + Clone> Pool<K> {
 /// uses a forgotten slot holds it itself.
 fn evict<K: Eq + Hash>(slots: &mut HashMap<K, Rc<Slot>>) {
     let mut times: Vec<_> = slots.values().map(|slot| slot.used.get()).collect();
-    let (_, median, _) = times.select_nth_unstable(MAX_SLOTS / 4);
+    let (_, median, _) = times.select_nth_unstable(slots.len() / 4);
     let oldest = *median;
     slots.retain(|_, slot| slot.used.get() > oldest);
 }

@@ -14,8 +14,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderMap};
 use tokio::time::{Sleep, sleep, timeout};
 
-/// How long a body is held back when the peer is silent about `Expect: 100-continue` (RFC 9110 §10.1.1 leaves it open).
-const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
+use super::headers;
 
 /// How much of a refused request's body is read, in bytes, and for how long.
 const DISCARD: usize = 4 * 1024 * 1024;
@@ -43,8 +42,8 @@ pub(super) struct Progress {
 
 impl Upload {
     /// The body of a request with these headers. If the client expects `100 Continue`, nothing is read before
-    /// [`Progress::go_on`].
-    pub(super) fn new(body: Incoming, version: Version, headers: &HeaderMap) -> Self {
+    /// [`Progress::go_on`], or for `patience`: a peer need not say it (RFC 9110 §10.1.1).
+    pub(super) fn new(body: Incoming, version: Version, headers: &HeaderMap, patience: Duration) -> Self {
         let expectation = headers
             .get(header::EXPECT)
             .filter(|_| version >= Version::HTTP_11);
@@ -55,7 +54,7 @@ impl Upload {
         Self(Some(Streaming {
             body,
             progress: Arc::default(),
-            held: held.then(|| Box::pin(sleep(CONTINUE_PATIENCE))),
+            held: held.then(|| Box::pin(sleep(patience))),
         }))
     }
 
@@ -138,7 +137,12 @@ impl Body for Upload {
             return Poll::Ready(None);
         };
         ready!(streaming.poll_wanted(cx));
-        let frame = ready!(Pin::new(&mut streaming.body).poll_frame(cx));
+        let mut frame = ready!(Pin::new(&mut streaming.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::strip_trailers(trailers);
+        }
         let more = matches!(&frame, Some(Ok(frame)) if frame.is_data()) && !streaming.body.is_end_stream();
         if !more {
             streaming.progress.end();

@@ -15,7 +15,7 @@ use dstack_vpc::identity::Identity;
 use dstack_vpc::mesh::{Mesh, MeshSettings};
 use dstack_vpc::names::AppId;
 use dstack_vpc::ratls::{ClientVerifier, provider};
-use dstack_vpc::spec::Gateway;
+use dstack_vpc::spec::{Gateway, Spec};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -66,6 +66,7 @@ pub fn settings(gateway: Option<Gateway>) -> MeshSettings {
         idle_timeout: Duration::from_secs(60),
         drain_timeout: Duration::from_millis(200),
         agent_timeout: Duration::from_secs(3),
+        limits: Spec::default().limits,
     }
 }
 
