@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test figures bench bench-registry run fmt lint ci image clean
+.PHONY: help setup build demo test figures bench bench-registry fuzz run fmt lint ci image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench: ## measure the mesh against nginx and haproxy (15 minutes; BENCH=quick fo
 
 bench-registry: setup ## measure the registry at up to a million nodes, in both stores (some minutes)
 	@cargo bench --locked --bench registry
+
+fuzz: ## look for inputs that break a parser: FUZZ_SECONDS (600) for each target
+	@scripts/fuzz
 
 run: ## run the program: make run ARGS='check --help'
 	@cargo run --locked --quiet --bin dstack-vpc -- $(ARGS)

@@ -15,6 +15,8 @@ pub mod cli;
 pub mod desired;
 pub mod doctor;
 pub mod facts;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod headscale;
 pub mod identity;
 pub mod log;

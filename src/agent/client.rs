@@ -116,6 +116,10 @@ impl AgentClient {
 
     /// Who we are, as the platform says.
     pub async fn info(&self) -> Result<Info, AgentError> {
+        self.read_info(&self.call("Info", None).await?)
+    }
+
+    pub(super) fn read_info(&self, json: &[u8]) -> Result<Info, AgentError> {
         #[derive(Deserialize)]
         struct Answer {
             app_id: String,
@@ -124,7 +128,7 @@ impl AgentClient {
             #[serde(default)]
             app_name: String,
         }
-        let answer: Answer = self.call("Info", None).await?;
+        let answer: Answer = self.read("Info", json)?;
         let not_id = |what: &str| self.malformed("Info", format!("{what} is not 40 hex digits"));
         Ok(Info {
             app_id: answer.app_id.parse().map_err(|_| not_id("app_id"))?,
@@ -139,7 +143,7 @@ impl AgentClient {
     /// A fresh key and its certificate. With a KMS the call goes over the network, and fails at times.
     pub async fn get_tls_key(&self, request: &TlsKeyRequest) -> Result<TlsKey, AgentError> {
         let body = serde_json::to_vec(request).map_err(|e| self.malformed("GetTlsKey", e.to_string()))?;
-        self.call("GetTlsKey", Some(body)).await
+        self.read("GetTlsKey", &self.call("GetTlsKey", Some(body)).await?)
     }
 
     /// The agent's version, from 0.5.7 on; older ones refuse the method.
@@ -148,32 +152,36 @@ impl AgentClient {
         struct Answer {
             version: String,
         }
-        self.call::<Answer>("Version", None)
-            .await
+        let answer = self.call("Version", None).await?;
+        self.read::<Answer>("Version", &answer)
             .map(|answer| answer.version)
     }
 
-    async fn call<T: for<'a> Deserialize<'a>>(
-        &self,
-        method: &'static str,
-        json: Option<Vec<u8>>,
-    ) -> Result<T, AgentError> {
+    async fn call(&self, method: &'static str, json: Option<Vec<u8>>) -> Result<Bytes, AgentError> {
         let answer = tokio::time::timeout(self.timeout, self.exchange(method, json)).await;
         let (status, body) = answer.map_err(|_| AgentError::Timeout {
             addr: self.addr.clone(),
             method,
             after: self.timeout,
         })??;
-        if status != StatusCode::OK {
-            return Err(AgentError::Status {
+        match status {
+            StatusCode::OK => Ok(body),
+            _ => Err(AgentError::Status {
                 addr: self.addr.clone(),
                 method,
                 code: status.as_u16(),
                 message: words::told(&body),
-            });
+            }),
         }
-        // serde's words can quote the answer, and the answer can be a key: only the place is told.
-        serde_json::from_slice(&body).map_err(|e| {
+    }
+
+    /// serde's words can quote the answer, and the answer can be a key: only the place is told.
+    pub(super) fn read<T: for<'a> Deserialize<'a>>(
+        &self,
+        method: &'static str,
+        json: &[u8],
+    ) -> Result<T, AgentError> {
+        serde_json::from_slice(json).map_err(|e| {
             let why = match e.classify() {
                 serde_json::error::Category::Data => "a field is missing or of another type",
                 _ => "it is not JSON",

@@ -3,6 +3,8 @@
 pub mod client;
 pub mod dev;
 pub mod discover;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod http;
 
 pub use client::{AgentClient, AgentError, Info, TlsKey, TlsKeyRequest};

@@ -6,6 +6,8 @@ mod caller;
 mod census;
 mod discover;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod limits;
 mod listener;
 mod nodes;

@@ -21,11 +21,15 @@ impl<S: Sync> FromRequestParts<S> for Query {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self(parts.uri.query().unwrap_or_default().to_owned()))
+        Ok(Self::new(parts.uri.query().unwrap_or_default()))
     }
 }
 
 impl Query {
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// The value of a parameter; one that is empty counts as not given.
     pub(super) fn get<T: FromStr<Err = NotA>>(&self, name: &str) -> Result<Option<T>, ApiError> {
         self.read(name, T::from_str)

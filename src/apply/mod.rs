@@ -5,6 +5,8 @@
 //! so that a kill at any point leaves the old or the new generation, and no reload forgotten.
 
 mod built_in;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod generation;
 pub mod journal;
 mod machine;

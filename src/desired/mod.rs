@@ -1,5 +1,7 @@
 //! What the machine should look like: a pure function of the spec and the facts.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod headscale;
 mod nginx;
 mod quote;

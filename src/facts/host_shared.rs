@@ -72,11 +72,21 @@ pub(crate) fn read(dir: &Path) -> Result<SysConfig, SysConfigError> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(SysConfigError::TooLong(path));
     }
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| SysConfigError::NotJson {
-        path: path.clone(),
-        line: e.line(),
-        column: e.column(),
-    })?;
+    parse(path, &bytes)
+}
+
+/// Reads the gateways from what the file at `path` holds.
+pub(super) fn parse(path: PathBuf, json: &[u8]) -> Result<SysConfig, SysConfigError> {
+    let value: Value = match serde_json::from_slice(json) {
+        Ok(value) => value,
+        Err(e) => {
+            return Err(SysConfigError::NotJson {
+                path,
+                line: e.line(),
+                column: e.column(),
+            });
+        }
+    };
     match gateways(&value) {
         Ok(gateways) => Ok(SysConfig { gateways }),
         Err(why) => Err(SysConfigError::NoGateway { path, why }),

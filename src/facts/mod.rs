@@ -4,6 +4,8 @@ mod ask;
 mod assume;
 pub(crate) mod backoff;
 mod derp_map;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod gateway;
 pub(crate) mod host_shared;
 mod keep_derp_map;

@@ -42,10 +42,12 @@ impl<T> Fact<T> {
 
 /// Puts into `facts` what was remembered. A file that is missing or damaged is no memory.
 pub(super) fn recall(state: &StateDir, facts: &mut Facts) {
-    let memory: Remembered = std::fs::read(state.run().join(FILE))
-        .ok()
-        .and_then(|json| serde_json::from_slice(&json).ok())
-        .unwrap_or_default();
+    let json = std::fs::read(state.run().join(FILE)).unwrap_or_default();
+    recall_from(&json, facts);
+}
+
+pub(super) fn recall_from(json: &[u8], facts: &mut Facts) {
+    let memory: Remembered = serde_json::from_slice(json).unwrap_or_default();
     facts.app_id = memory.app_id.and_then(Entry::fact);
     facts.instance_id = memory.instance_id.and_then(Entry::fact);
     facts.gateway = memory.gateway.and_then(Entry::fact);
@@ -53,6 +55,10 @@ pub(super) fn recall(state: &StateDir, facts: &mut Facts) {
 
 /// Replaces the memory by what `facts` know now.
 pub(super) fn remember(state: &StateDir, facts: &Facts) -> std::io::Result<()> {
+    replace_file(&state.run(), FILE, &memory_of(facts)?)
+}
+
+pub(super) fn memory_of(facts: &Facts) -> serde_json::Result<Vec<u8>> {
     let memory = Remembered {
         app_id: facts.app_id.as_ref().map(Entry::from_fact),
         instance_id: facts.instance_id.as_ref().map(Entry::from_fact),
@@ -63,7 +69,7 @@ pub(super) fn remember(state: &StateDir, facts: &Facts) -> std::io::Result<()> {
             .filter(|fact| fact.source != CHOSEN)
             .map(Entry::from_fact),
     };
-    replace_file(&state.run(), FILE, &serde_json::to_vec_pretty(&memory)?)
+    serde_json::to_vec_pretty(&memory)
 }
 
 /// Replaces a file in one step; the folder is made when there is none.

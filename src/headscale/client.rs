@@ -156,7 +156,11 @@ impl Client {
     }
 
     /// serde's words can quote the answer, and the answer can be a key: only the place is told.
-    fn parse<T: DeserializeOwned>(&self, doing: &'static str, body: &[u8]) -> Result<T, HeadscaleError> {
+    pub(super) fn parse<T: DeserializeOwned>(
+        &self,
+        doing: &'static str,
+        body: &[u8],
+    ) -> Result<T, HeadscaleError> {
         serde_json::from_slice(body).map_err(|e| {
             let why = match e.classify() {
                 serde_json::error::Category::Data => "a field is missing or of another type",

@@ -6,6 +6,8 @@
 mod client;
 mod command;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod keeper;
 mod key_file;
 mod secret;

@@ -5,6 +5,8 @@
 //! what it started with, what comes next sees the new.
 
 mod auth;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod listener;
 mod listeners;
 mod outbound;

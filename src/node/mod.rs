@@ -2,6 +2,8 @@
 
 mod credentials;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod machine;
 mod pace;
 mod run;

@@ -113,23 +113,7 @@ impl Client {
             target.push_str(&format!("&node_type={node_type}"));
         }
         let welcome: Welcome = self.call(Method::GET, target).await?;
-        let garbled = |what: &str| self.garbled(format!("{what} is not what it should be"));
-        let is_url =
-            Url::parse(&welcome.server_url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
-        if !is_url {
-            return Err(garbled("server_url"));
-        }
-        let is_word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-        for (what, text) in [
-            ("pre_auth_key", &welcome.pre_auth_key),
-            ("shared_key", &welcome.shared_key),
-            // The parser of URLs overlooks line breaks.
-            ("server_url", &welcome.server_url),
-        ] {
-            if !is_word(text) {
-                return Err(garbled(what));
-            }
-        }
+        check(&welcome).map_err(|what| self.garbled(format!("{what} is not what it should be")))?;
         Ok(welcome)
     }
 
@@ -212,5 +196,28 @@ impl Client {
 
     fn garbled(&self, why: String) -> ServerError {
         ServerError::Garbled { app: self.app, why }
+    }
+}
+
+/// These end up in files and arguments of others. The error is the name of what cannot.
+pub(super) fn check(welcome: &Welcome) -> Result<(), &'static str> {
+    let Welcome {
+        pre_auth_key,
+        shared_key,
+        server_url,
+    } = welcome;
+    if !Url::parse(server_url).is_ok_and(|url| ["http", "https"].contains(&url.scheme())) {
+        return Err("server_url");
+    }
+    let is_word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let words = [
+        ("pre_auth_key", pre_auth_key),
+        ("shared_key", shared_key),
+        // The parser of URLs overlooks line breaks.
+        ("server_url", server_url),
+    ];
+    match words.into_iter().find(|(_, text)| !is_word(text)) {
+        Some((what, _)) => Err(what),
+        None => Ok(()),
     }
 }

@@ -1,5 +1,7 @@
 //! The difference between desired and present, as the smallest ordered set of actions: a pure function.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod report;
 
 use std::collections::BTreeMap;

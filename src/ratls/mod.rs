@@ -6,6 +6,8 @@
 
 mod chain;
 mod extensions;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod verifier;
 
 pub(crate) use chain::leads_to;

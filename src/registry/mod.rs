@@ -5,6 +5,8 @@
 
 mod embedded;
 mod etcd;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod memory;
 mod record;
 mod view;

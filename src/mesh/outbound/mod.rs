@@ -4,6 +4,8 @@ mod connect;
 mod download;
 mod failure;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod headers;
 mod http2;
 mod link;
