@@ -189,6 +189,8 @@ async fn once(machine: &Faulty, state: &StateDir, desired: &Desired) -> Result<b
     let order = Order {
         cause: "test".into(),
         keep: 3,
+        needed: Vec::new(),
+        again: None,
         probe_timeout: Duration::from_secs(1),
     };
     match apply::apply(machine, state, desired, &present, &plan, &order).await {

@@ -90,6 +90,13 @@ pub fn files<M: Machine>(machine: &M, state: &StateDir, number: u32) -> BTreeMap
     files
 }
 
+/// Whether a generation has the desired files and no others.
+pub(super) fn is_just<M: Machine>(machine: &M, state: &StateDir, number: u32, desired: &Desired) -> bool {
+    let there = files(machine, state, number);
+    let wanted = desired.files.iter().map(|(path, file)| (path, &file.bytes));
+    manifest(machine, state, number).is_some() && there.iter().eq(wanted)
+}
+
 /// Reads a generation's manifest; `None` when it is missing or damaged.
 pub fn manifest<M: Machine>(machine: &M, state: &StateDir, number: u32) -> Option<Manifest> {
     let bytes = machine.read(&dir(state, number).join(MANIFEST)).ok()?;
@@ -186,15 +193,10 @@ pub(super) fn complete<M: Machine>(
     machine.sync_dir(&all).map_err(doing("syncing", &all))
 }
 
-/// Where the link is made before it becomes `current`.
-pub(super) fn new_link(state: &StateDir) -> PathBuf {
-    state.root().join("current.tmp")
-}
-
 /// Points `current` at a generation by one rename.
 pub(super) fn switch<M: Machine>(machine: &M, state: &StateDir, number: u32) -> Result<(), DiskError> {
     let link = state.current();
-    let new = new_link(state);
+    let new = link.with_extension("tmp");
     let target = Path::new("generations").join(format!("{number:06}"));
     machine.remove(&new).map_err(doing("removing", &new))?;
     machine.symlink(&target, &new).map_err(doing("linking", &new))?;

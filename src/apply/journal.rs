@@ -1,6 +1,6 @@
 //! What is owed: written before `current` moves, removed once the new state is proven.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,9 @@ pub struct Journal {
     pub from: Option<u32>,
     /// The generation that is being made live.
     pub to: u32,
+    /// `to` is an earlier generation that serves again, so it stays even when that fails.
+    #[serde(default)]
+    pub kept: bool,
     /// `to` has failed and `from` is being restored.
     pub rolling_back: bool,
     pub cause: String,
@@ -24,9 +27,15 @@ fn path(state: &StateDir) -> PathBuf {
     state.run().join("journal.json")
 }
 
-/// Where it is written before it counts.
-pub(super) fn new_path(state: &StateDir) -> PathBuf {
-    path(state).with_extension("tmp")
+/// Puts new bytes in the place of a file, durably: whoever reads it finds the old ones or the new ones.
+pub fn replace<M: Machine>(machine: &M, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    let (new, folder) = (path.with_extension("tmp"), path.parent().unwrap_or(path));
+    machine.remove(&new).map_err(doing("removing", &new))?;
+    machine
+        .write_new(&new, 0o600, bytes)
+        .map_err(doing("writing", &new))?;
+    machine.rename(&new, path).map_err(doing("renaming to", path))?;
+    machine.sync_dir(folder).map_err(doing("syncing", folder))
 }
 
 impl Journal {
@@ -38,6 +47,7 @@ impl Journal {
             Some(Self {
                 from: None,
                 to: current,
+                kept: true,
                 rolling_back: false,
                 cause: "a damaged journal".into(),
             })
@@ -45,14 +55,8 @@ impl Journal {
     }
 
     pub(super) fn write<M: Machine>(&self, machine: &M, state: &StateDir) -> Result<(), DiskError> {
-        let (path, run, new) = (path(state), state.run(), new_path(state));
-        machine.remove(&new).map_err(doing("removing", &new))?;
         let bytes = serde_json::to_vec(self).expect("plain data serialises");
-        machine
-            .write_new(&new, 0o600, &bytes)
-            .map_err(doing("writing", &new))?;
-        machine.rename(&new, &path).map_err(doing("renaming to", &path))?;
-        machine.sync_dir(&run).map_err(doing("syncing", &run))
+        replace(machine, &path(state), &bytes)
     }
 
     pub(super) fn clear<M: Machine>(machine: &M, state: &StateDir) -> Result<(), DiskError> {

@@ -21,10 +21,11 @@ use crate::paths::StateDir;
 use crate::plan::{self, ActionKind, Listeners, Plan, Present, ServiceState};
 pub use generation::DiskError;
 use journal::Journal;
+pub use journal::replace;
 pub use machine::Machine;
 pub use real::Real;
 pub use switch::recover;
-use switch::{remove_generation, stage_and_switch};
+use switch::{discard, switch_over};
 
 /// How long a program that is just starting may take to show that it has read its file.
 const HEARD: Duration = Duration::from_secs(1);
@@ -36,6 +37,10 @@ pub struct Order {
     pub cause: String,
     /// Generations to keep.
     pub keep: usize,
+    /// Generations that are kept beyond that number: somebody may want to go back to them.
+    pub needed: Vec<u32>,
+    /// The generation to go back to: when it has just the desired files, it is used as it is.
+    pub again: Option<u32>,
     /// How long the new state may take to prove itself.
     pub probe_timeout: Duration,
 }
@@ -165,7 +170,7 @@ pub async fn apply<M: Machine>(
     let mut check = Duration::ZERO;
     let number = match present.generation {
         Some(current) if plan.files.is_empty() => current,
-        _ => stage_and_switch(machine, state, desired, plan, good, order, &mut check)
+        _ => switch_over(machine, state, desired, plan, good, order, &mut check)
             .await
             .map_err(untouched)?,
     };
@@ -191,7 +196,8 @@ pub async fn apply<M: Machine>(
             if provable {
                 machine.settle().await;
                 // Only room is at stake here: the next apply tries again.
-                let _ = generation::prune(machine, state, order.keep, &[number]);
+                let used: Vec<u32> = order.needed.iter().copied().chain([number]).collect();
+                let _ = generation::prune(machine, state, order.keep, &used);
             }
             return Ok(Applied {
                 generation: number,
@@ -348,9 +354,11 @@ async fn roll_back<M: Machine>(
     good: u32,
     order: &Order,
 ) -> Result<(), Failure> {
+    let kept = Journal::read(machine, state).is_some_and(|journal| journal.kept);
     let journal = Journal {
         from: Some(good),
         to: failed,
+        kept,
         rolling_back: true,
         cause: order.cause.clone(),
     };
@@ -381,6 +389,6 @@ async fn roll_back<M: Machine>(
         tag: &tag,
     };
     carry_out(machine, &plan, &present, &goal, order, false).await?;
-    remove_generation(machine, state, failed)?;
+    discard(machine, state, &journal)?;
     Ok(Journal::clear(machine, state)?)
 }

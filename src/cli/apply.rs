@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 
@@ -10,11 +11,15 @@ use crate::apply::{self, Left, Order, Real};
 use crate::desired::{Templates, desired};
 use crate::facts;
 use crate::plan::plan;
-use crate::reconcile::Lock;
 use crate::reconcile::control::{Answer, AskError, Daemon};
+use crate::reconcile::{Lock, Rollout};
+use crate::spec::parse_duration;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Go back after this time, e.g. 60s, unless `confirm` is given before: for changes that may cut you off
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    confirm: Option<Duration>,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -24,24 +29,33 @@ pub(super) fn apply(context: &Context, args: &Args) -> anyhow::Result<ExitCode> 
     // The daemon reads the same file, but a message about it is better here, where it was asked for.
     context.load()?;
     let answer = block_on(async {
-        match Daemon(&context.state).apply().await {
+        match Daemon(&context.state).apply(args.confirm).await {
             Ok(answer) => Ok(answer),
-            Err(AskError::NotRunning(_)) => alone(context).await,
+            Err(AskError::NotRunning(_)) if args.confirm.is_none() => alone(context).await,
             Err(error) => Err(error.into()),
         }
     })??;
-    if args.json {
-        out::line(serde_json::to_string_pretty(&answer)?)?;
+    say(&answer, args.json)
+}
+
+/// Says how it went, and exits 0 when what was wanted serves.
+pub(super) fn say(answer: &Answer, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        out::line(serde_json::to_string_pretty(answer)?)?;
     } else if answer.live {
         out::line(&answer.message)?;
     } else {
         bail!("{}", answer.message);
     }
-    Ok(if answer.live {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    Ok(match answer.live {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     })
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .map_err(|advice| advice.unwrap_or_else(|| "a time is written like 30s, 5m or 1h".to_owned()))
 }
 
 async fn alone(context: &Context) -> anyhow::Result<Answer> {
@@ -50,6 +64,10 @@ async fn alone(context: &Context) -> anyhow::Result<Answer> {
     let machine = Real::new(state, None);
     let spec = Arc::new(context.load()?.spec);
     apply::recover(&machine, state)?;
+    let mut rollout = Rollout::read(&machine, state);
+    if rollout.held.take().is_some() {
+        rollout.write(&machine, state)?;
+    }
     let present = apply::look(&machine, state).await?;
     if present.services.is_none() {
         bail!(
@@ -70,6 +88,8 @@ async fn alone(context: &Context) -> anyhow::Result<Answer> {
     let order = Order {
         cause: "`dstack-vpc apply`".to_owned(),
         keep: spec.reconcile.keep.into(),
+        needed: rollout.needed(),
+        again: None,
         probe_timeout: spec.reconcile.probe_timeout,
     };
     Ok(

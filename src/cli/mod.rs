@@ -3,16 +3,19 @@
 mod apply;
 mod check;
 pub mod check_report;
+mod confirm;
 pub mod dev_agent;
 mod doctor;
 pub mod explain;
 mod healthcheck;
+mod history;
 pub mod init;
 mod nodes;
 mod out;
 mod plan;
 mod render;
 mod renew;
+mod rollback;
 mod run;
 pub mod schema;
 mod status;
@@ -72,6 +75,12 @@ enum Command {
     Plan(plan::Args),
     /// One reconcile: exit 0 live and verified, 1 failed and rolled back
     Apply(apply::Args),
+    /// Keep what `apply --confirm` made live
+    Confirm,
+    /// Serve the settings of an earlier generation, until the configuration changes
+    Rollback(rollback::Args),
+    /// What was applied, refused and rolled back, when, why and by whom
+    History(history::Args),
     /// Validate vpc.toml and the environment: all problems at once
     Check(check::Args),
     /// Each effective value and where it comes from
@@ -112,6 +121,9 @@ pub fn main() -> ExitCode {
         Command::Render(args) => render::render(&context, &args),
         Command::Plan(args) => plan::plan(&context, &args),
         Command::Apply(args) => apply::apply(&context, &args),
+        Command::Confirm => confirm::confirm(&context),
+        Command::Rollback(args) => rollback::rollback(&context, &args),
+        Command::History(args) => history::history(&context, &args),
         Command::Check(args) => check::check(&context, &args),
         Command::Explain(args) => context.load().and_then(|loaded| {
             let seen = block_on(context.look(&loaded.spec))?;

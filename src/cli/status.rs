@@ -105,6 +105,14 @@ fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
             if status.owed { " (not proven yet)" } else { "" }
         ),
     )?;
+    if let Some(unconfirmed) = &status.rollout.unconfirmed {
+        let message = format!(
+            "wants `dstack-vpc confirm` within {}, else generation {} serves again",
+            in_seconds(unconfirmed.until),
+            unconfirmed.back_to
+        );
+        row(out, "unconfirmed", &message)?;
+    }
     row(out, "role", &status.role)?;
     row(out, "config", &status.config.source)?;
     if let Some(identity) = &status.identity {
@@ -128,16 +136,7 @@ fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
         row(out, &format!("{:?}", condition.kind), &condition_text(condition))?;
     }
     if let Some(retry) = status.next_retry {
-        row(
-            out,
-            "next retry",
-            &format!(
-                "in {}s",
-                (retry - Timestamp::now())
-                    .total(jiff::Unit::Second)
-                    .map_or(0.0, f64::ceil)
-            ),
-        )?;
+        row(out, "next retry", &format!("in {}", in_seconds(retry)))?;
     }
     for note in &status.notes {
         row(out, "note", note)?;
@@ -156,6 +155,11 @@ fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
         }
     }
     Ok(())
+}
+
+fn in_seconds(at: Timestamp) -> String {
+    let seconds = (at - Timestamp::now()).total(jiff::Unit::Second);
+    format!("{}s", seconds.map_or(0.0, f64::ceil).max(0.0))
 }
 
 fn condition_text(condition: &Condition) -> String {

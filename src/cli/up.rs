@@ -2,12 +2,10 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use super::apply::templates;
 use super::{Context, block_on};
 use crate::apply::{self, Order, Real, generation};
 use crate::desired::desired;
@@ -15,8 +13,7 @@ use crate::facts::{self, Observed};
 use crate::log;
 use crate::paths::StateDir;
 use crate::plan::plan;
-use crate::reconcile::{Lock, LockError};
-use crate::spec::Spec;
+use crate::reconcile::{Lock, LockError, Rollout, Wish};
 
 /// How long the first reconcile waits for the guest agent. The daemon goes on waiting, and serves meanwhile.
 const AGENT_WAIT: Duration = Duration::from_secs(3);
@@ -28,9 +25,8 @@ const LONGEST_SOCKET: usize = 107 - 8;
 const LEAVING: Duration = Duration::from_secs(10);
 
 pub(super) fn up(context: &Context) -> anyhow::Result<ExitCode> {
-    let loaded = context.load();
-    log::start(loaded.as_ref().ok().map(|loaded| &loaded.spec.log));
-    let supervisord = block_on(first(context, loaded.map(|loaded| loaded.spec)))??;
+    log::start(context.load().ok().map(|loaded| loaded.spec.log).as_ref());
+    let supervisord = block_on(first(context))??;
 
     open_files();
     let conf = context.state.current().join("supervisor/supervisord.conf");
@@ -55,7 +51,7 @@ pub(super) fn open_files() {
 }
 
 /// Renders what is wished, or leaves what served last; returns where supervisord is.
-async fn first(context: &Context, wish: anyhow::Result<Spec>) -> anyhow::Result<std::path::PathBuf> {
+async fn first(context: &Context) -> anyhow::Result<std::path::PathBuf> {
     let state = &context.state;
     let socket = state.supervisor_socket();
     if socket.as_os_str().len() > LONGEST_SOCKET {
@@ -75,17 +71,27 @@ async fn first(context: &Context, wish: anyhow::Result<Spec>) -> anyhow::Result<
     }
     machine.end_leftover().await;
     let served_before = generation::current(&machine, state)?;
-    let spec = match (wish, served_before) {
-        (Ok(spec), _) => Arc::new(spec),
-        (Err(error), None) => return Err(error),
-        (Err(error), Some(number)) => {
+    let mut source = context.source();
+    let file = source.now().map(|spec| source.wish(spec));
+    let mut rollout = Rollout::read(&machine, state);
+    let decided = rollout.clone();
+    let held = rollout.decide(&machine, state, source.digest(), file.as_ref().ok());
+    if rollout != decided {
+        rollout.write(&machine, state)?;
+    }
+    let wish = match (held, file, served_before) {
+        (Some(held), ..) => held,
+        (None, Ok(wish), _) => wish,
+        (None, Err(error), None) => bail!(error),
+        (None, Err(error), Some(number)) => {
             tracing::error!("the configuration is not used, generation {number} serves again:\n{error}");
-            let last = crate::reconcile::last_good(&machine, state);
+            let last = Wish::last_good(&machine, state);
             last.context("the last good configuration is damaged")?
         }
     };
+    let spec = &wish.spec;
     tracing::info!("looking for the guest agent");
-    let seen = facts::first(&spec, state, AGENT_WAIT).await;
+    let seen = facts::first(spec, state, AGENT_WAIT).await;
     let programs = &seen.facts.programs;
     let Some(supervisord) = programs.supervisord.as_ref().map(|fact| fact.value.path.clone()) else {
         bail!(
@@ -99,7 +105,7 @@ async fn first(context: &Context, wish: anyhow::Result<Spec>) -> anyhow::Result<
             spec.nginx.program.display()
         );
     }
-    if let Err(error) = reconcile(context, &machine, &spec, &seen).await {
+    if let Err(error) = reconcile(context, &machine, &wish, &rollout, &seen).await {
         let Some(number) = served_before else {
             return Err(error);
         };
@@ -123,15 +129,24 @@ async fn lock(state: &StateDir, machine: &Real) -> Result<Lock, LockError> {
     }
 }
 
-async fn reconcile(context: &Context, machine: &Real, spec: &Spec, seen: &Observed) -> anyhow::Result<()> {
-    let state = &context.state;
-    let desired = desired(spec, &seen.facts, state, &context.launch()?, &templates(context)?)?;
+async fn reconcile(
+    context: &Context,
+    machine: &Real,
+    wish: &Wish,
+    rollout: &Rollout,
+    seen: &Observed,
+) -> anyhow::Result<()> {
+    let (state, spec) = (&context.state, &wish.spec);
+    let templates = wish.templates()?;
+    let desired = desired(spec, &seen.facts, state, &context.launch()?, &templates)?;
     machine.know(&seen.facts.programs);
     let present = apply::look(machine, state).await?;
     let plan = plan(&desired, &present);
     let order = Order {
         cause: "`dstack-vpc up`".to_owned(),
         keep: spec.reconcile.keep.into(),
+        needed: rollout.needed(),
+        again: rollout.held.as_ref().map(|held| held.generation),
         probe_timeout: spec.reconcile.probe_timeout,
     };
     let applied = apply::apply(machine, state, &desired, &present, &plan, &order).await?;

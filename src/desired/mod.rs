@@ -28,6 +28,9 @@ use crate::spec::{Front, Spec};
 /// The spec itself, complete: what a generation was made from, and what serves again when `vpc.toml` is broken.
 pub const EFFECTIVE: &str = "daemon/vpc.toml";
 
+/// Template overrides are kept in a generation for the same reason.
+pub const OVERRIDES: &str = "templates";
+
 /// Everything that follows from the spec and the facts. Pure: the same input gives the same bytes.
 pub fn desired(
     spec: &Spec,
@@ -95,6 +98,11 @@ pub fn desired(
             ..File::new(spec.to_toml().into_bytes(), Reader::Daemon)
         },
     );
+
+    files.extend(templates.overrides().map(|(name, text)| {
+        let text = text.as_bytes().to_vec();
+        (format!("{OVERRIDES}/{name}"), File::new(text, Reader::Daemon))
+    }));
 
     // The tag stands in the file that it names, so the name is taken before it is put in.
     let tag = tag(&nginx::render(templates, spec, facts, state, "")?);

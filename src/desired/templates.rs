@@ -1,5 +1,6 @@
 //! The templates: compiled in, overridden by name from `<config dir>/templates/`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ pub struct Templates {
     nginx: Tera,
     headscale: Tera,
     supervisord: Tera,
+    /// The texts that were not compiled in.
+    overrides: BTreeMap<&'static str, String>,
 }
 
 pub(super) const NGINX: &str = "nginx.conf.tera";
@@ -93,13 +96,15 @@ impl Templates {
     }
 
     fn build(over: impl Fn(&str) -> Result<Option<String>, RenderError>) -> Result<Self, RenderError> {
-        let engine = |name: &str, builtin: &str, escape: EscapeFn| {
+        let mut overrides = BTreeMap::new();
+        let mut engine = |name: &'static str, builtin: &str, escape: EscapeFn| {
             let mut tera = Tera::new();
             tera.set_escape_fn(escape);
             tera.autoescape_on([".tera"]);
             let text = over(name)?;
             tera.add_raw_template(name, text.as_deref().unwrap_or(builtin))
                 .map_err(|e| describe(name, &e))?;
+            overrides.extend(text.map(|text| (name, text)));
             Ok(tera)
         };
         Ok(Self {
@@ -118,7 +123,13 @@ impl Templates {
                 include_str!("../../templates/supervisord.conf.tera"),
                 quote::ini,
             )?,
+            overrides,
         })
+    }
+
+    /// The texts of the templates that were overridden, by name.
+    pub fn overrides(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.overrides.iter().map(|(name, text)| (*name, text.as_str()))
     }
 
     pub(super) fn nginx(&self, values: &impl Serialize) -> Result<Vec<u8>, RenderError> {

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::round::Aim;
 use super::status::{ConditionKind, Status};
 use super::tell::Round;
 use crate::facts::Topic;
@@ -14,9 +15,20 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         .as_ref()
         .map(|error| error.message.clone())
         .unwrap_or_default();
+    let held = status.rollout.held.clone();
     match (&round.live, &round.invalid) {
+        (Some((_, _, Aim::Held)), None) if let Some(held) = held => {
+            let message = format!(
+                "the settings of generation {} are held since {} ({}); the configuration is applied when it changes, \
+                 or by `dstack-vpc apply`",
+                held.generation,
+                held.since.strftime("%Y-%m-%d %H:%M:%S"),
+                held.why
+            );
+            status.set(Configured, false, "Held", message);
+        }
         (_, Some(_)) => status.set(Configured, false, "Invalid", error.clone()),
-        (Some((applied, _, true)), _) if applied.proven => {
+        (Some((applied, _, Aim::File)), _) if applied.proven => {
             status.set(
                 Configured,
                 true,
@@ -24,7 +36,7 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
                 format!("generation {} is live", applied.generation),
             );
         }
-        (Some((applied, _, true)), _) => {
+        (Some((applied, _, Aim::File)), _) => {
             let message = format!(
                 "generation {} is rendered and waits for supervisord",
                 applied.generation

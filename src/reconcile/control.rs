@@ -1,20 +1,25 @@
 //! The daemon's own socket, for the commands of this program: HTTP over `run/daemon.sock`, owner only.
 
+use std::fmt;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
+use axum::serve::IncomingStream;
 use axum::{Json, Router};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,10 +31,38 @@ use crate::paths::StateDir;
 
 /// What a command asks of the running daemon.
 pub(super) enum Ask {
-    /// Reconcile now, also what failed before, and say how it went.
-    Apply(oneshot::Sender<Answer>),
+    Do(Order, oneshot::Sender<Answer>),
     /// Fetch a new certificate now.
     Renew,
+}
+
+/// What is answered when it has been done.
+#[derive(Debug, Clone)]
+pub(super) struct Order {
+    pub(super) what: What,
+    /// For people: the command and its user.
+    pub(super) by: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum What {
+    /// Reconcile now, also what failed before or is held back. With a time: go back unless it is confirmed.
+    Apply { confirm_within: Option<Duration> },
+    /// Keep what is live.
+    Confirm,
+    /// Serve the settings of an earlier generation: this one, or the last that had others.
+    Rollback { to: Option<u32> },
+}
+
+impl What {
+    fn command(self) -> &'static str {
+        match self {
+            Self::Apply { .. } => "apply",
+            Self::Confirm => "confirm",
+            Self::Rollback { .. } => "rollback",
+        }
+    }
 }
 
 /// How an asked-for reconcile went.
@@ -88,7 +121,7 @@ pub(super) fn serve(
             get(async |State(shared): State<Shared>| Json(shared.status.borrow().clone())),
         )
         .route("/status/next", get(next_status))
-        .route("/apply", post(apply))
+        .route("/do", post(order))
         .route("/renew", post(renew))
         .route("/nodes", get(nodes))
         .with_state(Shared {
@@ -97,7 +130,7 @@ pub(super) fn serve(
             machine,
         });
     Ok(async move {
-        axum::serve(listener, app)
+        axum::serve(listener, app.into_make_service_with_connect_info::<Caller>())
             .with_graceful_shutdown(cancel.cancelled_owned())
             .await
     })
@@ -128,17 +161,45 @@ async fn next_status(State(mut shared): State<Shared>) -> Json<Status> {
     Json(status)
 }
 
-async fn apply(State(shared): State<Shared>) -> Result<Json<Answer>, StatusCode> {
+async fn order(
+    State(shared): State<Shared>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    Json(what): Json<What>,
+) -> Result<Json<Answer>, StatusCode> {
     let (sender, answer) = oneshot::channel();
+    let by = format!("`dstack-vpc {}` by {caller}", what.command());
     shared
         .asks
-        .send(Ask::Apply(sender))
+        .send(Ask::Do(Order { what, by }, sender))
         .await
         .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     answer
         .await
         .map(Json)
         .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
+/// Who is at the other end of the socket, as the kernel says.
+#[derive(Clone)]
+struct Caller(Option<UCred>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(stream.io().peer_cred().ok())
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(uid) = self.0.map(|it| it.uid()) else {
+            return f.write_str("somebody");
+        };
+        let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+        match user {
+            Some(user) => f.write_str(&user.name),
+            None => write!(f, "user {uid}"),
+        }
+    }
 }
 
 async fn renew(State(shared): State<Shared>) -> StatusCode {
@@ -166,14 +227,24 @@ impl Daemon<'_> {
         within(QUIET + ANSWER, self.ask(Method::GET, "/status/next")).await
     }
 
-    /// Reconciles now.
-    pub async fn apply(&self) -> Result<Answer, AskError> {
-        self.ask(Method::POST, "/apply").await
+    /// Reconciles now. With a time, what comes to serve goes back after it unless it is confirmed.
+    pub async fn apply(&self, confirm_within: Option<Duration>) -> Result<Answer, AskError> {
+        self.order(What::Apply { confirm_within }).await
+    }
+
+    /// Keeps what is live.
+    pub async fn confirm(&self) -> Result<Answer, AskError> {
+        self.order(What::Confirm).await
+    }
+
+    /// Goes back to a generation, or to the last that had other settings.
+    pub async fn rollback(&self, to: Option<u32>) -> Result<Answer, AskError> {
+        self.order(What::Rollback { to }).await
     }
 
     /// Asks for a new certificate; it comes in its own time.
     pub async fn renew(&self) -> Result<(), AskError> {
-        self.send(Method::POST, "/renew").await.map(drop)
+        self.send(Method::POST, "/renew", Bytes::new()).await.map(drop)
     }
 
     /// The nodes of the registry, or why they cannot be told; `None`: the machine is no server.
@@ -181,12 +252,16 @@ impl Daemon<'_> {
         within(ANSWER, self.ask(Method::GET, "/nodes")).await
     }
 
-    async fn ask<T: serde::de::DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, AskError> {
-        let body = self.send(method, path).await?;
-        serde_json::from_slice(&body).map_err(|error| AskError::Broken(error.to_string()))
+    async fn order(&self, what: What) -> Result<Answer, AskError> {
+        let body = serde_json::to_vec(&what).expect("plain data serialises");
+        read(&self.send(Method::POST, "/do", body.into()).await?)
     }
 
-    async fn send(&self, method: Method, path: &str) -> Result<Bytes, AskError> {
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, AskError> {
+        read(&self.send(method, path, Bytes::new()).await?)
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, AskError> {
         let broken = |error: &dyn std::fmt::Display| AskError::Broken(error.to_string());
         let socket = self.0.daemon_socket();
         let stream = match UnixStream::connect(&socket).await {
@@ -206,7 +281,8 @@ impl Daemon<'_> {
             .method(method)
             .uri(path)
             .header("host", "daemon")
-            .body(Empty::<Bytes>::new())
+            .header("content-type", "application/json")
+            .body(Full::new(body))
             .map_err(|e| broken(&e))?;
         let exchange = async {
             let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
@@ -229,6 +305,10 @@ impl Daemon<'_> {
             }
         }
     }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, AskError> {
+    serde_json::from_slice(body).map_err(|error| AskError::Broken(error.to_string()))
 }
 
 /// A daemon that is stopped or hangs keeps its socket and accepts no more: said instead of waiting for ever.

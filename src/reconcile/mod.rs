@@ -7,7 +7,10 @@ mod attempt;
 mod children;
 mod conditions;
 pub mod control;
+mod history;
 pub mod lock;
+mod orders;
+mod rollout;
 mod round;
 mod source;
 pub mod status;
@@ -34,8 +37,11 @@ use crate::spec::Spec;
 use attempt::Attempts;
 use children::Children;
 use control::{Answer, Ask};
+pub use history::History;
 pub use lock::{Lock, LockError};
-pub use source::{Source, last_good};
+use orders::Then;
+pub use rollout::Rollout;
+pub use source::{Source, Wish};
 use status::Status;
 use tell::Teller;
 use watch::Watch;
@@ -76,7 +82,8 @@ struct Daemon {
     /// When to look whether a program that does not run has come back: no event tells of a start by hand.
     uneasy: Option<Instant>,
     /// The settings that serve.
-    live: Option<Arc<Spec>>,
+    live: Option<Wish>,
+    rollout: Rollout,
     /// This machine in the VPN, and what it is told to do there.
     node: Node,
     joining: channel::Sender<Option<NodeSettings>>,
@@ -95,7 +102,11 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
     let cancel = CancellationToken::new();
     // Nothing is known of the identity yet, and reading the disk needs none.
     let mut source = source;
-    let spec = source::open(&mut source, &Real::new(&state, None), &state).map_err(RunError::Config)?;
+    let disk = Real::new(&state, None);
+    let live = Wish::last_good(&disk, &state);
+    let spec = source.now();
+    let spec = spec.or_else(|error| live.as_ref().map(|live| Arc::clone(&live.spec)).ok_or(error));
+    let spec = spec.map_err(RunError::Config)?;
     let (wanted, specs) = channel::channel(spec.clone());
     let facts = Watcher::start(specs, state.clone(), cancel.clone()).await;
     let machine = Arc::new(Real::new(&state, Some(facts.identity.clone())));
@@ -112,9 +123,9 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
 
     let (joining, settings) = channel::channel(None);
     let node = Node::start(settings, state.clone(), cancel.clone());
-    let live = source::last_good(&*machine, &state);
     let mut daemon = Daemon {
-        teller: Teller::new(status, &source),
+        teller: Teller::new(status, &source, &state),
+        rollout: Rollout::read(&*machine, &state),
         state,
         source,
         launch,
@@ -134,7 +145,7 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
     };
     tracing::info!(config = %daemon.source, state = %daemon.state.root().display(), "started");
     let mut causes = BTreeSet::from(["start".to_owned()]);
-    let mut waiting: Vec<oneshot::Sender<Answer>> = Vec::new();
+    let mut waiting: Vec<(Then, oneshot::Sender<Answer>)> = Vec::new();
     let parent = supervised_by();
     loop {
         if parent.is_some_and(|pid| pid != std::os::unix::process::parent_id()) {
@@ -145,8 +156,8 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
             return Ok(());
         }
         let answer = daemon.reconcile(&causes, !waiting.is_empty()).await;
-        for sender in waiting.drain(..) {
-            let _ = sender.send(answer.clone());
+        for (then, sender) in waiting.drain(..) {
+            let _ = sender.send(daemon.done(then, answer.clone()));
         }
         causes.clear();
         let wake = daemon.next_look();
@@ -170,10 +181,16 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
                     ("SIGHUP".to_owned(), true)
                 }
                 Some(ask) = asked.recv() => match ask {
-                    Ask::Apply(sender) => {
-                        waiting.push(sender);
-                        ("asked by `dstack-vpc apply`".to_owned(), true)
-                    }
+                    Ask::Do(order, sender) => match daemon.begin(&order) {
+                        Ok(then) => {
+                            waiting.push((then, sender));
+                            (order.by, true)
+                        }
+                        Err(answer) => {
+                            let _ = sender.send(answer);
+                            continue;
+                        }
+                    },
                     Ask::Renew => {
                         daemon.facts.renew_now();
                         continue;
@@ -223,7 +240,8 @@ impl Daemon {
         let interval = self.wanted.borrow().reconcile.interval;
         // A tenth of jitter, so that many machines do not move in step.
         let timer = Instant::now() + interval.mul_f64(1.0 + fastrand::f64() / 10.0);
-        [self.retry, self.uneasy, self.source.look_again()]
+        let unconfirmed = self.rollout.unconfirmed.as_ref().map(|it| monotonic(it.until));
+        [self.retry, self.uneasy, self.source.look_again(), unconfirmed]
             .into_iter()
             .flatten()
             .fold(timer, Instant::min)
@@ -244,6 +262,12 @@ async fn news(api: &mut Option<channel::Receiver<ApiStatus>>) {
 /// supervisord's pid where it is our parent: it says so to what it starts.
 fn supervised_by() -> Option<u32> {
     std::env::var_os("SUPERVISOR_ENABLED").map(|_| std::os::unix::process::parent_id())
+}
+
+/// The same moment on the monotonic clock; a past one is now.
+fn monotonic(at: Timestamp) -> Instant {
+    let ahead = Duration::try_from(at - Timestamp::now()).unwrap_or_default();
+    Instant::now() + ahead
 }
 
 /// RFC 3339 for a moment on the monotonic clock.

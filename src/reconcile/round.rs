@@ -1,26 +1,36 @@
 //! One reconcile, from what is wished to what is told.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::attempt::Fingerprint;
 use super::control::Answer;
+use super::source::Wish;
 use super::tell::{Round, Vpn};
 use super::{Daemon, UNEASY};
 use crate::apply::{self, Applied, Left, Machine, Order, generation};
-use crate::desired::{Desired, Templates, desired};
+use crate::desired::{Desired, OVERRIDES, desired};
 use crate::facts::Observed;
 use crate::node::{self, NodeSettings};
 use crate::plan::{Listeners, Plan, Present, ServiceState, plan};
-use crate::spec::Spec;
 
 /// Workers that are told to end close their listeners well within this.
 const LET_GO: Duration = Duration::from_millis(50);
 
-/// How trying to bring about one spec ended.
+/// Whose settings a round tries to bring about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// Those of the file and the environment.
+    File,
+    /// Those of an earlier generation, because an operator wants it so.
+    Held,
+    /// Those that served last, because the others cannot.
+    LastGood,
+}
+
+/// How trying to bring about one wish ended.
 pub(super) enum Attempt {
     Live {
         applied: Applied,
@@ -44,8 +54,12 @@ impl Daemon {
         }
         let cause = causes.iter().cloned().collect::<Vec<_>>().join(", ");
         self.watch.look(self.source.path.as_deref());
-        let wish = self.source.now();
-        if let Ok(spec) = &wish {
+        let file = self.source.now().map(|spec| self.source.wish(spec));
+        let wished = match self.decide(file.as_ref().ok()) {
+            Some(held) => Some((held, Aim::Held)),
+            None => file.as_ref().ok().map(|wish| (wish.clone(), Aim::File)),
+        };
+        if let Some((Wish { spec, .. }, _)) = &wished {
             crate::log::set_level(spec.log.level);
             self.wanted.send_if_modified(|now| {
                 let new = **now != **spec;
@@ -57,20 +71,29 @@ impl Daemon {
         // The node may just have learned it.
         seen.facts.plain_headscale = node::plain_headscale(&self.state);
 
-        let mut round = Round::new(&cause, &seen, wish.as_ref().err().cloned());
+        let mut round = Round::new(&cause, &seen, file.err());
         self.retry = None;
-        let wished = wish.as_ref().ok().cloned();
-        let fallback = self.live.clone().filter(|live| wished.as_ref() != Some(live));
-        for (spec, is_wish) in [(wished, true), (fallback, false)] {
-            let Some(spec) = spec else { continue };
-            let attempt = self.attempt(&spec, &seen, &cause, asked && is_wish).await;
-            let live = matches!(attempt, Attempt::Live { .. });
-            if let Attempt::TooSoon(at) = attempt {
-                self.retry = Some(self.retry.map_or(at, |other| other.min(at)));
-            }
-            round.tried(attempt, is_wish);
-            if live {
-                self.live = Some(spec);
+        let last_good = self.live.clone().map(|live| (live, Aim::LastGood));
+        for (wish, aim) in wished.into_iter().chain(last_good) {
+            let asked = asked && aim != Aim::LastGood;
+            let attempt = self.attempt(&wish, aim, &seen, &cause, asked).await;
+            let live = match &attempt {
+                Attempt::Live { applied, .. } => Some(applied.generation),
+                Attempt::Failed { .. } => None,
+                Attempt::TooSoon(at) => {
+                    self.retry = Some(self.retry.map_or(*at, |other| other.min(*at)));
+                    None
+                }
+            };
+            round.tried(attempt, aim);
+            if let Some(number) = live {
+                // The templates beside the file may change before the next look; the generation has its own.
+                let overrides = generation::dir(&self.state, number).join(OVERRIDES);
+                let spec = wish.spec;
+                self.live = Some(Wish {
+                    spec,
+                    overrides: Some(overrides),
+                });
                 break;
             }
         }
@@ -89,17 +112,37 @@ impl Daemon {
         };
         self.teller.tell(
             &self.source,
-            self.live.as_deref(),
+            self.live.as_ref().map(|live| &*live.spec),
             &present,
             vpn,
             round,
+            &self.rollout,
             self.retry,
         )
     }
 
-    async fn attempt(&mut self, spec: &Arc<Spec>, seen: &Observed, cause: &str, asked: bool) -> Attempt {
+    /// The earlier settings that are held, if any are; what changes in that is kept on disk.
+    fn decide(&mut self, file: Option<&Wish>) -> Option<Wish> {
+        let before = self.rollout.clone();
+        let text = self.source.digest();
+        let held = self.rollout.decide(&*self.machine, &self.state, text, file);
+        if self.rollout != before {
+            self.keep_rollout();
+        }
+        held
+    }
+
+    /// Without a place on disk a decision holds until the daemon ends.
+    pub(super) fn keep_rollout(&self) {
+        if let Err(error) = self.rollout.write(&*self.machine, &self.state) {
+            tracing::warn!(%error, "what is held or unconfirmed would be forgotten by a restart");
+        }
+    }
+
+    async fn attempt(&mut self, wish: &Wish, aim: Aim, seen: &Observed, cause: &str, asked: bool) -> Attempt {
+        let spec = &wish.spec;
         let seen = &seen.clone().under(spec);
-        let rendered = self.render(spec, seen);
+        let rendered = self.render(wish, seen);
         let desired = match rendered {
             Ok(desired) => desired,
             Err(message) => {
@@ -128,6 +171,13 @@ impl Daemon {
         let order = Order {
             cause: cause.to_owned(),
             keep: spec.reconcile.keep.into(),
+            needed: self.rollout.needed(),
+            again: self
+                .rollout
+                .held
+                .as_ref()
+                .filter(|_| aim == Aim::Held)
+                .map(|held| held.generation),
             probe_timeout: spec.reconcile.probe_timeout,
         };
         self.machine.know(&seen.facts.programs);
@@ -161,13 +211,9 @@ impl Daemon {
         });
     }
 
-    fn render(&self, spec: &Spec, seen: &Observed) -> Result<Desired, String> {
-        let templates = match self.source.templates().filter(|dir| dir.is_dir()) {
-            Some(dir) => Templates::with_overrides(&dir),
-            None => Ok(Templates::builtin()),
-        };
-        templates
-            .and_then(|templates| desired(spec, &seen.facts, &self.state, &self.launch, &templates))
+    fn render(&self, wish: &Wish, seen: &Observed) -> Result<Desired, String> {
+        wish.templates()
+            .and_then(|templates| desired(&wish.spec, &seen.facts, &self.state, &self.launch, &templates))
             .map_err(|error| error.to_string())
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +10,65 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::apply::{Machine, generation};
-use crate::desired::EFFECTIVE;
+use crate::desired::{EFFECTIVE, OVERRIDES, RenderError, Templates};
 use crate::paths::StateDir;
 use crate::spec::{self, ConfigText, Loaded, ReadError, Spec};
 
 /// An emptied file is often a file that is about to be written: it is believed after this long.
 const EMPTIED: Duration = Duration::from_secs(1);
+
+/// Settings, and the folder of the templates that override ours.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wish {
+    pub spec: Arc<Spec>,
+    pub overrides: Option<PathBuf>,
+}
+
+impl Wish {
+    /// What a generation was made from. `None`: it is not there, or damaged.
+    pub fn of_generation<M: Machine>(machine: &M, state: &StateDir, number: u32) -> Option<Self> {
+        let dir = generation::dir(state, number);
+        let path = dir.join(EFFECTIVE);
+        let text = ConfigText::from_bytes(&path, machine.read(&path).ok()?).ok()?;
+        let loaded = spec::load(Some(&text), &BTreeMap::new()).ok()?;
+        Some(Self {
+            spec: Arc::new(loaded.spec),
+            overrides: Some(dir.join(OVERRIDES)),
+        })
+    }
+
+    /// What the live generation was made from.
+    pub fn last_good<M: Machine>(machine: &M, state: &StateDir) -> Option<Self> {
+        let number = generation::current(machine, state).ok().flatten()?;
+        Self::of_generation(machine, state, number)
+    }
+
+    /// What it is rendered by.
+    pub fn templates(&self) -> Result<Templates, RenderError> {
+        match &self.overrides {
+            Some(dir) => Templates::with_overrides(dir),
+            None => Ok(Templates::builtin()),
+        }
+    }
+
+    /// Stands for everything that is wished: it changes with the file, the environment and the templates. `text` is
+    /// the digest of the file, so that a comment is a change as well.
+    pub(super) fn input(&self, text: &str) -> String {
+        let mut hash = Sha256::new();
+        hash.update(text);
+        hash.update(self.spec.to_toml());
+        match self.templates() {
+            Ok(templates) => {
+                for (name, text) in templates.overrides() {
+                    hash.update(name);
+                    hash.update(Sha256::digest(text));
+                }
+            }
+            Err(error) => hash.update(error.to_string()),
+        }
+        hex::encode(hash.finalize())
+    }
+}
 
 /// The file (or none) and the environment.
 #[derive(Debug, Clone)]
@@ -63,13 +116,19 @@ impl Source {
         self.path.as_deref().map(spec::read).transpose()
     }
 
+    /// These settings, with the templates beside the file.
+    pub fn wish(&self, spec: Arc<Spec>) -> Wish {
+        let overrides = self.templates();
+        Wish { spec, overrides }
+    }
+
     /// Folder of template overrides: `templates` beside the file.
     pub fn templates(&self) -> Option<PathBuf> {
         Some(self.path.as_deref()?.parent()?.join("templates"))
     }
 
-    /// Digest of what was last read.
-    pub(super) fn digest(&self) -> &str {
+    /// Digest of the text that was last read.
+    pub fn digest(&self) -> &str {
         self.seen.as_ref().map_or("", |seen| &seen.digest)
     }
 
@@ -79,7 +138,7 @@ impl Source {
     }
 
     /// What the file and the environment say now. An unchanged text is not parsed again.
-    pub(super) fn now(&mut self) -> Result<Arc<Spec>, String> {
+    pub fn now(&mut self) -> Result<Arc<Spec>, String> {
         let text = match self.read() {
             Ok(text) => text,
             Err(error) => {
@@ -125,26 +184,4 @@ impl Source {
 
 fn digest(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
-}
-
-/// What to start with: what the configuration says, else what served last.
-pub(super) fn open<M: Machine>(
-    source: &mut Source,
-    machine: &M,
-    state: &StateDir,
-) -> Result<Arc<Spec>, String> {
-    source
-        .now()
-        .or_else(|error| last_good(machine, state).ok_or(error))
-}
-
-/// The effective settings of the live generation.
-pub fn last_good<M: Machine>(machine: &M, state: &StateDir) -> Option<Arc<Spec>> {
-    let number = generation::current(machine, state).ok().flatten()?;
-    let path = generation::dir(state, number).join(EFFECTIVE);
-    let bytes = machine.read(&path).ok()?;
-    let text = ConfigText::from_bytes(Path::new(&path), bytes).ok()?;
-    spec::load(Some(&text), &BTreeMap::new())
-        .ok()
-        .map(|loaded| Arc::new(loaded.spec))
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::rollout::Rollout;
 use crate::api::ApiStatus;
 use crate::node::NodeStatus;
 
@@ -31,6 +32,8 @@ pub struct Status {
     pub next_retry: Option<Timestamp>,
     /// Actions that were begun and are not proven yet.
     pub owed: bool,
+    /// What an operator decided over the file.
+    pub rollout: Rollout,
     /// What is left out or left alone on purpose.
     pub notes: Vec<String>,
     pub counters: Counters,

@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::conditions::{conditions, not_running};
 use super::control::Answer;
-use super::round::Attempt;
+use super::history::History;
+use super::rollout::Rollout;
+use super::round::{Aim, Attempt};
 use super::source::Source;
 use super::status::{
     ConditionKind, ConfigStatus, Event, FactStatus, IdentityStatus, LastError, ServiceStatus, Status,
@@ -18,6 +20,7 @@ use crate::api::ApiStatus;
 use crate::apply::{Applied, Left, Took};
 use crate::facts::Observed;
 use crate::node::NodeStatus;
+use crate::paths::StateDir;
 use crate::plan::{ActionKind, Plan, Present, ServiceState};
 use crate::spec::Spec;
 
@@ -32,8 +35,8 @@ pub(super) struct Round<'a> {
     /// Why what it says could not be brought about, and what serves instead.
     refused: Option<(String, Left)>,
     waiting: bool,
-    /// What serves now, and whether it is what the configuration says.
-    pub(super) live: Option<(Applied, Plan, bool)>,
+    /// What serves now, and whose settings they are.
+    pub(super) live: Option<(Applied, Plan, Aim)>,
     drifted: Vec<String>,
 }
 
@@ -50,14 +53,14 @@ impl<'a> Round<'a> {
         }
     }
 
-    pub(super) fn tried(&mut self, attempt: Attempt, is_wish: bool) {
+    pub(super) fn tried(&mut self, attempt: Attempt, aim: Aim) {
         match attempt {
             Attempt::Live {
                 applied,
                 plan,
                 drifted,
             } => {
-                self.live = Some((applied, plan, is_wish));
+                self.live = Some((applied, plan, aim));
                 self.drifted = drifted;
             }
             Attempt::Failed { message, left } => self.refused = Some((message, left)),
@@ -75,17 +78,45 @@ pub(super) struct Vpn {
 /// Owns the published status.
 pub(super) struct Teller {
     status: watch::Sender<Status>,
+    history: History,
 }
 
 impl Teller {
-    pub(super) fn new(status: watch::Sender<Status>, source: &Source) -> Self {
+    pub(super) fn new(status: watch::Sender<Status>, source: &Source, state: &StateDir) -> Self {
+        let (history, events) = History::open(state, HISTORY);
         status.send_modify(|status| {
+            status.history = events;
             env!("CARGO_PKG_VERSION").clone_into(&mut status.version);
             status.pid = std::process::id();
             status.started_at = Some(Timestamp::now());
             status.config.source = source.to_string();
         });
-        Self { status }
+        Self { status, history }
+    }
+
+    /// Publishes what an operator decided.
+    pub(super) fn rollout(&mut self, rollout: &Rollout) {
+        self.status.send_if_modified(|status| {
+            let news = status.rollout != *rollout;
+            status.rollout.clone_from(rollout);
+            news
+        });
+    }
+
+    /// Takes something into the history that is not a reconcile.
+    pub(super) fn remember(&mut self, outcome: &str, cause: &str, detail: String) {
+        self.status
+            .send_modify(|status| remember(status, outcome, cause, detail, Took::default()));
+        self.write_history(1);
+    }
+
+    /// The last `count` events go to the disk.
+    fn write_history(&mut self, count: usize) {
+        let status = self.status.borrow();
+        let new = status.history.len().saturating_sub(count);
+        status.history[new..]
+            .iter()
+            .for_each(|event| self.history.add(event));
     }
 
     /// Publishes which programs do not run, before anything is done about it.
@@ -106,6 +137,7 @@ impl Teller {
         present: &Present,
         vpn: Vpn,
         round: Round<'_>,
+        rollout: &Rollout,
         retry: Option<Instant>,
     ) -> Answer {
         let mut status = self.status.borrow().clone();
@@ -113,6 +145,7 @@ impl Teller {
         status.role = live.map(|spec| spec.role.to_string()).unwrap_or_default();
         status.generation = present.generation;
         status.owed = present.owed;
+        status.rollout.clone_from(rollout);
         status.next_retry = retry.map(wall);
         status.services = services(present);
         status.facts = facts(round.seen);
@@ -127,9 +160,9 @@ impl Teller {
         config(
             &mut status.config,
             source,
-            round.live.as_ref().is_some_and(|(.., wish)| *wish),
+            matches!(round.live, Some((.., Aim::File))),
         );
-        happened(&mut status, &round);
+        let events = happened(&mut status, &round);
         conditions(&mut status, present, &round);
 
         let answer = answer(&status, &round);
@@ -142,6 +175,7 @@ impl Teller {
             *old = status;
             news
         });
+        self.write_history(events);
         answer
     }
 }
@@ -196,8 +230,9 @@ fn identity(seen: &Observed) -> Option<IdentityStatus> {
     })
 }
 
-/// Counters, history, log: what this round did.
-fn happened(status: &mut Status, round: &Round<'_>) {
+/// Counters, history, log: what this round did. How many events there are to remember.
+fn happened(status: &mut Status, round: &Round<'_>) -> usize {
+    let mut events = 0;
     let problem = match (&round.invalid, &round.refused) {
         (Some(invalid), _) => Some(invalid.clone()),
         (None, Some((message, Left::Unproven(why)))) => Some(format!("{message}; {why}")),
@@ -220,6 +255,7 @@ fn happened(status: &mut Status, round: &Round<'_>) {
             "{outcome}: {message}"
         );
         remember(status, outcome, round.cause, message.clone(), Took::default());
+        events += 1;
     }
     if let Some((applied, plan, _)) = &round.live
         && applied.changed
@@ -252,6 +288,7 @@ fn happened(status: &mut Status, round: &Round<'_>) {
             detail,
             applied.took,
         );
+        events += 1;
     }
     match problem {
         Some(message) => {
@@ -263,6 +300,7 @@ fn happened(status: &mut Status, round: &Round<'_>) {
                 status.counters.refused += 1;
                 tracing::error!("the configuration is not used, what served goes on serving:\n{message}");
                 remember(status, "refused", round.cause, message.clone(), Took::default());
+                events += 1;
             }
             if new {
                 status.last_error = Some(LastError {
@@ -274,6 +312,7 @@ fn happened(status: &mut Status, round: &Round<'_>) {
         None if !round.waiting => status.last_error = None,
         None => {}
     }
+    events
 }
 
 fn remember(status: &mut Status, outcome: &str, cause: &str, detail: String, took: Took) {
@@ -302,13 +341,15 @@ fn summary(plan: &Plan) -> String {
 
 fn answer(status: &Status, round: &Round<'_>) -> Answer {
     let configured = status.condition(ConditionKind::Configured);
-    let live = configured.is_some_and(|condition| condition.status);
+    let wished = configured.is_some_and(|condition| condition.status);
+    let held = matches!(round.live, Some((_, _, Aim::Held)));
+    let live = wished || held;
     let changed = round.live.as_ref().is_some_and(|(applied, ..)| applied.changed);
     let message = match (&round.live, &round.refused) {
-        (Some((applied, plan, true)), _) if live && applied.changed => {
+        (Some((applied, plan, _)), _) if live && applied.changed => {
             format!("generation {} is live: {}", applied.generation, summary(plan))
         }
-        (Some((applied, _, true)), _) if live => {
+        (Some((applied, ..)), _) if live => {
             format!("nothing to do: generation {} is live", applied.generation)
         }
         (_, Some((message, Left::RolledBackTo(number)))) => {

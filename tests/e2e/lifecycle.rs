@@ -54,7 +54,8 @@ fn a_crash_is_survived() {
         let mut pair = Pair::start().await;
         pair.server = pair.server.crash_and_spawn();
         pair.server.until_ready().await;
-        assert_eq!(pair.call(get("/after-the-crash")).await.status, 200);
+        let reply = pair.call(get("/after-the-crash")).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
     });
 }
 

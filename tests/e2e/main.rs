@@ -11,5 +11,6 @@ mod identity;
 mod lifecycle;
 mod peers;
 mod previews;
+mod rollout;
 mod traffic;
 mod volume;

@@ -1,0 +1,179 @@
+//! Changes on trial: confirmed or taken back; and the way back to any kept generation.
+
+use std::process::Output;
+use std::time::Duration;
+
+use dstack_vpc::reconcile::status::ConditionKind::{Configured, Degraded, Ready};
+use dstack_vpc::reconcile::status::Status;
+
+use crate::common::SERVER_APP;
+use crate::common::http::{With, get};
+use crate::common::machine::{EDIT, Machine, holds};
+use crate::common::pair::{Pair, REPORTS};
+use crate::common::run;
+
+/// The edit of these tests: the caller is shut out of one backend.
+fn shut_out(toml: String) -> String {
+    let anyone = format!("server_name = \"{REPORTS}\"");
+    toml.replace(&anyone, &format!("{anyone}\nallowed_apps = [\"{SERVER_APP}\"]"))
+}
+
+async fn is_let_in(pair: &Pair) -> bool {
+    let reply = pair.call(get("/").with("host", REPORTS)).await;
+    match reply.status {
+        200 => true,
+        403 => false,
+        other => panic!("{other}: {}", reply.text()),
+    }
+}
+
+fn said(output: &Output) -> (Option<i32>, String) {
+    let both = [&output.stdout[..], &output.stderr[..]].concat();
+    (output.status.code(), String::from_utf8_lossy(&both).into_owned())
+}
+
+fn is_held(status: &Status) -> bool {
+    status.rollout.held.is_some() && status.condition(Configured).is_some_and(|it| it.reason == "Held")
+}
+
+fn files(machine: &Machine) -> Vec<(String, Vec<u8>)> {
+    let names = [
+        "nginx/nginx.conf",
+        "supervisor/supervisord.conf",
+        "daemon/vpc.toml",
+    ];
+    let read = |name: &&str| std::fs::read(machine.state.current().join(name)).expect("a rendered file");
+    names
+        .iter()
+        .map(|name| ((*name).to_owned(), read(name)))
+        .collect()
+}
+
+#[test]
+fn a_rollback_holds_until_the_file_changes_or_apply_is_given() {
+    run(async {
+        let mut pair = Pair::start().await;
+        let (before, first) = (files(&pair.server), pair.server.until_ready().await.generation);
+        pair.server.edit(shut_out).await;
+        assert!(!is_let_in(&pair).await);
+
+        let (code, text) = said(&pair.server.cli(&["rollback", "999"]));
+        assert_eq!(code, Some(1), "{text}");
+        assert!(
+            text.contains("no generation 999") && text.contains("kept are"),
+            "{text}"
+        );
+        assert!(!is_let_in(&pair).await);
+
+        let (code, text) = said(&pair.server.cli(&["rollback"]));
+        assert_eq!(code, Some(0), "{text}");
+        assert!(is_let_in(&pair).await);
+        let status = pair.server.until(EDIT, "it is held", is_held).await;
+        assert!(holds(&status, Ready) && holds(&status, Degraded), "{status:#?}");
+        assert_eq!(status.generation, first, "the kept one is used as it is");
+        assert_eq!(files(&pair.server), before);
+        let (_, text) = said(&pair.server.cli(&["status"]));
+        assert!(
+            text.contains("held since") && text.contains("dstack-vpc apply"),
+            "{text}"
+        );
+
+        pair.server = pair.server.crash_and_spawn();
+        let up = |status: &Status| is_held(status) && holds(status, Ready);
+        pair.server
+            .until(Duration::from_secs(60), "it is up and held", up)
+            .await;
+        assert!(is_let_in(&pair).await, "a restart changes nothing");
+
+        let (code, text) = said(&pair.server.cli(&["apply"]));
+        assert_eq!(code, Some(0), "{text}");
+        assert!(!is_let_in(&pair).await);
+
+        assert_eq!(said(&pair.server.cli(&["rollback"])).0, Some(0));
+        assert!(is_let_in(&pair).await);
+        // A comment is a change too.
+        pair.server.save(|toml| toml + "\n# once more\n").await;
+        let follows = |status: &Status| holds(status, Configured);
+        pair.server.until(EDIT, "it follows the file", follows).await;
+        assert!(!is_let_in(&pair).await);
+
+        let (code, text) = said(&pair.server.cli(&["history"]));
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("`dstack-vpc rollback` by "), "{text}");
+        assert!(text.contains("`dstack-vpc apply` by "), "{text}");
+    });
+}
+
+#[test]
+fn what_is_not_confirmed_in_time_goes_back() {
+    run(async {
+        let pair = Pair::start().await;
+        pair.server.save(shut_out).await;
+        let (code, text) = said(&pair.server.cli(&["apply", "--confirm", "4s"]));
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("serves again in 4 s"), "{text}");
+        assert!(!is_let_in(&pair).await);
+        let (_, text) = said(&pair.server.cli(&["status"]));
+        assert!(text.contains("wants `dstack-vpc confirm` within"), "{text}");
+        pair.server.until(EDIT, "it is held", is_held).await;
+        assert!(is_let_in(&pair).await);
+        let (code, text) = said(&pair.server.cli(&["confirm"]));
+        assert_eq!(code, Some(1), "it is too late: {text}");
+
+        // The same again, confirmed.
+        let (code, text) = said(&pair.server.cli(&["apply", "--confirm", "5m"]));
+        assert_eq!(code, Some(0), "{text}");
+        let (code, text) = said(&pair.server.cli(&["confirm"]));
+        assert_eq!(code, Some(0), "{text}");
+        let status = pair.server.status().await.expect("the daemon answers");
+        assert_eq!(status.rollout.unconfirmed, None);
+        assert!(!is_let_in(&pair).await);
+        let (code, text) = said(&pair.server.cli(&["apply", "--confirm", "1s"]));
+        assert_eq!(code, Some(0), "{text}");
+        assert!(
+            text.contains("nothing to do") && text.contains("confirmed"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn the_time_to_confirm_runs_on_over_a_restart() {
+    run(async {
+        let mut pair = Pair::start().await;
+        // Noticed and live before anybody asks for a trial.
+        pair.server.edit(shut_out).await;
+        assert!(!is_let_in(&pair).await);
+        let (code, text) = said(&pair.server.cli(&["apply", "--confirm", "1s"]));
+        assert_eq!(code, Some(0), "{text}");
+        pair.server = pair.server.crash_and_spawn();
+        let up = |status: &Status| is_held(status) && holds(status, Ready);
+        pair.server
+            .until(Duration::from_secs(60), "it went back", up)
+            .await;
+        assert!(is_let_in(&pair).await);
+    });
+}
+
+#[test]
+fn a_template_is_gone_back_from_as_well() {
+    run(async {
+        let pair = Pair::start().await;
+        let folder = pair.server.config.parent().expect("a folder").join("templates");
+        std::fs::create_dir_all(&folder).expect("a folder for templates");
+        let odd = format!("{}\n# odd\n", include_str!("../../templates/nginx.conf.tera"));
+        std::fs::write(folder.join("nginx.conf.tera"), odd).expect("a template");
+        let (code, text) = said(&pair.server.cli(&["apply"]));
+        assert_eq!(code, Some(0), "{text}");
+        let overridden = |machine: &Machine| {
+            let conf = std::fs::read_to_string(machine.state.current().join("nginx/nginx.conf"));
+            conf.expect("nginx.conf").contains("# odd")
+        };
+        assert!(overridden(&pair.server));
+
+        let (code, text) = said(&pair.server.cli(&["rollback"]));
+        assert_eq!(code, Some(0), "{text}");
+        assert!(!overridden(&pair.server), "the templates of then");
+        assert_eq!(pair.call(get("/")).await.status, 200);
+    });
+}
