@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::attempt::Fingerprint;
 use super::control::Answer;
 use super::source::Wish;
-use super::tell::{Round, Vpn};
+use super::tell::{Around, Round};
 use super::{Daemon, UNEASY};
 use crate::apply::{self, Applied, Left, Machine, Order, generation};
 use crate::desired::{Desired, OVERRIDES, desired};
@@ -106,7 +106,8 @@ impl Daemon {
             .any(|(_, service)| service.state != ServiceState::Up);
         self.uneasy = down.then(|| Instant::now() + UNEASY);
         self.api = self.machine.api_status().await;
-        let vpn = Vpn {
+        let around = Around {
+            rollout: &self.rollout,
             node: self.node.status.borrow_and_update().clone(),
             api: self.api.as_mut().map(|api| api.borrow_and_update().clone()),
         };
@@ -114,9 +115,8 @@ impl Daemon {
             &self.source,
             self.live.as_ref().map(|live| &*live.spec),
             &present,
-            vpn,
+            around,
             round,
-            &self.rollout,
             self.retry,
         )
     }

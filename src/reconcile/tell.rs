@@ -69,8 +69,9 @@ impl<'a> Round<'a> {
     }
 }
 
-/// How the built-in parts of the VPN are.
-pub(super) struct Vpn {
+/// What there is to tell beside what the round did.
+pub(super) struct Around<'a> {
+    pub(super) rollout: &'a Rollout,
     pub(super) node: NodeStatus,
     pub(super) api: Option<ApiStatus>,
 }
@@ -135,9 +136,8 @@ impl Teller {
         source: &Source,
         live: Option<&Spec>,
         present: &Present,
-        vpn: Vpn,
+        around: Around<'_>,
         round: Round<'_>,
-        rollout: &Rollout,
         retry: Option<Instant>,
     ) -> Answer {
         let mut status = self.status.borrow().clone();
@@ -145,13 +145,13 @@ impl Teller {
         status.role = live.map(|spec| spec.role.to_string()).unwrap_or_default();
         status.generation = present.generation;
         status.owed = present.owed;
-        status.rollout.clone_from(rollout);
+        status.rollout.clone_from(around.rollout);
         status.next_retry = retry.map(wall);
         status.services = services(present);
         status.facts = facts(round.seen);
         status.identity = identity(round.seen);
-        status.node = live.filter(|spec| spec.role.node).map(|_| vpn.node);
-        status.api = vpn.api;
+        status.node = live.filter(|spec| spec.role.node).map(|_| around.node);
+        status.api = around.api;
         status.notes = round
             .live
             .as_ref()
