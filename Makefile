@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test figures bench bench-registry fuzz run fmt lint ci image clean
+.PHONY: help setup build demo test figures bench soak shipped bench-registry fuzz run fmt lint ci image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,11 +30,16 @@ figures: setup ## measure the release build: edit to live, start, memory
 	@cargo run --locked --quiet --release --example figures
 	@cargo test --locked --quiet --test vpn -- --ignored --nocapture joining_takes
 
-bench: ## measure the mesh against nginx and haproxy (15 minutes; BENCH=quick for 3)
+bench: shipped ## measure the mesh against nginx and haproxy, into docs/ (15 minutes; BENCH=quick for 4)
+	@cargo bench --locked --quiet --profile dev --bench mesh
+
+soak: shipped ## load the mesh for 10 minutes (or SOAK_MINUTES) and fail when it grows
+	@cargo bench --locked --quiet --profile dev --bench mesh -- soak
+
+shipped:
 	@scripts/setup --bench
-	@echo 'bench: building dstack-vpc as it ships (some minutes the first time)' >&2
+	@echo 'building dstack-vpc as it ships (some minutes the first time)' >&2
 	@cargo build --locked --profile dist --bin dstack-vpc
-	@cargo bench --locked --profile dev --bench mesh
 
 bench-registry: setup ## measure the registry at up to a million nodes, in both stores (some minutes)
 	@cargo bench --locked --bench registry

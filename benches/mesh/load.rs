@@ -5,31 +5,33 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::peers::Peer;
+use crate::common::SERVER_APP;
+use crate::peers::{Answers, Peer};
 use crate::proc;
 
 /// What is asked, again and again.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Load {
     pub(crate) connections: usize,
-    pub(crate) seconds: u64,
     pub(crate) path: String,
-    pub(crate) headers: Vec<(&'static str, String)>,
-    /// Bytes to be sent with each request, with POST; none: GET.
-    pub(crate) upload: usize,
+    /// Each takes its turn.
+    pub(crate) headers: Vec<Vec<(&'static str, String)>>,
+    /// Bytes of body, one way.
+    pub(crate) size: usize,
+    /// The body goes up, with POST.
+    pub(crate) upload: bool,
 }
 
-/// One run of a [`Load`] against one peer, or the median of several.
+/// One run of a [`Load`] against one peer.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
     /// A second.
     pub(crate) requests: f64,
-    /// Bytes a second that came back.
-    pub(crate) received: f64,
     /// Microseconds.
     pub(crate) p50: f64,
     pub(crate) p99: f64,
@@ -39,7 +41,11 @@ pub(crate) struct Sample {
     /// Bytes, of the peer's first part.
     pub(crate) resident: f64,
     pub(crate) peak: f64,
-    pub(crate) errors: f64,
+    /// Connections made to the server behind it.
+    pub(crate) connects: f64,
+    pub(crate) errors: u64,
+    /// Their share of all requests.
+    failed: f64,
 }
 
 /// What `conf/report.lua` prints.
@@ -47,7 +53,6 @@ pub(crate) struct Sample {
 struct Said {
     requests: u64,
     micros: u64,
-    bytes: u64,
     p50: u64,
     p99: u64,
     p999: u64,
@@ -55,37 +60,62 @@ struct Said {
 }
 
 impl Load {
-    /// Runs it once. `scratch` takes the script for wrk.
-    pub(crate) fn run(&self, peer: &Peer, scratch: &Path) -> Result<Sample> {
+    /// GET / of [`SERVER_APP`].
+    pub(crate) fn get(connections: usize) -> Self {
+        Self {
+            connections,
+            path: "/".to_owned(),
+            headers: vec![vec![("x-dstack-target-app", SERVER_APP.to_owned())]],
+            size: 0,
+            upload: false,
+        }
+    }
+
+    /// `scratch` takes the script for wrk.
+    pub(crate) fn run(
+        &self,
+        peer: &Peer,
+        long: Duration,
+        counter: Option<&Answers>,
+        scratch: &Path,
+    ) -> Result<Sample> {
         let measured = &peer.parts[0].pids;
+        let accepted = || counter.map(Answers::accepted).transpose();
         proc::forget_peak(measured);
+        let accepted_before = accepted()?;
         let before: Vec<_> = peer.parts.iter().map(|part| proc::cpu(&part.pids)).collect();
-        let said = self.wrk(peer.addr, scratch)?;
+        let said = self.wrk(peer.addr, long, scratch)?;
         let used = peer.parts.iter().zip(before);
-        let used = used.map(|(part, before)| (proc::cpu(&part.pids) - before) as f64);
-        ensure!(said.requests > 0, "{} answered nothing", peer.name);
-        let (requests, seconds) = (said.requests as f64, said.micros as f64 / 1e6);
+        let used: Vec<_> = used
+            .map(|(part, before)| (proc::cpu(&part.pids) - before) as f64)
+            .collect();
+        // The second question is itself one.
+        let connects = accepted()?
+            .zip(accepted_before)
+            .map(|(now, before)| now - before - 1);
+        let requests = said.requests as f64;
         Ok(Sample {
-            requests: requests / seconds,
-            received: said.bytes as f64 / seconds,
+            requests: requests / (said.micros as f64 / 1e6),
             p50: said.p50 as f64,
             p99: said.p99 as f64,
             p999: said.p999 as f64,
-            cpu: used.map(|used| used / requests).collect(),
+            cpu: used.iter().map(|used| used / requests).collect(),
             resident: proc::resident(measured) as f64,
             peak: proc::peak(measured) as f64,
-            errors: said.errors as f64,
+            connects: connects.map_or(f64::NAN, |connects| connects as f64),
+            errors: said.errors,
+            failed: said.errors as f64 / requests,
         })
     }
 
-    fn wrk(&self, addr: SocketAddr, scratch: &Path) -> Result<Said> {
+    fn wrk(&self, addr: SocketAddr, long: Duration, scratch: &Path) -> Result<Said> {
         let script = scratch.join("load.lua");
         fs::write(&script, self.script()?)?;
         let threads = self.connections.min(2);
         let output = Command::new("wrk")
             .args(["-t", &threads.to_string()])
             .args(["-c", &self.connections.to_string()])
-            .args(["-d", &format!("{}s", self.seconds)])
+            .args(["-d", &format!("{}s", long.as_secs())])
             .args(["--timeout", "10s", "-s"])
             .arg(&script)
             .arg(format!("http://{addr}{}", self.path))
@@ -98,43 +128,47 @@ impl Load {
         Ok(serde_json::from_str(said)?)
     }
 
+    /// Every request is made once and sent many times.
     fn script(&self) -> Result<String> {
-        let mut script = String::new();
-        for (name, value) in &self.headers {
-            writeln!(script, "wrk.headers[\"{name}\"] = \"{value}\"")?;
-        }
-        if self.upload > 0 {
+        let mut script = String::from("local made, turn = {}, 0\nfunction init()\n");
+        if self.upload {
             writeln!(script, "wrk.method = \"POST\"")?;
-            writeln!(script, "wrk.body = string.rep(\"x\", {})", self.upload)?;
+            writeln!(script, "wrk.body = string.rep(\"x\", {})", self.size)?;
+        }
+        for headers in &self.headers {
+            for (name, value) in headers {
+                writeln!(script, "wrk.headers[\"{name}\"] = \"{value}\"")?;
+            }
+            writeln!(script, "made[#made + 1] = wrk.format()")?;
+        }
+        script += "end\n";
+        if self.headers.len() > 1 {
+            script += "function request() turn = turn % #made + 1; return made[turn] end\n";
         }
         Ok(script + include_str!("conf/report.lua"))
     }
 }
 
 impl Sample {
-    /// Each figure's own median.
-    pub(crate) fn median(samples: &[Sample]) -> Sample {
-        let of = |figure: &dyn Fn(&Sample) -> f64| {
-            let mut all: Vec<_> = samples.iter().map(figure).collect();
-            all.sort_by(f64::total_cmp);
-            match all.len() {
-                0 => f64::NAN,
-                n if n % 2 == 1 => all[n / 2],
-                n => (all[n / 2 - 1] + all[n / 2]) / 2.0,
-            }
-        };
-        let parts = samples.first().map_or(0, |sample| sample.cpu.len());
-        Sample {
-            requests: of(&|s| s.requests),
-            received: of(&|s| s.received),
-            p50: of(&|s| s.p50),
-            p99: of(&|s| s.p99),
-            p999: of(&|s| s.p999),
-            cpu: (0..parts).map(|part| of(&|s| s.cpu[part])).collect(),
-            resident: of(&|s| s.resident),
-            peak: of(&|s| s.peak),
-            // A failure is not for a median to hide.
-            errors: samples.iter().map(|s| s.errors).sum(),
-        }
+    /// Refusals are quick: a run of many of them says nothing.
+    pub(crate) fn check(&self) -> Result<()> {
+        ensure!(self.requests > 0.0, "no request was answered");
+        ensure!(
+            self.failed < 0.01,
+            "of 100 requests {:.0} failed",
+            self.failed * 100.0
+        );
+        Ok(())
+    }
+}
+
+/// Not a number when there are none.
+pub(crate) fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut all: Vec<_> = figures.collect();
+    all.sort_by(f64::total_cmp);
+    match all.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => all[n / 2],
+        n => (all[n / 2 - 1] + all[n / 2]) / 2.0,
     }
 }

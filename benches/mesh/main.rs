@@ -1,80 +1,98 @@
 //! The mesh against nginx and haproxy, on this computer: `make bench`, or `BENCH=quick make bench` while tuning.
 //!
 //! Everybody does the same work in the same run, taking turns, so that what else the computer does hits all alike.
-//! `BENCH_BINARY` names another dstack-vpc to be measured, `BENCH_BEFORE` one to compare it with.
+//! Arguments choose comparisons by name: `cargo bench --profile dev --bench mesh -- outbound chain`. All of them at full
+//! length are written to `docs/benchmarks.md` and `docs/benchmarks.svg`. `BENCH_BINARY` names another dstack-vpc to
+//! be measured, `BENCH_BEFORE` one to compare it with. `-- soak` runs for `SOAK_MINUTES`.
 
+mod chart;
 #[path = "../../tests/common/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod common;
+mod compare;
 mod load;
 mod peers;
 mod proc;
-mod scene;
+mod report;
+mod scenes;
+mod soak;
+mod stage;
 mod table;
+mod targets;
 
-use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
-use common::agent::Agent;
-use common::machine::{Machine, Plan};
-use common::{CLIENT_APP, SERVER_APP};
-use load::Load;
-use peers::{Certificates, Hop, Part, Peer, Server};
-use scene::{Pace, Scene};
+use anyhow::{Context, Result, ensure};
+use compare::Pace;
+use report::Report;
+use stage::Stage;
+
+const NAMES: [&str; 8] = [
+    "crowd",
+    "outbound",
+    "chain",
+    "entrance",
+    "auth",
+    "auth-in-place",
+    "bodies",
+    "connections",
+];
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    let chosen: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with("--"))
+        .collect();
+    let stage = Stage::set().await?;
+    if chosen == ["soak"] {
+        let minutes = std::env::var("SOAK_MINUTES").unwrap_or_else(|_| "10".to_owned());
+        let minutes: u64 = minutes.parse().context("SOAK_MINUTES is a number")?;
+        return soak::run(&stage, Duration::from_secs(60 * minutes)).await;
+    }
     let pace = match std::env::var("BENCH").as_deref() {
         Ok("quick") => Pace::QUICK,
-        _ => Pace::FULL,
+        Ok("full") | Err(_) => Pace::FULL,
+        Ok(other) => anyhow::bail!("BENCH is quick or full, not {other}"),
     };
-    let agent = Agent::start().await;
-    let certificates = Certificates::of(&agent)?;
-    let server = Server::start(&certificates).await?;
-    let outbound = outbound(&agent, &certificates, &server, &pace).await?;
-    println!("{}", table::of(&outbound));
-    Ok(())
-}
-
-/// Only the hop: the server answers by itself.
-async fn outbound(agent: &Agent, certificates: &Certificates, server: &Server, pace: &Pace) -> Result<Scene> {
-    let to = server.tls.addr();
-    let nginx = Hop::nginx(certificates, to).await?;
-    let haproxy = Hop::haproxy(certificates, to).await?;
-    let behind = Part::new("server", server.program.pids());
-    let peer = |name: &str, addr, pids| Peer {
-        name: name.to_owned(),
-        addr,
-        parts: vec![Part::new("hop", pids), behind.clone()],
-    };
-    let mut machines = Vec::new();
-    for (name, binary) in binaries()? {
-        let mut plan = Plan::new(&agent.socket(CLIENT_APP), to, &[]);
-        plan.program = binary;
-        machines.push((name, plan.start().await));
+    for name in &chosen {
+        ensure!(NAMES.contains(&name.as_str()), "{name} is none of {NAMES:?}");
     }
-    let ours =
-        |(name, machine): &(&str, Machine)| peer(name, machine.ports.client.addr(), peers::daemon(machine));
-    let mut all: Vec<_> = machines.iter().map(ours).collect();
-    all.push(peer("nginx", nginx.port.addr(), nginx.program.pids()));
-    all.push(peer("haproxy", haproxy.port.addr(), haproxy.program.pids()));
-    let loads = pace.connections.iter().map(|connections| {
-        let load = Load {
-            connections: *connections,
-            headers: vec![("x-dstack-target-app", SERVER_APP.to_owned())],
-            path: "/".to_owned(),
-            ..Load::default()
+    let mut report = Report::default();
+    for name in NAMES
+        .into_iter()
+        .filter(|name| chosen.is_empty() || chosen.iter().any(|c| c == name))
+    {
+        let comparison = match name {
+            "crowd" => {
+                let (comparison, idle) = scenes::crowd(&stage, pace).await?;
+                report.add_crowd(comparison, idle);
+                continue;
+            }
+            "outbound" => scenes::outbound(&stage, pace).await?,
+            "chain" => scenes::chain(&stage, pace).await?,
+            "entrance" => scenes::entrance(&stage, pace).await?,
+            "auth" => scenes::auth(&stage, pace).await?,
+            "auth-in-place" => scenes::auth_in_place(&stage, pace).await?,
+            "bodies" => scenes::bodies(&stage, pace).await?,
+            _ => scenes::connections(&stage, pace).await?,
         };
-        (connections.to_string(), load)
-    });
-    Scene::run("Outbound proxy alone", all, loads.collect(), pace)
-}
-
-/// Ours, and one to compare it with.
-fn binaries() -> Result<Vec<(&'static str, PathBuf)>> {
-    let mut binaries = vec![("dstack-vpc", peers::binary()?)];
-    if let Some(before) = std::env::var_os("BENCH_BEFORE") {
-        binaries.push(("before", before.into()));
+        report.add(comparison);
     }
-    Ok(binaries)
+    report.judge();
+    if chosen.is_empty() && pace.full {
+        report.write(pace)?;
+    }
+    Ok(())
 }

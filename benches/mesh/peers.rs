@@ -1,13 +1,15 @@
-//! Who is compared: our own machine as a user runs it, nginx and haproxy, each a few processes on free ports.
+//! Who is compared: parts of our own machines, and nginx and haproxy with configurations of their own.
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use dstack_vpc::agent::dev::LeafRequest;
 use tempfile::TempDir;
 
 use crate::common::agent::Agent;
@@ -18,15 +20,17 @@ use crate::common::{self, CLIENT_APP, SERVER_APP};
 
 /// Somebody who answers wrk.
 pub(crate) struct Peer {
-    pub(crate) name: String,
+    pub(crate) name: &'static str,
     pub(crate) addr: SocketAddr,
     /// Whose time is counted. The first is what is measured, the others are what it leads through.
     pub(crate) parts: Vec<Part>,
 }
 
+/// Processes whose time is counted as one.
 #[derive(Clone)]
 pub(crate) struct Part {
     pub(crate) name: &'static str,
+    /// None: this peer does without it.
     pub(crate) pids: Vec<i32>,
 }
 
@@ -34,40 +38,54 @@ impl Part {
     pub(crate) fn new(name: &'static str, pids: Vec<i32>) -> Self {
         Self { name, pids }
     }
+
+    /// Of `dstack-vpc run`.
+    pub(crate) fn daemon(name: &'static str, machine: &Machine) -> Self {
+        Self::of_machine(name, machine, |command| command.ends_with(" run"))
+    }
+
+    /// Of the nginx that we rendered.
+    pub(crate) fn front(name: &'static str, machine: &Machine) -> Self {
+        Self::of_machine(name, machine, |command| command.starts_with("nginx: "))
+    }
+
+    fn of_machine(name: &'static str, machine: &Machine, wanted: impl Fn(&str) -> bool) -> Self {
+        let processes = machine.processes().into_iter();
+        let pids = processes.filter(|p| wanted(&p.command)).map(|p| p.pid);
+        Self::new(name, pids.collect())
+    }
 }
 
-/// Of `dstack-vpc run`.
-pub(crate) fn daemon(machine: &Machine) -> Vec<i32> {
-    pids(machine, |command| command.ends_with(" run"))
-}
+/// Certificates of the stand-in KMS as files, for programs that want them so; and files to be downloaded.
+pub(crate) struct Files(TempDir);
 
-fn pids(machine: &Machine, wanted: impl Fn(&str) -> bool) -> Vec<i32> {
-    let processes = machine.processes().into_iter();
-    processes.filter(|p| wanted(&p.command)).map(|p| p.pid).collect()
-}
-
-/// Certificates of the stand-in KMS as files, for programs that want them so.
-pub(crate) struct Certificates(TempDir);
-
-impl Certificates {
-    pub(crate) fn of(agent: &Agent) -> Result<Self> {
+impl Files {
+    pub(crate) fn new(agent: &Agent) -> Result<Self> {
         let dir = directory()?;
+        let write = |name: String, text: &str| fs::write(dir.path().join(name), text);
         for (name, app) in [("server", SERVER_APP), ("client", CLIENT_APP)] {
-            let issued = agent.issue(app);
+            // Named as our own machines have themselves named.
+            let request = LeafRequest {
+                subject: app.to_owned(),
+                ..LeafRequest::both()
+            };
+            let issued = agent.issue_as(app, &request);
             let (chain, root) = issued.chain_pems.split_at(2);
             let chain = chain.concat();
-            let write =
-                |ending: &str, text: &str| fs::write(dir.path().join(format!("{name}.{ending}")), text);
-            write("pem", &chain)?;
-            write("key", &issued.key_pem)?;
-            write("both", &(chain + &issued.key_pem))?;
-            fs::write(dir.path().join("root.pem"), root.concat())?;
+            write(format!("{name}.pem"), &chain)?;
+            write(format!("{name}.key"), &issued.key_pem)?;
+            write(format!("{name}.both"), &(chain + &issued.key_pem))?;
+            write("root.pem".to_owned(), &root.concat())?;
+        }
+        fs::create_dir(dir.path().join("files"))?;
+        for size in crate::scenes::SIZES {
+            write(format!("files/{size}"), &"x".repeat(size))?;
         }
         Ok(Self(dir))
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        self.0.path()
+    fn dir(&self) -> (&'static str, String) {
+        ("DIR", self.0.path().display().to_string())
     }
 }
 
@@ -79,21 +97,18 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// `template` with each `@NAME@` replaced.
+    /// `template` with each `@NAME@` replaced. Waits for every address among the values.
     pub(crate) async fn nginx(template: &str, values: &[(&str, String)]) -> Result<Self> {
         Self::start(template, values, |dir, file| {
             let mut command = Command::new("nginx");
-            command
-                .arg("-p")
-                .arg(dir)
-                .arg("-c")
-                .arg(file)
-                .args(["-e", "stderr"]);
+            command.arg("-p").arg(dir).arg("-c").arg(file);
+            command.args(["-e", "stderr", "-g", "daemon off; pid nginx.pid;"]);
             command
         })
         .await
     }
 
+    /// The same for haproxy.
     pub(crate) async fn haproxy(template: &str, values: &[(&str, String)]) -> Result<Self> {
         Self::start(template, values, |_, file| {
             let mut command = Command::new("haproxy");
@@ -147,10 +162,10 @@ impl Program {
         Ok(())
     }
 
-    /// Of all its processes.
-    pub(crate) fn pids(&self) -> Vec<i32> {
+    /// All its processes as one part.
+    pub(crate) fn part(&self, name: &'static str) -> Part {
         let tree = process::tree(self.child.id() as i32, self.dir.path());
-        tree.into_iter().map(|p| p.pid).collect()
+        Part::new(name, tree.into_iter().map(|p| p.pid).collect())
     }
 }
 
@@ -169,22 +184,44 @@ pub(crate) fn directory() -> Result<TempDir> {
         .tempdir()?)
 }
 
-/// The mTLS server that answers by itself.
-pub(crate) struct Server {
+/// nginx that answers by itself, over mutual TLS and without.
+pub(crate) struct Answers {
     pub(crate) program: Program,
     pub(crate) tls: Port,
+    pub(crate) plain: Port,
+    /// Mutual TLS, one request a connection: its session can be resumed, or not.
+    pub(crate) resumed: Port,
+    pub(crate) fresh: Port,
+    status: Port,
 }
 
-impl Server {
-    pub(crate) async fn start(certificates: &Certificates) -> Result<Self> {
-        let tls = Port::reserve();
-        let values = [
-            ("DIR", certificates.dir().display().to_string()),
-            ("SERVER", tls.to_string()),
-            ("BODY", "x".repeat(512)),
-        ];
-        let program = Program::nginx(include_str!("conf/server.nginx"), &values).await?;
-        Ok(Self { program, tls })
+impl Answers {
+    pub(crate) async fn start(files: &Files) -> Result<Self> {
+        let ports: [Port; 5] = std::array::from_fn(|_| Port::reserve());
+        let names = ["TLS", "PLAIN", "RESUMED", "FRESH", "STATUS"];
+        let mut values = vec![files.dir(), ("BODY", "x".repeat(512))];
+        values.extend(names.into_iter().zip(ports.iter().map(Port::to_string)));
+        let program = Program::nginx(include_str!("conf/answers.nginx"), &values).await?;
+        let [tls, plain, resumed, fresh, status] = ports;
+        Ok(Self {
+            program,
+            tls,
+            plain,
+            resumed,
+            fresh,
+            status,
+        })
+    }
+
+    /// Connections accepted since the start, the one of this question among them.
+    pub(crate) fn accepted(&self) -> Result<u64> {
+        let mut stream = TcpStream::connect(self.status.addr())?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let numbers = answer.split("requests").nth(1).context("stub_status")?;
+        let accepted = numbers.split_whitespace().next().context("stub_status")?;
+        Ok(accepted.parse()?)
     }
 }
 
@@ -195,42 +232,26 @@ pub(crate) struct Hop {
 }
 
 impl Hop {
-    pub(crate) async fn nginx(certificates: &Certificates, server: SocketAddr) -> Result<Self> {
-        let port = Port::reserve();
-        let values = Self::values(certificates, &port, server);
+    pub(crate) async fn nginx(files: &Files, server: SocketAddr) -> Result<Self> {
+        let (port, values) = Self::values(files, server);
         let program = Program::nginx(include_str!("conf/hop.nginx"), &values).await?;
         Ok(Self { program, port })
     }
 
-    pub(crate) async fn haproxy(certificates: &Certificates, server: SocketAddr) -> Result<Self> {
-        let port = Port::reserve();
-        let values = Self::values(certificates, &port, server);
+    pub(crate) async fn haproxy(files: &Files, server: SocketAddr) -> Result<Self> {
+        let (port, values) = Self::values(files, server);
         let program = Program::haproxy(include_str!("conf/hop.haproxy"), &values).await?;
         Ok(Self { program, port })
     }
 
-    fn values(certificates: &Certificates, port: &Port, server: SocketAddr) -> [(&'static str, String); 3] {
-        [
-            ("DIR", certificates.dir().display().to_string()),
+    fn values(files: &Files, server: SocketAddr) -> (Port, [(&'static str, String); 4]) {
+        let port = Port::reserve();
+        let values = [
+            files.dir(),
             ("SERVER", server.to_string()),
+            ("NAME", SERVER_APP.to_owned()),
             ("HOP", port.to_string()),
-        ]
-    }
-}
-
-/// What ships: built beside the harness, by the `dist` profile. Or what the environment names.
-pub(crate) fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("BENCH_BINARY") {
-        return Ok(path.into());
-    }
-    let me = std::env::current_exe()?;
-    let target = me.ancestors().nth(3).context("the target folder")?;
-    let binary = target.join("dist/dstack-vpc");
-    match binary.exists() {
-        true => Ok(binary),
-        false => bail!(
-            "{} is missing: cargo build --profile dist --bin dstack-vpc",
-            binary.display()
-        ),
+        ];
+        (port, values)
     }
 }

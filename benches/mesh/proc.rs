@@ -48,3 +48,9 @@ fn memory(pid: i32, field: &str) -> u64 {
     let kib = line.and_then(|kib| kib.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
+
+/// Open file descriptors of these processes.
+pub(crate) fn descriptors(pids: &[i32]) -> u64 {
+    let open = |pid: &i32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    pids.iter().map(open).sum::<usize>() as u64
+}

@@ -2,47 +2,91 @@
 
 use std::fmt::Write as _;
 
+use crate::compare::{Comparison, Line};
 use crate::load::Sample;
-use crate::scene::Scene;
 
 /// A row for each load and peer.
-pub(crate) fn of(scene: &Scene) -> String {
-    let mut text = format!("### {}\n\n", scene.title);
-    text += "| connections | | req/s | p50 ms | p99 ms | p99.9 ms | CPU µs/req |";
-    let parts = &scene.peers[0].parts;
-    for part in &parts[1..] {
-        let _ = write!(text, " {} µs/req |", part.name);
+pub(crate) fn of(comparison: &Comparison) -> String {
+    let parts = &comparison.peers[0].parts;
+    let has_size = comparison.lines.iter().any(|line| line.load.size > 0);
+    let reference = comparison.peers[comparison.reference()].name;
+    let mut heads = vec!["connections".to_owned(), String::new(), "req/s".to_owned()];
+    if has_size {
+        heads.push("MB/s".to_owned());
     }
-    text += " RSS (peak) MiB | errors |\n|---|---|---|---|---|---|---|";
-    text += &"---|".repeat(parts.len() + 1);
-    text.push('\n');
-    for line in &scene.lines {
-        for (peer, sample) in scene.peers.iter().zip(&line.samples) {
-            let _ = writeln!(text, "| {} | {} | {}", line.load, peer.name, row(sample));
+    heads.extend(["p50 ms", "p99 ms", "p99.9 ms"].map(str::to_owned));
+    heads.extend(parts.iter().map(|part| format!("{} µs/req", part.name)));
+    heads.push(format!("÷ {reference}: req/s, p99, CPU"));
+    heads.push("RSS (peak) MiB".to_owned());
+    if counts(comparison) {
+        heads.push("TLS connections made".to_owned());
+    }
+    heads.push("errors".to_owned());
+
+    let mut text = format!("## {}\n\n", comparison.title);
+    row(&mut text, &heads);
+    row(&mut text, &vec!["---".to_owned(); heads.len()]);
+    for line in &comparison.lines {
+        for peer in 0..comparison.peers.len() {
+            row(&mut text, &cells(comparison, line, peer, has_size));
         }
     }
-    text
+    for note in &comparison.notes {
+        let _ = write!(text, "\n{note}");
+    }
+    text + if comparison.notes.is_empty() { "" } else { "\n" }
 }
 
-fn row(sample: &Sample) -> String {
-    let ms = |micros: f64| micros / 1e3;
-    let mib = |bytes: f64| bytes / f64::from(1 << 20);
-    let mut text = format!(
-        "{:.0} | {:.2} | {:.2} | {:.2} |",
-        sample.requests,
-        ms(sample.p50),
-        ms(sample.p99),
-        ms(sample.p999)
-    );
-    for cpu in &sample.cpu {
-        let _ = write!(text, " {cpu:.1} |");
+pub(crate) fn row(text: &mut String, cells: &[String]) {
+    let _ = writeln!(text, "| {} |", cells.join(" | "));
+}
+
+fn cells(comparison: &Comparison, line: &Line, peer: usize, has_size: bool) -> Vec<String> {
+    let of = |figure: fn(&Sample) -> f64| line.of(peer, figure);
+    let ms = |micros: f64| format!("{:.2}", micros / 1e3);
+    let mut cells = vec![
+        line.name.clone(),
+        comparison.peers[peer].name.to_owned(),
+        format!("{:.0}", of(|s| s.requests)),
+    ];
+    if has_size {
+        cells.push(format!("{:.0}", of(|s| s.requests) * line.load.size as f64 / 1e6));
     }
-    let _ = write!(
-        text,
-        " {:.0} ({:.0}) | {} |",
-        mib(sample.resident),
-        mib(sample.peak),
-        sample.errors
-    );
-    text
+    cells.extend([of(|s| s.p50), of(|s| s.p99), of(|s| s.p999)].map(ms));
+    for (at, part) in comparison.peers[peer].parts.iter().enumerate() {
+        cells.push(match part.pids.is_empty() {
+            true => "–".to_owned(),
+            false => format!("{:.1}", line.of(peer, |s| s.cpu[at])),
+        });
+    }
+    let reference = comparison.reference();
+    cells.push(match peer == reference {
+        true => "1".to_owned(),
+        false => {
+            let ratio = |figure: fn(&Sample) -> f64| line.ratio(peer, reference, figure);
+            format!(
+                "{:.2}, {:.2}, **{:.2}**",
+                ratio(|s| s.requests),
+                ratio(|s| s.p99),
+                ratio(|s| s.cpu[0])
+            )
+        }
+    });
+    cells.push(format!("{} ({})", mib(of(|s| s.resident)), mib(of(|s| s.peak))));
+    if counts(comparison) {
+        cells.push(format!("{:.0}", of(|s| s.connects)));
+    }
+    cells.push(line.errors(peer).to_string());
+    cells
+}
+
+fn counts(comparison: &Comparison) -> bool {
+    comparison
+        .lines
+        .iter()
+        .any(|line| line.of(0, |s| s.connects).is_finite())
+}
+
+pub(crate) fn mib(bytes: f64) -> String {
+    format!("{:.0}", bytes / f64::from(1 << 20))
 }

@@ -1,0 +1,111 @@
+//! All comparisons on one page.
+
+use std::path::Path;
+use std::process::Command;
+use std::{fs, thread};
+
+use anyhow::Result;
+
+use crate::compare::{Comparison, Pace};
+use crate::stage::OURS;
+use crate::{chart, table, targets};
+
+/// What was compared so far.
+#[derive(Default)]
+pub(crate) struct Report {
+    comparisons: Vec<Comparison>,
+    /// Bytes of each peer of the crowd before it came.
+    idle: Vec<u64>,
+}
+
+impl Report {
+    /// Prints it, too, so that a long run can be watched.
+    pub(crate) fn add(&mut self, comparison: Comparison) {
+        println!("{}", table::of(&comparison));
+        self.comparisons.push(comparison);
+    }
+
+    pub(crate) fn add_crowd(&mut self, mut comparison: Comparison, idle: Vec<u64>) {
+        let each = comparison.peers.iter().zip(&idle);
+        let each = each.map(|(peer, idle)| format!("{} {} MiB", peer.name, table::mib(*idle as f64)));
+        let note = format!("Resident before: {}.", each.collect::<Vec<_>>().join(", "));
+        comparison.notes.push(note);
+        self.idle = idle;
+        self.add(comparison);
+    }
+
+    /// Prints which targets were met.
+    pub(crate) fn judge(&self) {
+        println!("{}", self.targets());
+    }
+
+    fn targets(&self) -> String {
+        let crowd = self
+            .comparisons
+            .iter()
+            .find(|comparison| comparison.id == "crowd");
+        let ours = crowd.and_then(|crowd| crowd.place(OURS));
+        let idle = ours.and_then(|ours| self.idle.get(ours).copied());
+        targets::table(&targets::of(&self.comparisons, idle))
+    }
+
+    /// Writes the page and its picture.
+    pub(crate) fn write(&self, pace: Pace) -> Result<()> {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+        let tables: Vec<_> = self.comparisons.iter().map(table::of).collect();
+        let page = format!(
+            "{}\n## Targets\n\n{}\n![CPU time, throughput and latency beside nginx and haproxy](benchmarks.svg)\n\n{}",
+            introduction(pace),
+            self.targets(),
+            tables.join("\n")
+        );
+        fs::write(docs.join("benchmarks.md"), page)?;
+        fs::write(docs.join("benchmarks.svg"), chart::of(&self.comparisons))?;
+        eprintln!("bench: docs/benchmarks.md and docs/benchmarks.svg are written");
+        Ok(())
+    }
+}
+
+fn introduction(pace: Pace) -> String {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    format!(
+        "# Benchmarks
+
+Written by `make bench`; edits are lost with the next run. {processors} processors ({}), Linux {}, {}, {}. The load (wrk), \
+the peer and the server behind it share them.
+
+* *dstack-vpc* is what ships: the `dist` profile (thin LTO), started with `dstack-vpc up` and its default settings.
+* *nginx* and *haproxy* do the same outbound hop: plain HTTP/1.1 in, TLS 1.3 with client certificates out, the server's \
+chain verified, connections kept on both sides. Their configurations are in `benches/mesh/conf`.
+* All use the same certificates, shaped as a KMS makes them, and the same server: an nginx that answers with 512 bytes.
+* Everybody takes turns, {} runs of {} s each; a figure is the median of its runs, a ratio the median of the ratios within \
+each round. CPU time is user and system time of all processes of the peer, from `/proc`, over the requests of that run; of \
+all figures it depends least on what else the computer does.
+",
+        processor_name().as_deref().unwrap_or("unknown"),
+        fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+        said("nginx", "-v").replace("nginx version: nginx/", "nginx "),
+        said("haproxy", "-v").split(" - ").next().unwrap_or_default().replace("HAProxy version", "haproxy"),
+        pace.rounds,
+        pace.run.as_secs(),
+    )
+}
+
+fn processor_name() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The first line of what a program says, wherever it says it.
+fn said(program: &str, option: &str) -> String {
+    let output = Command::new(program).arg(option).output();
+    let text = output
+        .map(|output| [output.stdout, output.stderr].concat())
+        .unwrap_or_default();
+    String::from_utf8_lossy(&text)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}

@@ -1,0 +1,118 @@
+//! What all comparisons stand on, and the same hop by everybody.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::common::agent::Agent;
+use crate::common::machine::{Machine, Plan};
+use crate::common::ports::Port;
+use crate::common::{CLIENT_APP, SERVER_APP};
+use crate::peers::{Answers, Files, Hop, Part, Peer};
+
+pub(crate) const OURS: &str = "dstack-vpc";
+
+/// One KMS, and one mTLS server that answers by itself.
+pub(crate) struct Stage {
+    pub(crate) agent: Agent,
+    pub(crate) files: Files,
+    pub(crate) server: Answers,
+    /// Ours, and perhaps another of ours to compare it with.
+    binaries: Vec<(&'static str, PathBuf)>,
+}
+
+impl Stage {
+    pub(crate) async fn set() -> Result<Self> {
+        let agent = Agent::start().await;
+        let files = Files::new(&agent)?;
+        let server = Answers::start(&files).await?;
+        Ok(Self {
+            agent,
+            files,
+            server,
+            binaries: binaries()?,
+        })
+    }
+
+    /// A machine that serves, with `backend` behind it.
+    pub(crate) async fn serving(&self, backend: SocketAddr) -> Machine {
+        let nowhere = Port::reserve();
+        let backends = [("default", "_", backend)];
+        let mut plan = Plan::new(&self.agent.socket(SERVER_APP), nowhere.addr(), &backends);
+        plan.program = self.binaries[0].1.clone();
+        plan.start().await
+    }
+
+    /// A machine that calls: everything it sends goes to `server`.
+    pub(crate) async fn calling(&self, server: SocketAddr) -> Machine {
+        self.calling_with(&self.binaries[0].1, server).await
+    }
+
+    async fn calling_with(&self, binary: &Path, server: SocketAddr) -> Machine {
+        let mut plan = Plan::new(&self.agent.socket(CLIENT_APP), server, &[]);
+        plan.program = binary.to_owned();
+        plan.start().await
+    }
+
+    /// Everybody's hop to `server`, freshly started.
+    pub(crate) async fn hops(&self, server: SocketAddr) -> Result<Hops> {
+        let mut machines = Vec::new();
+        for (name, binary) in &self.binaries {
+            machines.push((*name, self.calling_with(binary, server).await));
+        }
+        Ok(Hops {
+            machines,
+            nginx: Hop::nginx(&self.files, server).await?,
+            haproxy: Hop::haproxy(&self.files, server).await?,
+        })
+    }
+}
+
+/// The same hop by everybody. Dropping it ends their processes.
+pub(crate) struct Hops {
+    machines: Vec<(&'static str, Machine)>,
+    nginx: Hop,
+    haproxy: Hop,
+}
+
+impl Hops {
+    /// Each with what is behind it.
+    pub(crate) fn peers(&self, behind: &[Part]) -> Vec<Peer> {
+        let peer = |name, addr, part| Peer {
+            name,
+            addr,
+            parts: [&[part], behind].concat(),
+        };
+        let ours = self.machines.iter().map(|(name, machine)| {
+            let part = Part::daemon("hop", machine);
+            peer(name, machine.ports.client.addr(), part)
+        });
+        let others = [("nginx", &self.nginx), ("haproxy", &self.haproxy)];
+        let others = others.map(|(name, hop)| peer(name, hop.port.addr(), hop.program.part("hop")));
+        ours.chain(others).collect()
+    }
+}
+
+/// What ships, built by the `dist` profile beside the harness, or what the environment names.
+fn binaries() -> Result<Vec<(&'static str, PathBuf)>> {
+    let binary = match std::env::var_os("BENCH_BINARY") {
+        Some(path) => path.into(),
+        None => {
+            let me = std::env::current_exe()?;
+            me.ancestors()
+                .nth(3)
+                .context("the target folder")?
+                .join("dist/dstack-vpc")
+        }
+    };
+    let before = std::env::var_os("BENCH_BEFORE").map(|path| ("before", path.into()));
+    let binaries: Vec<_> = [(OURS, binary)].into_iter().chain(before).collect();
+    match binaries.iter().find(|(_, binary)| !binary.exists()) {
+        None => Ok(binaries),
+        Some((_, missing)) => bail!(
+            "{} is missing; to build what ships: cargo build --profile dist --bin dstack-vpc",
+            missing.display()
+        ),
+    }
+}
