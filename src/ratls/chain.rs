@@ -122,7 +122,10 @@ pub(super) fn verify(
         reason,
     };
 
-    let end_entity = EndEntityCert::try_from(leaf).map_err(|_| ExtensionError::NotACertificate)?;
+    let end_entity = EndEntityCert::try_from(leaf).map_err(|error| match error {
+        webpki::Error::UnsupportedCriticalExtension => untrusted(format!("{error:?}")),
+        _ => ExtensionError::NotACertificate.into(),
+    })?;
     let anchors =
         [anchor_from_trusted_cert(root).map_err(|e| untrusted(format!("our root is unusable: {e:?}")))?];
     let usage = match purpose {
@@ -159,7 +162,14 @@ pub(super) fn verify(
         ));
     };
     let app_ca = app_ca.der();
-    let (leaf, app_ca) = (parse(leaf)?, parse(&app_ca)?);
+    let (leaf, app_ca, root) = (parse(leaf)?, parse(&app_ca)?, parse(root)?);
+    // Two things that webpki leaves out: to it an anchor is always valid, and every CA may sign.
+    check_time(&root, now)?;
+    if let Ok(Some(usage)) = app_ca.key_usage()
+        && !usage.value.key_cert_sign()
+    {
+        return Err(untrusted("the App CA's key may not sign certificates".into()));
+    }
     let app_id = app_id_of(&leaf)?.ok_or(ChainError::NoAppId)?;
     let ca_id = app_id_of(&app_ca)?;
     if ca_id != Some(app_id) {
@@ -207,7 +217,48 @@ pub fn leaf(certificate: &CertificateDer<'_>) -> Result<(AppId, RangeInclusive<S
     let leaf = parse(certificate)?;
     let app_id = app_id_of(&leaf)?.ok_or(ChainError::NoAppId)?;
     check_usage(&leaf, USAGE_APP)?;
+    if leaf.is_ca() {
+        return Err(ChainError::WrongUsage {
+            found: "certificate authority".into(),
+            expected: USAGE_APP,
+        });
+    }
     Ok((app_id, not_before(&leaf)..=not_after(&leaf)))
+}
+
+/// Whether certificates that were verified once are still valid: a resumed session brings them back without asking again.
+///
+/// # Errors
+/// [`ChainError::Expired`] or [`ChainError::NotYetValid`] for the first that is not.
+pub(crate) fn still_valid(presented: &[CertificateDer<'_>], now: UnixTime) -> Result<(), ChainError> {
+    presented.iter().try_for_each(|certificate| {
+        let certificate = parse(certificate)?;
+        match app_id_of(&certificate)? {
+            Some(_) => check_time(&certificate, now),
+            // Nothing was built on it.
+            None => Ok(()),
+        }
+    })
+}
+
+fn check_time(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), ChainError> {
+    let seconds = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
+    };
+    let (begin, end, now) = (
+        seconds(not_before(certificate)),
+        seconds(not_after(certificate)),
+        now.as_secs(),
+    );
+    if end < now {
+        return Err(ChainError::Expired { ago: now - end });
+    }
+    if now < begin {
+        return Err(ChainError::NotYetValid { within: begin - now });
+    }
+    Ok(())
 }
 
 /// Older KMS versions write no usage; one that says something else is a certificate of another kind.

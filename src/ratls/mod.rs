@@ -10,8 +10,8 @@ mod extensions;
 pub(crate) mod fuzz;
 mod verifier;
 
-pub(crate) use chain::leads_to;
 pub use chain::{ChainError, Purpose, VerifiedPeer, leaf, verify_chain};
+pub(crate) use chain::{leads_to, still_valid};
 pub use extensions::{ExtensionError, app_id, usage};
 pub(crate) use verifier::handshake_signatures;
 pub use verifier::{ClientVerifier, PeerVerifier, provider};

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use rustls::ClientConfig;
+use rustls::{ClientConfig, HandshakeKind};
+use rustls_pki_types::UnixTime;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
@@ -20,6 +21,7 @@ use tokio_rustls::client::TlsStream;
 use super::Failure;
 use super::target::Endpoint;
 use crate::names::{Host, HostPort};
+use crate::ratls::still_valid;
 use crate::spec::AgentAddr;
 
 /// How long one address has before the next is tried beside it (RFC 8305 §5).
@@ -47,7 +49,16 @@ pub(super) async fn tls(
     let tcp = tcp(at).await?;
     let connector = TlsConnector::from(config);
     let connected = connector.connect(endpoint.name.clone(), tcp).await;
-    connected.map_err(|error| Failure::handshake(at, error))
+    let stream = connected.map_err(|error| Failure::handshake(at, error))?;
+    if endpoint.proves && stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
+        // The verifier is not asked again. Identity and root are the session's own; time went on.
+        let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        still_valid(shown, UnixTime::now()).map_err(|cause| Failure::Identity {
+            at: at.clone(),
+            cause,
+        })?;
+    }
+    Ok(stream)
 }
 
 /// Opens a connection to the guest agent. By path each time: its socket is a new one after it restarts.

@@ -109,6 +109,10 @@ impl Hop {
             {
                 Ok(response) => return Ok((response, link)),
                 Err(Broken::Unsent(unsent, _)) if !fresh => *request = *unsent,
+                Err(Broken::Unsent(..)) if link.heard() => {
+                    // An answer that came before the question.
+                    return Err(Failure::BadResponse { hop: self.name });
+                }
                 Err(Broken::Lost { heard: false, error }) if !error.is_user() => match spare {
                     Some(spare) => {
                         *request = spare;

@@ -93,9 +93,7 @@ impl Link {
         poll_fn(|cx| {
             let _ = poll_connection(&mut self.connection, cx);
             if let Poll::Ready(result) = response.as_mut().poll(cx) {
-                return Poll::Ready(
-                    result.map_err(|failed| Broken::from_failed(failed, self.heard.load(Ordering::Relaxed))),
-                );
+                return Poll::Ready(result.map_err(|failed| Broken::from_failed(failed, self.heard())));
             }
             if deadline.is_none()
                 && upload
@@ -111,6 +109,11 @@ impl Link {
             Poll::Pending
         })
         .await
+    }
+
+    /// Something came since the last request was begun.
+    pub(super) fn heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// Moves bytes in both directions as far as they go now.

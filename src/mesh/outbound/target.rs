@@ -88,7 +88,11 @@ impl Target {
                 ServerName::try_from(name.as_str().to_owned()).map_err(|_| Failure::GatewayUnknown)?
             }
         };
-        Ok(Endpoint { at, name })
+        Ok(Endpoint {
+            at,
+            name,
+            proves: self.end_to_end,
+        })
     }
 }
 
@@ -97,6 +101,8 @@ impl Target {
 pub(super) struct Endpoint {
     pub(super) at: HostPort,
     pub(super) name: ServerName<'static>,
+    /// Its certificate has to prove whose it is.
+    pub(super) proves: bool,
 }
 
 fn only<'h>(
