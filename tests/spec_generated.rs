@@ -32,6 +32,11 @@ fn the_reference_page_is_current() {
 }
 
 #[test]
+fn the_page_of_metrics_is_current() {
+    current("docs/metrics.md", &dstack_vpc::metrics::reference());
+}
+
+#[test]
 fn the_schema_beside_the_examples_is_current() {
     current("examples/vpc.schema.json", &format!("{:#}\n", spec::schema()));
 }

@@ -16,9 +16,9 @@ use utoipa::ToSchema;
 use super::Shared;
 use super::caller::Caller;
 use super::error::{ApiError, ErrorBody};
-use super::listener::Stopping;
 use super::query::{self, Query};
 use super::reply::json;
+use crate::listen::Stopping;
 use crate::names::{NodeType, NotA};
 use crate::registry::{Entry, Listing};
 

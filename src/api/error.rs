@@ -62,10 +62,6 @@ pub(super) enum ApiError {
     NotFound,
     #[error("this path does not know this method; /api/openapi.json says which it knows")]
     WrongMethod,
-    #[error("a request's body may have {0} bytes at most; parameters belong into the query")]
-    TooLarge(usize),
-    #[error("the request's body did not come in time")]
-    TooSlow,
     #[error("an error of this server; its log says more")]
     Internal,
 }
@@ -101,8 +97,6 @@ impl ApiError {
             }
             Self::NoNodes { .. } | Self::NotFound => StatusCode::NOT_FOUND,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NoKey { .. } | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,

@@ -9,12 +9,12 @@ mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod limits;
-mod listener;
 mod nodes;
 mod query;
 mod register;
 mod reply;
 mod report;
+mod requests;
 mod router;
 mod settle;
 mod shared_key;
@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::headscale::{Access, Headscale};
+use crate::listen::{Listeners, Site};
 use crate::mesh::BindError;
 use crate::names::{AppId, DnsName, NodeId, NodeType};
 use crate::paths::StateDir;
@@ -41,8 +42,8 @@ use crate::spec::{self, AllowedApps};
 use census::Census;
 use error::ApiError;
 use limits::Limits;
-use listener::Listeners;
 use report::Reporter;
+pub(crate) use requests::Requests;
 use settle::{Settler, Unsettled};
 use store::{Keeper, Opened, Store};
 
@@ -125,11 +126,15 @@ impl From<&Entry> for NodeRow {
     }
 }
 
+/// Open at once; each may be waiting for news.
+const MAX_CONNECTIONS: usize = 16 * 1024;
+
 /// The running API. Dropping it cuts every connection; [`Api::shutdown`] lets open requests end.
 pub struct Api {
     shared: Arc<Shared>,
     listeners: Mutex<Listeners>,
     status: watch::Receiver<ApiStatus>,
+    requests: Arc<Requests>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -156,7 +161,13 @@ impl Api {
             key_makers: Semaphore::new(register::KEYS_AT_ONCE),
             unsettled,
         });
-        let listeners = Listeners::start(listen, router::router(Arc::clone(&shared)))?;
+        let requests = Arc::default();
+        let site = Site {
+            key: "server.api_listen",
+            most: MAX_CONNECTIONS,
+            router: router::router(Arc::clone(&shared), &requests),
+        };
+        let listeners = Listeners::start(listen, site)?;
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let keeper = Keeper {
             settings: shared.settings.subscribe(),
@@ -172,6 +183,7 @@ impl Api {
             shared,
             listeners: Mutex::new(listeners),
             status,
+            requests,
             tasks,
             cancel,
         })
@@ -221,6 +233,11 @@ impl Api {
     /// How the server side is, and each change of that.
     pub fn status(&self) -> watch::Receiver<ApiStatus> {
         self.status.clone()
+    }
+
+    /// What was asked since the start.
+    pub(crate) fn requests(&self) -> Arc<Requests> {
+        Arc::clone(&self.requests)
     }
 
     /// Every node that is not forgotten, in the order of their ids.

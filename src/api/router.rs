@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::Response;
 use axum::routing::head;
 use utoipa::OpenApi;
@@ -12,6 +13,7 @@ use utoipa_axum::routes;
 
 use super::error::ApiError;
 use super::reply::{json, text};
+use super::requests::{self, Requests};
 use super::{Shared, discover, nodes, register};
 
 /// The VPC API: nodes register, announce themselves and find each other.
@@ -39,13 +41,17 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     paths().into_openapi()
 }
 
-pub(super) fn router(shared: Arc<Shared>) -> Router {
+pub(super) fn router(shared: Arc<Shared>, requests: &Arc<Requests>) -> Router {
     let (router, _) = paths().split_for_parts();
     router
         // Else axum would answer it as it does GET, and a key would be made for nobody.
         .route("/api/register", head(async || ApiError::WrongMethod))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::WrongMethod)
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(requests),
+            requests::count,
+        ))
         .with_state(shared)
 }
 

@@ -1,19 +1,23 @@
-//! What the daemon serves itself: the mesh and the VPC API, changed in place and all or nothing.
+//! What the daemon serves itself: the mesh, the VPC API and the metrics, changed in place and all or nothing.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 
 use tokio::sync::watch;
 
+use super::real::Own;
 use crate::api::{Api, ApiSettings, ApiStatus};
 use crate::desired::ListenerSettings;
-use crate::identity::Identity;
+use crate::listen::{Listeners, Site};
 use crate::mesh::Mesh;
+use crate::metrics::{self, ApiSide, Gather};
 use crate::paths::StateDir;
 
 /// The open listeners.
 pub(super) struct BuiltIn {
     mesh: Mesh,
     api: Option<Api>,
+    metrics: Option<Listeners>,
+    gather: Gather,
     /// What is to be so once everything is proven; until then more is served than this.
     goal: ListenerSettings,
 }
@@ -21,14 +25,14 @@ pub(super) struct BuiltIn {
 impl BuiltIn {
     pub(super) async fn start(
         settings: &ListenerSettings,
-        identity: watch::Receiver<Option<Arc<Identity>>>,
+        own: &Own,
         state: &StateDir,
     ) -> Result<Self, String> {
         let api = match &settings.api {
             Some(api) => Some(start_api(api, state)?),
             None => None,
         };
-        let mesh = match Mesh::start(settings.mesh.clone(), identity) {
+        let mesh = match Mesh::start(settings.mesh.clone(), own.identity.clone()) {
             Ok(mesh) => mesh,
             Err(error) => {
                 if let Some(api) = api {
@@ -37,11 +41,44 @@ impl BuiltIn {
                 return Err(error.to_string());
             }
         };
-        Ok(Self {
+        let mut open = Self {
+            gather: Gather::new(own.sources.clone(), mesh.tallies()),
             mesh,
             api,
+            metrics: None,
             goal: settings.clone(),
-        })
+        };
+        open.tell_of_api();
+        if let Err(error) = open.open_metrics(settings.metrics).await {
+            open.close().await;
+            return Err(error);
+        }
+        Ok(open)
+    }
+
+    /// A listener that is no longer wanted is left to [`BuiltIn::settle`].
+    async fn open_metrics(&mut self, wanted: Option<SocketAddr>) -> Result<(), String> {
+        let Some(addr) = wanted else { return Ok(()) };
+        match &mut self.metrics {
+            Some(open) if open.addr() == addr => {}
+            Some(open) => open.move_to(addr).await.map_err(|error| error.to_string())?,
+            None => {
+                let site = Site {
+                    key: metrics::KEY,
+                    most: metrics::MAX_CONNECTIONS,
+                    router: metrics::router(self.gather.clone()),
+                };
+                self.metrics = Some(Listeners::start(addr, site).map_err(|error| error.to_string())?);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_of_api(&self) {
+        self.gather.set_api(self.api.as_ref().map(|api| ApiSide {
+            requests: api.requests(),
+            status: api.status(),
+        }));
     }
 
     pub(super) fn settings(&self) -> &ListenerSettings {
@@ -70,7 +107,9 @@ impl BuiltIn {
                     .map_err(|error| error.to_string())?,
                 None => self.api = Some(start_api(wanted, state)?),
             }
+            self.tell_of_api();
         }
+        self.open_metrics(settings.metrics).await?;
         // nginx asks by the old names until it has reloaded: a backend that goes is known until then.
         let mut both = settings.mesh.clone();
         for (name, allowed) in &self.mesh.settings().backends {
@@ -97,7 +136,18 @@ impl BuiltIn {
                 api.retire().await;
                 self.api = Some(api);
             }
-            (false, Some(api)) => api.shutdown().await,
+            (false, Some(api)) => {
+                self.tell_of_api();
+                api.shutdown().await;
+            }
+            (_, None) => {}
+        }
+        match (self.goal.metrics.is_some(), self.metrics.take()) {
+            (true, Some(mut metrics)) => {
+                metrics.retire();
+                self.metrics = Some(metrics);
+            }
+            (false, Some(mut metrics)) => metrics.close().await,
             (_, None) => {}
         }
     }
@@ -110,7 +160,12 @@ impl BuiltIn {
                 api.shutdown().await;
             }
         };
-        tokio::join!(self.mesh.shutdown(), api);
+        let metrics = async {
+            if let Some(mut metrics) = self.metrics {
+                metrics.close().await;
+            }
+        };
+        tokio::join!(self.mesh.shutdown(), api, metrics);
     }
 }
 

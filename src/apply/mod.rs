@@ -23,7 +23,7 @@ pub use generation::DiskError;
 use journal::Journal;
 pub use journal::replace;
 pub use machine::Machine;
-pub use real::Real;
+pub use real::{Own, Real};
 pub use switch::recover;
 use switch::{discard, switch_over};
 

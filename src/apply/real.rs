@@ -23,6 +23,7 @@ use crate::desired::{ListenerSettings, Probe, Program, Reader, check_command};
 use crate::facts::Programs;
 use crate::facts::ports::holder_of;
 use crate::identity::Identity;
+use crate::metrics::Sources;
 use crate::paths::StateDir;
 use crate::plan::{ActionKind, Service, ServiceState};
 use crate::supervisor::{Limits, ProcessInfo, State, Supervisor, SupervisorError};
@@ -35,6 +36,13 @@ const START: Duration = Duration::from_secs(15);
 /// nginx may drain for as long as it was told to, and supervisord kills it at most a minute and a bit later.
 const BEYOND_DRAIN: Duration = Duration::from_secs(70);
 
+/// What the listeners of this process need.
+pub struct Own {
+    pub identity: watch::Receiver<Option<Arc<Identity>>>,
+    /// For the metrics.
+    pub sources: Sources,
+}
+
 /// What [`Machine`] stands for outside tests.
 pub struct Real {
     supervisor: Supervisor,
@@ -42,19 +50,19 @@ pub struct Real {
     /// Where the checkers are.
     programs: Mutex<Programs>,
     /// `None`: this process has no listeners (the commands).
-    identity: Option<watch::Receiver<Option<Arc<Identity>>>>,
+    own: Option<Own>,
     listeners: tokio::sync::Mutex<Option<BuiltIn>>,
     state: StateDir,
 }
 
 impl Real {
-    /// `identity` is given by the daemon, which owns the listeners.
-    pub fn new(state: &StateDir, identity: Option<watch::Receiver<Option<Arc<Identity>>>>) -> Self {
+    /// `own` is given by the daemon, which owns the listeners.
+    pub fn new(state: &StateDir, own: Option<Own>) -> Self {
         Self {
             supervisor: Supervisor::new(state.supervisor_socket()),
             nginx_pid_file: state.run().join("nginx.pid"),
             programs: Mutex::default(),
-            identity,
+            own,
             listeners: tokio::sync::Mutex::new(None),
             state: state.clone(),
         }
@@ -129,14 +137,14 @@ impl Real {
     }
 
     async fn update_listeners(&self, settings: &ListenerSettings) -> Result<(), String> {
-        let Some(identity) = &self.identity else {
+        let Some(own) = &self.own else {
             return Ok(());
         };
         let mut listeners = self.listeners.lock().await;
         match &mut *listeners {
             Some(open) => open.update(settings, &self.state).await,
             None => {
-                *listeners = Some(BuiltIn::start(settings, identity.clone(), &self.state).await?);
+                *listeners = Some(BuiltIn::start(settings, own, &self.state).await?);
                 Ok(())
             }
         }

@@ -9,7 +9,7 @@ use crate::reconcile;
 
 pub(super) fn run(context: &Context) -> anyhow::Result<ExitCode> {
     let settings = context.load().map(|loaded| loaded.spec.log).ok();
-    log::start(settings.as_ref());
+    let _log = log::start_queued(settings.as_ref());
     open_files();
     block_on(reconcile::run(
         context.source(),

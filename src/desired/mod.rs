@@ -202,6 +202,8 @@ pub struct ListenerSettings {
     pub mesh: MeshSettings,
     /// Server roles.
     pub api: Option<ApiSettings>,
+    /// Where Prometheus finds the metrics; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl ListenerSettings {
@@ -212,6 +214,7 @@ impl ListenerSettings {
             ("mesh.auth_listen", self.mesh.auth_listen),
         ];
         all.extend(self.api.as_ref().map(|api| ("server.api_listen", api.listen)));
+        all.extend(self.metrics.map(|addr| ("metrics.listen", addr)));
         all
     }
 }

@@ -169,6 +169,7 @@ impl Listen {
         if spec.role.server {
             ours.extend([spec.server.api_listen, spec.server.headscale_listen]);
         }
+        ours.extend(spec.metrics.listen);
         let taken = ours
             .iter()
             .any(|other| other.is_ipv4() && other.port() == addr.port());

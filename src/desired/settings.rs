@@ -16,6 +16,7 @@ pub(super) fn listeners(spec: &Spec, facts: &Facts, state: &StateDir) -> Listene
     ListenerSettings {
         mesh: mesh(spec, facts),
         api: spec.role.server.then(|| api(spec, facts, state)),
+        metrics: spec.metrics.listen,
     }
 }
 
@@ -92,6 +93,7 @@ fn mesh(spec: &Spec, facts: &Facts) -> MeshSettings {
         drain_timeout: spec.mesh.drain_timeout,
         agent_timeout: spec.dstack.agent_timeout,
         limits: spec.limits.clone(),
+        access_log: spec.mesh.access_log,
     }
 }
 

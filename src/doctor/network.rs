@@ -152,6 +152,8 @@ fn ports(patient: &Patient<'_>) -> Vec<Finding> {
         listeners.push(("server.headscale_listen", server.headscale_listen, "headscale"));
         listeners.push(("server.api_listen", server.api_listen, "dstack-vpc"));
     }
+    let metrics = patient.spec.metrics.listen;
+    listeners.extend(metrics.map(|addr| ("metrics.listen", addr, "dstack-vpc")));
     let mut findings = Vec::new();
     for (key, addr, program) in listeners {
         let Some(holder) = holder_of(addr) else {

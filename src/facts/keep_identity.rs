@@ -39,7 +39,10 @@ impl Keeper {
                 }
                 Err(message) => {
                     let message = message + &self.meanwhile();
-                    self.publish(|observed| observed.set_problem(Topic::Identity, Some(message), Some(wait)));
+                    self.publish(|observed| {
+                        observed.certificates.failed += 1;
+                        observed.set_problem(Topic::Identity, Some(message), Some(wait));
+                    });
                     tokio::select! {
                         () = self.cancel.cancelled() => return,
                         () = tokio::time::sleep(wait) => {}
@@ -127,7 +130,10 @@ impl Keeper {
             "a new certificate"
         );
         let source = format!("guest agent at {agent}");
-        self.publish(|observed| observed.take_identity(new, &source, stored.obtained));
+        self.publish(|observed| {
+            observed.certificates.obtained += 1;
+            observed.take_identity(new, &source, stored.obtained);
+        });
     }
 
     /// For while nobody can be asked: says so once the certificate has ended, and returns how long that takes.

@@ -61,6 +61,14 @@ pub struct Observed {
     /// The certificate whose folder is `facts.identity`.
     pub identity: Option<Arc<Identity>>,
     pub problems: Vec<Problem>,
+    pub certificates: Certificates,
+}
+
+/// Certificates that were asked for since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Certificates {
+    pub obtained: u64,
+    pub failed: u64,
 }
 
 /// A fact that could not be had or refreshed; it is tried again.

@@ -4,6 +4,7 @@
 //! The listener must be reachable by nginx alone: whoever can set these headers can name any app.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
@@ -14,12 +15,15 @@ use rustls_pki_types::pem::PemObject;
 
 use super::MeshSettings;
 use super::reply::{self, Body};
+use super::tally::{Decisions, Pen};
 use crate::names::{AppId, BackendName};
 use crate::ratls;
+use crate::spec::AllowedApps;
 
 const CERT: HeaderName = HeaderName::from_static("x-client-cert");
 const VERIFY: HeaderName = HeaderName::from_static("x-client-verify");
 const BACKEND: HeaderName = HeaderName::from_static("x-dstack-backend");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const APP_ID: HeaderName = HeaderName::from_static("x-dstack-app-id");
 
 /// Escaped, in bytes. A leaf of the KMS is 1 to 3 KiB, with a quote inside 20.
@@ -28,9 +32,12 @@ const MAX_CERT: usize = 64 * 1024;
 const REMEMBERED: usize = 128;
 
 /// Reads certificates, and remembers them by the exact bytes of their header.
-#[derive(Default)]
 pub(super) struct Auth {
     known: HashMap<Box<[u8]>, Caller>,
+    pen: Pen,
+    tallies: HashMap<BackendName, Arc<Decisions>>,
+    /// About requests that are for no backend, or for one that is not there.
+    others: [Arc<Decisions>; 2],
 }
 
 /// What a certificate says. Whether it is valid now and let in is asked for each request.
@@ -86,6 +93,15 @@ impl Denied {
 }
 
 impl Auth {
+    pub(super) fn new(pen: Pen) -> Self {
+        Self {
+            known: HashMap::new(),
+            tallies: HashMap::new(),
+            others: ["_none", "_unknown"].map(|name| pen.decisions(name)),
+            pen,
+        }
+    }
+
     pub(super) fn answer<B>(&mut self, request: &Request<B>, settings: &MeshSettings) -> Response<Body> {
         match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/auth") => {}
@@ -98,8 +114,11 @@ impl Auth {
                 );
             }
         }
-        match self.decide(request.headers(), settings, SystemTime::now()) {
+        let backend = backend(request.headers(), settings);
+        let decisions = Arc::clone(self.decisions(&backend));
+        match self.decide(request.headers(), backend, SystemTime::now()) {
             Ok(app_id) => {
+                decisions.allowed.add(1);
                 let mut response = reply::empty(StatusCode::OK);
                 if let Ok(value) = HeaderValue::from_str(&app_id.to_string()) {
                     response.headers_mut().insert(APP_ID, value);
@@ -107,16 +126,30 @@ impl Auth {
                 response
             }
             Err(denied) => {
-                tracing::debug!(code = denied.code(), "{denied}");
+                decisions.denied.add(denied.code());
+                let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+                tracing::debug!(code = denied.code(), request_id, "{denied}");
                 reply::error(denied.status(), denied.code(), &denied.to_string())
             }
+        }
+    }
+
+    fn decisions(&mut self, backend: &Result<Option<Backend<'_>>, Denied>) -> &Arc<Decisions> {
+        match backend {
+            Ok(Some((name, _))) if self.tallies.contains_key(*name) => &self.tallies[*name],
+            Ok(Some((name, _))) => {
+                let decisions = self.pen.decisions(name.as_str());
+                self.tallies.entry((*name).clone()).or_insert(decisions)
+            }
+            Ok(None) => &self.others[0],
+            Err(_) => &self.others[1],
         }
     }
 
     fn decide(
         &mut self,
         headers: &HeaderMap,
-        settings: &MeshSettings,
+        backend: Result<Option<Backend<'_>>, Denied>,
         now: SystemTime,
     ) -> Result<AppId, Denied> {
         match only(headers, &VERIFY)?.map(HeaderValue::as_bytes) {
@@ -129,18 +162,10 @@ impl Auth {
         if now < caller.not_before || caller.not_after < now {
             return Err(Denied::OutOfTime);
         }
-        // Without the header there is no backend to ask for: the request is for a page of our own.
-        if let Some(name) = only(headers, &BACKEND)? {
-            let name = name
-                .to_str()
-                .ok()
-                .and_then(|name| name.parse::<BackendName>().ok());
-            let allowed = name.and_then(|name| settings.backends.get(&name));
-            if !allowed.ok_or(Denied::UnknownBackend)?.allows(&caller.app_id) {
-                return Err(Denied::NotAllowed(caller.app_id));
-            }
+        match backend? {
+            Some((_, allowed)) if !allowed.allows(&caller.app_id) => Err(Denied::NotAllowed(caller.app_id)),
+            _ => Ok(caller.app_id),
         }
-        Ok(caller.app_id)
     }
 
     fn caller(&mut self, escaped: &[u8]) -> Result<Caller, Denied> {
@@ -163,6 +188,22 @@ impl Auth {
         self.known.insert(escaped.into(), caller);
         Ok(caller)
     }
+}
+
+/// A backend, and who may call it.
+type Backend<'s> = (&'s BackendName, &'s AllowedApps);
+
+/// The backend a request is for. Without the header there is none: the request is for a page of our own.
+fn backend<'s>(headers: &HeaderMap, settings: &'s MeshSettings) -> Result<Option<Backend<'s>>, Denied> {
+    let Some(name) = only(headers, &BACKEND)? else {
+        return Ok(None);
+    };
+    let name = name
+        .to_str()
+        .ok()
+        .and_then(|name| name.parse::<BackendName>().ok());
+    let known = name.and_then(|name| settings.backends.get_key_value(&name));
+    known.map(Some).ok_or(Denied::UnknownBackend)
 }
 
 /// The value of a header that may not be repeated.

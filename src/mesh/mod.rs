@@ -4,6 +4,7 @@
 //! never crosses threads or takes a lock. Settings and identity are swapped underneath them: what runs goes on with
 //! what it started with, what comes next sees the new.
 
+mod access;
 mod auth;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -11,6 +12,7 @@ mod listener;
 mod listeners;
 mod outbound;
 mod reply;
+mod tally;
 mod wire;
 mod worker;
 
@@ -32,6 +34,7 @@ use crate::spec::{AgentAddr, AllowedApps, Gateway, Limits};
 pub(crate) use listener::open;
 use listeners::Listeners;
 pub(crate) use outbound::without_identity;
+pub(crate) use tally::{Tallies, To};
 use worker::{Crew, Threads};
 
 /// Everything the listeners need besides the identity. Equal settings mean nothing to do.
@@ -51,6 +54,8 @@ pub struct MeshSettings {
     pub drain_timeout: Duration,
     pub agent_timeout: Duration,
     pub limits: Limits,
+    /// A line in the log for each request to another app or to the guest agent.
+    pub access_log: bool,
 }
 
 /// A listener could not be opened; nothing was changed.
@@ -120,6 +125,7 @@ struct Shared {
     identity: watch::Receiver<Option<Arc<Identity>>>,
     /// Connections of one listener that the limit of open files has room for.
     room: usize,
+    tallies: Arc<Tallies>,
     /// Ends every worker, whatever it is doing.
     end: CancellationToken,
 }
@@ -154,6 +160,7 @@ impl Mesh {
             settings: ArcSwap::from_pointee(settings),
             identity,
             room: room(),
+            tallies: Arc::new(Tallies::new(worker::count())),
             end: CancellationToken::new(),
         });
         let (crew, threads) = worker::start(&shared).map_err(BindError::Threads)?;
@@ -188,6 +195,11 @@ impl Mesh {
     /// The settings in force.
     pub fn settings(&self) -> Arc<MeshSettings> {
         self.shared.settings.load_full()
+    }
+
+    /// What was counted since the start.
+    pub(crate) fn tallies(&self) -> Arc<Tallies> {
+        Arc::clone(&self.shared.tallies)
     }
 
     /// Where the listeners are now.

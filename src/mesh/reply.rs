@@ -9,6 +9,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
+use super::access::Logged;
 use super::outbound::Download;
 
 /// The body of any answer.
@@ -19,6 +20,8 @@ pub(super) enum Body {
     Http1(Download),
     /// From a peer over HTTP/2.
     Http2(Incoming),
+    /// Any of these, watched for the access log.
+    Logged(Logged),
 }
 
 impl HttpBody for Body {
@@ -30,6 +33,7 @@ impl HttpBody for Body {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Http1(download) => download.poll_frame(cx),
             Self::Http2(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Logged(logged) => logged.poll_frame(cx),
         }
     }
 
@@ -38,6 +42,7 @@ impl HttpBody for Body {
             Self::Own(bytes) => bytes.is_none(),
             Self::Http1(download) => download.is_end_stream(),
             Self::Http2(incoming) => incoming.is_end_stream(),
+            Self::Logged(logged) => logged.is_end_stream(),
         }
     }
 
@@ -46,6 +51,7 @@ impl HttpBody for Body {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Http1(download) => download.size_hint(),
             Self::Http2(incoming) => incoming.size_hint(),
+            Self::Logged(logged) => logged.size_hint(),
         }
     }
 }

@@ -29,6 +29,7 @@ use super::auth::Auth;
 use super::listener::{Accepting, Life};
 use super::outbound::{Failure, Outbound};
 use super::reply::Body;
+use super::tally::Pen;
 use super::wire::{Line, Wire};
 use super::{Role, Shared};
 use crate::spec::Limits;
@@ -85,11 +86,15 @@ impl Threads {
     }
 }
 
-/// Starts one worker a processor.
+/// One worker a processor.
+pub(super) fn count() -> usize {
+    thread::available_parallelism().map_or(1, |n| n.get().min(MAX_WORKERS))
+}
+
+/// Starts the workers.
 pub(super) fn start(shared: &Arc<Shared>) -> io::Result<(Crew, Threads)> {
-    let count = thread::available_parallelism().map_or(1, |n| n.get().min(MAX_WORKERS));
     let (mut members, mut threads) = (Vec::new(), Vec::new());
-    for number in 0..count {
+    for number in 0..count() {
         let (jobs, inbox) = unbounded_channel();
         let busy = Arc::new(AtomicUsize::new(0));
         members.push(Member {
@@ -104,7 +109,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<(Crew, Threads)> {
         {
             Ok(runtime) => {
                 let _ = started.send(Ok(()));
-                runtime.block_on(work(shared, inbox, busy));
+                runtime.block_on(work(shared, number, inbox, busy));
                 // A DNS lookup that hangs must not hold up the end.
                 runtime.shutdown_background();
             }
@@ -120,8 +125,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<(Crew, Threads)> {
     Ok((Crew(members.into()), Threads(threads)))
 }
 
-async fn work(shared: Arc<Shared>, mut inbox: UnboundedReceiver<Job>, busy: Arc<AtomicUsize>) {
-    let worker = Rc::new(Worker::new(Arc::clone(&shared), busy));
+async fn work(shared: Arc<Shared>, number: usize, mut inbox: UnboundedReceiver<Job>, busy: Arc<AtomicUsize>) {
+    let worker = Rc::new(Worker::new(Arc::clone(&shared), number, busy));
     let tasks = TaskTracker::new();
     tasks.spawn_local(worker.outbound.clone().keep_house());
     loop {
@@ -149,6 +154,7 @@ struct Worker {
     outbound: Rc<Outbound>,
     auth: RefCell<Auth>,
     http: RefCell<Rc<Http>>,
+    pen: Pen,
     busy: Arc<AtomicUsize>,
 }
 
@@ -182,13 +188,15 @@ impl Http {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, busy: Arc<AtomicUsize>) -> Self {
+    fn new(shared: Arc<Shared>, number: usize, busy: Arc<AtomicUsize>) -> Self {
         let http = Http::new(&shared.settings.load().limits);
+        let pen = Pen::new(&shared.tallies, number);
         Self {
-            outbound: Rc::new(Outbound::new(Arc::clone(&shared))),
+            outbound: Rc::new(Outbound::new(Arc::clone(&shared), pen.clone())),
             shared,
-            auth: RefCell::default(),
+            auth: RefCell::new(Auth::new(pen.clone())),
             http: RefCell::new(http),
+            pen,
             busy,
         }
     }
@@ -204,7 +212,7 @@ impl Worker {
 
     /// One connection, from its first byte to its last.
     async fn serve(self: Rc<Self>, stream: TcpStream, life: Arc<Life>) {
-        let _busy = Busy(Arc::clone(&self.busy));
+        let _busy = Busy::new(&self, life.role);
         let prepared = stream
             .set_nonblocking(true)
             .and_then(|()| stream.set_nodelay(true))
@@ -262,7 +270,7 @@ impl Worker {
             }
         };
         let answer = AssertUnwindSafe(answer).catch_unwind().await;
-        let mut answer = answer.unwrap_or_else(|_| Failure::Internal.into());
+        let mut answer = answer.unwrap_or_else(|_| Failure::Internal.reply(None));
         if http1 && life.stop.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let close = HeaderValue::from_static("close");
             answer.headers_mut().insert(CONNECTION, close);
@@ -272,11 +280,26 @@ impl Worker {
 }
 
 /// Counts a connection for as long as it is open.
-struct Busy(Arc<AtomicUsize>);
+struct Busy {
+    worker: Rc<Worker>,
+    role: Role,
+}
+
+impl Busy {
+    /// That the worker is busy was counted when it got the connection.
+    fn new(worker: &Rc<Worker>, role: Role) -> Self {
+        worker.pen.clients(role).add(1);
+        Self {
+            worker: Rc::clone(worker),
+            role,
+        }
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.worker.pen.clients(self.role).sub(1);
+        self.worker.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

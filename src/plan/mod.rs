@@ -324,6 +324,15 @@ fn listener_reason(before: &ListenerSettings, after: &ListenerSettings) -> Strin
         (Some(old), Some(new)) if old != new => what.push("settings of the VPC API changed"),
         _ => {}
     }
+    match (before.metrics, after.metrics) {
+        (None, Some(_)) => what.push("metrics are wanted"),
+        (Some(_), None) => what.push("metrics are no longer wanted"),
+        (Some(old), Some(new)) if old != new => what.push("metrics.listen moved"),
+        _ => {}
+    }
+    if old.access_log != new.access_log {
+        what.push("mesh.access_log changed");
+    }
     if what.is_empty() {
         what.push("a time limit changed");
     }

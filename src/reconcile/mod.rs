@@ -28,9 +28,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::ApiStatus;
-use crate::apply::{self, Real};
+use crate::apply::{self, Own, Real};
 use crate::desired::Launch;
 use crate::facts::Watcher;
+use crate::metrics::Sources;
+use crate::metrics::cells::Histogram;
 use crate::node::{Node, NodeSettings};
 use crate::paths::StateDir;
 use crate::spec::Spec;
@@ -92,6 +94,8 @@ struct Daemon {
     /// How the VPC API is, while it is open.
     api: Option<channel::Receiver<ApiStatus>>,
     teller: Teller,
+    /// How long reconciles took.
+    durations: Arc<Histogram>,
     watch: Watch,
     children: Children,
 }
@@ -109,10 +113,19 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
     let spec = spec.map_err(RunError::Config)?;
     let (wanted, specs) = channel::channel(spec.clone());
     let facts = Watcher::start(specs, state.clone(), cancel.clone()).await;
-    let machine = Arc::new(Real::new(&state, Some(facts.identity.clone())));
+    let (status, statuses) = channel::channel(Status::default());
+    let durations = Arc::new(Histogram::default());
+    let own = Own {
+        identity: facts.identity.clone(),
+        sources: Sources {
+            status: statuses.clone(),
+            observed: facts.observed.clone(),
+            reconciles: Arc::clone(&durations),
+        },
+    };
+    let machine = Arc::new(Real::new(&state, Some(own)));
     apply::recover(&*machine, &state)?;
 
-    let (status, statuses) = channel::channel(Status::default());
     let (asks, mut asked) = mpsc::channel(8);
     let control =
         control::serve(&state, statuses, asks, machine.clone(), cancel.clone()).map_err(RunError::Socket)?;
@@ -127,6 +140,7 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
         teller: Teller::new(status, &source, &state),
         rollout: Rollout::read(&*machine, &state),
         state,
+        durations,
         source,
         launch,
         machine,

@@ -48,6 +48,13 @@ pub(super) enum Attempt {
 impl Daemon {
     /// Looks at everything and brings the machine as near to the wish as it will go.
     pub(super) async fn reconcile(&mut self, causes: &BTreeSet<String>, asked: bool) -> Answer {
+        let began = Instant::now();
+        let answer = self.look_and_act(causes, asked).await;
+        self.durations.observe(began.elapsed());
+        answer
+    }
+
+    async fn look_and_act(&mut self, causes: &BTreeSet<String>, asked: bool) -> Answer {
         if self.machine.end_orphans() {
             tracing::warn!("nginx was killed: its workers are ended, so that the next one gets the ports");
             tokio::time::sleep(LET_GO).await;

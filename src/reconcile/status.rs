@@ -29,6 +29,9 @@ pub struct Status {
     pub api: Option<ApiStatus>,
     pub facts: Vec<FactStatus>,
     pub last_error: Option<LastError>,
+    /// When the machine was last found or made to be as the configuration says, and proven.
+    #[serde(default)]
+    pub last_success: Option<Timestamp>,
     pub next_retry: Option<Timestamp>,
     /// Actions that were begun and are not proven yet.
     pub owed: bool,

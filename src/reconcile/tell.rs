@@ -163,6 +163,9 @@ impl Teller {
             matches!(round.live, Some((.., Aim::File))),
         );
         let events = happened(&mut status, &round);
+        if matches!(&round.live, Some((applied, _, Aim::File)) if applied.proven) {
+            status.last_success = Some(Timestamp::now());
+        }
         conditions(&mut status, present, &round);
 
         let answer = answer(&status, &round);
@@ -171,6 +174,7 @@ impl Teller {
             let mut quiet = status.clone();
             quiet.counters.reconciles = old.counters.reconciles;
             quiet.facts.clone_from(&old.facts);
+            quiet.last_success = old.last_success;
             let news = quiet != *old;
             *old = status;
             news

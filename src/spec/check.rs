@@ -3,7 +3,7 @@
 mod vpn;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::codec::Codec;
@@ -12,6 +12,9 @@ use super::problem::{Origin, Problem};
 use super::table::Reader;
 use super::values::*;
 use crate::names::{Host, HostPort};
+
+/// Of a listener that is not wanted.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// The Host under which peers reach the VPC API of a server.
 const API_HOST: &str = "vpc-server";
@@ -154,6 +157,7 @@ impl Check<'_> {
             all.push(("server.headscale_listen", server.headscale_listen));
             all.push(("server.api_listen", server.api_listen));
         }
+        all.extend(self.spec.metrics.listen.map(|addr| ("metrics.listen", addr)));
         all
     }
 
@@ -184,6 +188,11 @@ impl Check<'_> {
                 "mesh.client_listen",
                 self.spec.mesh.client_listen,
                 "can call other apps as this one",
+            ),
+            (
+                "metrics.listen",
+                self.spec.metrics.listen.unwrap_or(NOWHERE),
+                "learns which apps this one calls",
             ),
         ] {
             if !addr.ip().is_loopback() && all.iter().any(|(listening, _)| *listening == key) {

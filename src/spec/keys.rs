@@ -69,6 +69,9 @@ section! {
         idle_timeout: Duration = "5m";
         /// How long open requests may go on after a listener has moved or the daemon was told to stop.
         drain_timeout: Duration = "30s";
+        /// Whether each request to another app or to the guest agent is a line in the log: request id, target,
+        /// method, path without its query, status or code of the failure, bytes, duration.
+        access_log: bool as Switch = false;
     }
 }
 
@@ -269,6 +272,14 @@ section! {
 }
 
 section! {
+    /// What Prometheus can read of the daemon: docs/metrics.md lists it.
+    pub one "metrics" Metrics {
+        /// Where `GET /metrics` is answered, e.g. "127.0.0.1:9100". Empty: nowhere.
+        listen: Option<SocketAddr> = "";
+    }
+}
+
+section! {
     /// The log of the daemon, on stderr.
     pub one "log" Log {
         /// The least important messages that are written.
@@ -352,6 +363,7 @@ document! {
     headscale: Headscale,
     tailscale: Tailscale,
     reconcile: Reconcile,
+    metrics: Metrics,
     log: Log,
 }
 

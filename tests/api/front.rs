@@ -30,6 +30,7 @@ fn auth_service() -> Mesh {
             drain_timeout: patience,
             agent_timeout: patience,
             limits: Spec::default().limits,
+            access_log: false,
         },
         nobody,
     )

@@ -9,6 +9,7 @@ mod callers;
 mod edits;
 mod identity;
 mod lifecycle;
+mod observe;
 mod peers;
 mod previews;
 mod rollout;

@@ -468,7 +468,7 @@ async fn without_a_target_the_guest_agent_answers() {
             .call(&plain(
                 "GET",
                 "/get_tls_key?subject=a_b",
-                "x-kept: 1\r\nkeep-alive: 1\r\n",
+                "x-kept: 1\r\nkeep-alive: 1\r\nx-request-id: a\r\n",
             ))
             .await;
         assert_eq!(
@@ -479,7 +479,7 @@ async fn without_a_target_the_guest_agent_answers() {
         );
         assert_eq!(
             answer.text(),
-            "GET /GetTlsKey?subject=a_b HTTP/1.1\r\nhost: localhost\r\nx-kept: 1\r\n\r\n"
+            "GET /GetTlsKey?subject=a_b HTTP/1.1\r\nhost: localhost\r\nx-kept: 1\r\nx-request-id: a\r\n\r\n"
         );
         let json = "content-type: application/json\r\ncontent-length: 7\r\n";
         let answer = client

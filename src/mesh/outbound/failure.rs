@@ -1,14 +1,33 @@
 //! Why a call did not reach its target: the sentence for a person and the code for a program.
 
 use std::error::Error as _;
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode};
 
+use super::request_id;
 use crate::mesh::reply::{self, Body};
 use crate::names::HostPort;
 use crate::ratls::{ChainError, PeerVerifier};
+
+/// Who is at the far end of a hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::mesh) enum Far {
+    Target,
+    Agent,
+}
+
+impl fmt::Display for Far {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Target => "the target app",
+            Self::Agent => "the guest agent",
+        })
+    }
+}
 
 /// Each variant names the hop that failed. None quotes what the caller or a peer sent.
 #[derive(Debug, thiserror::Error)]
@@ -44,11 +63,11 @@ pub(in crate::mesh) enum Failure {
     #[error("the peer behind {at} did not prove to be the target app: {cause}")]
     Identity { at: HostPort, cause: ChainError },
     #[error("{hop} closed the connection before it answered; the request may have been carried out")]
-    PeerClosed { hop: &'static str },
+    PeerClosed { hop: Far },
     #[error("{hop} sent something that is not a valid HTTP response")]
-    BadResponse { hop: &'static str },
+    BadResponse { hop: Far },
     #[error("{hop} did not answer within {} s of the request's end", .after.as_secs_f32())]
-    ResponseTimeout { hop: &'static str, after: Duration },
+    ResponseTimeout { hop: Far, after: Duration },
     #[error("no guest agent was found; mount its socket into the container or set dstack.agent")]
     NoAgent,
     #[error("the guest agent cannot be reached: {0}; check that its socket is mounted and that it runs")]
@@ -86,6 +105,50 @@ impl Failure {
         }
     }
 
+    /// Where it failed: the stable name in replies.
+    fn hop(&self) -> &'static str {
+        match self {
+            Self::BadTarget(_)
+            | Self::BadRequest(_)
+            | Self::TooManyHeaders
+            | Self::Connect
+            | Self::ClientGone => "caller",
+            Self::GatewayUnknown | Self::NoIdentity | Self::Internal => "proxy",
+            Self::Dns { .. }
+            | Self::Unreachable { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::TlsClosed { .. } => "gateway",
+            Self::Tls { .. } | Self::Identity { .. } => "target",
+            Self::PeerClosed { hop } | Self::BadResponse { hop } | Self::ResponseTimeout { hop, .. } => {
+                match hop {
+                    Far::Target => "target",
+                    Far::Agent => "agent",
+                }
+            }
+            Self::NoAgent | Self::AgentUnreachable(_) => "agent",
+        }
+    }
+
+    /// The answer to the request of that id.
+    pub(in crate::mesh) fn reply(&self, id: Option<&HeaderValue>) -> Response<Body> {
+        let (status, code, hop) = (self.status(), self.code(), self.hop());
+        let request_id = id.and_then(|id| id.to_str().ok());
+        if status.is_server_error() {
+            tracing::info!(code, hop, request_id, "{self}");
+        }
+        let words = serde_json::json!({
+            "error": self.to_string(),
+            "code": code,
+            "hop": hop,
+            "request_id": request_id,
+        });
+        let mut response = reply::json(status, &words);
+        if let Some(id) = id {
+            response.headers_mut().insert(request_id::NAME, id.clone());
+        }
+        response
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Self::BadTarget(_) | Self::BadRequest(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
@@ -114,7 +177,7 @@ impl Failure {
     }
 
     /// What an error on an established connection to `hop` means.
-    pub(super) fn exchange(hop: &'static str, at: Option<&HostPort>, error: &hyper::Error) -> Self {
+    pub(super) fn exchange(hop: Far, at: Option<&HostPort>, error: &hyper::Error) -> Self {
         if error.is_user() {
             // hyper's error holds the body's, which holds the decoder's.
             let decoder = error.source().and_then(std::error::Error::source);
@@ -147,14 +210,4 @@ impl Failure {
 fn is_close(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(kind, UnexpectedEof | ConnectionReset | BrokenPipe)
-}
-
-impl From<Failure> for Response<Body> {
-    fn from(failure: Failure) -> Self {
-        let (status, code) = (failure.status(), failure.code());
-        if status.is_server_error() {
-            tracing::info!(code, "{failure}");
-        }
-        reply::error(status, code, &failure.to_string())
-    }
 }

@@ -9,11 +9,17 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::uri::Authority;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use tokio::time::timeout;
+use rustls::{ClientConfig, HandshakeKind};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::client::TlsStream;
 
 use super::connect::{self, Stream};
+use super::failure::Far;
 use super::link::{Broken, Link};
+use super::metered::Metered;
 use super::pool::{Dial, Slot};
+use super::target::Endpoint;
 use super::upload::Upload;
 use super::{Download, Failure, headers, tunnel};
 use crate::mesh::reply::Body;
@@ -23,8 +29,7 @@ use crate::spec::Limits;
 
 /// Where a request goes, and how long it may take.
 pub(super) struct Hop {
-    /// For people.
-    pub(super) name: &'static str,
+    pub(super) far: Far,
     pub(super) slot: Rc<Slot>,
     pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
@@ -63,10 +68,10 @@ impl Hop {
         }
         let (mut response, link) = self.send(request, line).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let wish = wish.ok_or(Failure::BadResponse { hop: self.name })?;
+            let wish = wish.ok_or(Failure::BadResponse { hop: self.far })?;
             return tunnel::switch(response, link, wish.client, &wish.line.life);
         }
-        clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.name })?;
+        clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.far })?;
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(|body| Body::Http1(Download::new(body, link, self.slot))))
     }
@@ -111,17 +116,17 @@ impl Hop {
                 Err(Broken::Unsent(unsent, _)) if !fresh => *request = *unsent,
                 Err(Broken::Unsent(..)) if link.heard() => {
                     // An answer that came before the question.
-                    return Err(Failure::BadResponse { hop: self.name });
+                    return Err(Failure::BadResponse { hop: self.far });
                 }
                 Err(Broken::Lost { heard: false, error }) if !error.is_user() => match spare {
                     Some(spare) => {
                         *request = spare;
                         pooled = false;
                     }
-                    None => return Err(Failure::exchange(self.name, self.at(), &error)),
+                    None => return Err(Failure::exchange(self.far, self.at(), &error)),
                 },
                 Err(Broken::Unsent(_, error) | Broken::Lost { error, .. }) => {
-                    return Err(Failure::exchange(self.name, self.at(), &error));
+                    return Err(Failure::exchange(self.far, self.at(), &error));
                 }
                 Err(Broken::TimedOut) => return Err(self.timed_out()),
             }
@@ -129,42 +134,62 @@ impl Hop {
     }
 
     async fn connect(&self) -> Result<Link, Failure> {
-        self.in_time(async {
-            let stream = match &self.slot.dial {
-                Dial::Peer { endpoint, http1, .. } => {
-                    Stream::Tls(Box::new(connect::tls(endpoint, Arc::clone(http1)).await?))
-                }
-                Dial::Agent(addr) => connect::agent(addr).await?,
-            };
-            let opened = Link::open(stream, &self.limits).await;
-            opened.map_err(|error| Failure::exchange(self.name, self.at(), &error))
-        })
-        .await
+        let deadline = self.deadline();
+        let stream = match &self.slot.dial {
+            Dial::Peer { endpoint, http1, .. } => {
+                Stream::Tls(Box::new(self.handshake(endpoint, http1, deadline).await?))
+            }
+            Dial::Agent(addr) => self.in_time(deadline, connect::agent(addr)).await?,
+        };
+        let opened = Link::open(Metered::new(stream, &self.slot.meter), &self.limits).await;
+        opened.map_err(|error| Failure::exchange(self.far, self.at(), &error))
+    }
+
+    /// Opens a connection to the peer, and counts how that ended.
+    pub(super) async fn handshake(
+        &self,
+        endpoint: &Endpoint,
+        config: &Arc<ClientConfig>,
+        deadline: Instant,
+    ) -> Result<TlsStream<TcpStream>, Failure> {
+        let handshake = self.slot.meter.handshake();
+        let connected = self
+            .in_time(deadline, connect::tls(endpoint, Arc::clone(config)))
+            .await;
+        handshake.ended(match &connected {
+            Ok(stream) if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
+            Ok(_) => "full",
+            Err(failure) => failure.code(),
+        });
+        connected
+    }
+
+    /// Until when a connection has to be made.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.connect_timeout
     }
 
     /// Bounds the making of a connection.
     pub(super) async fn in_time<T>(
         &self,
+        deadline: Instant,
         connecting: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let after = self.connect_timeout;
-        timeout(after, connecting).await.unwrap_or_else(|_| {
+        timeout_at(deadline, connecting).await.unwrap_or_else(|_| {
             Err(match self.at() {
                 Some(at) => Failure::ConnectTimeout {
                     at: at.clone(),
                     after,
                 },
-                None => Failure::ResponseTimeout {
-                    hop: self.name,
-                    after,
-                },
+                None => Failure::ResponseTimeout { hop: self.far, after },
             })
         })
     }
 
     pub(super) fn timed_out(&self) -> Failure {
         Failure::ResponseTimeout {
-            hop: self.name,
+            hop: self.far,
             after: self.response_timeout,
         }
     }

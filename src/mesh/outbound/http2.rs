@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
 
 use hyper::body::Incoming;
@@ -13,9 +12,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::sleep;
 
 use super::Failure;
-use super::connect;
 use super::forward::{Hop, clean};
 use super::link::Broken;
+use super::metered::Metered;
 use super::pool::Dial;
 use super::upload::Upload;
 use crate::mesh::reply::Body;
@@ -46,16 +45,16 @@ impl Hop {
                 // The connection ended before it took the request.
                 Err(Broken::Unsent(unsent, _)) if !connection.fresh => *request = *unsent,
                 Err(Broken::Unsent(_, error) | Broken::Lost { error, .. }) => {
-                    return Err(Failure::exchange(self.name, self.at(), &error));
+                    return Err(Failure::exchange(self.far, self.at(), &error));
                 }
                 Err(Broken::TimedOut) => return Err(self.timed_out()),
             }
             connection = self
                 .http2_connection()
                 .await?
-                .ok_or(Failure::PeerClosed { hop: self.name })?;
+                .ok_or(Failure::PeerClosed { hop: self.far })?;
         };
-        clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.name })?;
+        clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.far })?;
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(Body::Http2))
     }
@@ -98,32 +97,35 @@ impl Hop {
         if let Some(connection) = pooled() {
             return Ok(Some(connection));
         }
-        self.in_time(async {
-            let _one_at_a_time = self.slot.connecting.lock().await;
-            if self.slot.only_http1() {
-                return Ok(None);
-            }
-            if let Some(connection) = pooled() {
-                return Ok(Some(connection));
-            }
-            let stream = connect::tls(endpoint, Arc::clone(http2)).await?;
-            if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-                self.slot.set_only_http1();
-                return Ok(None);
-            }
-            let (sender, driver) = http2::Builder::new(Local)
-                .timer(TokioTimer::new())
-                .keep_alive_interval(KEEP_ALIVE)
-                .max_header_list_size(self.limits.header_bytes())
-                .handshake(TokioIo::new(stream))
-                .await
-                .map_err(|error| Failure::exchange(self.name, self.at(), &error))?;
-            // It ends when the last sender and the last stream are gone, and with the worker's runtime.
-            tokio::task::spawn_local(driver);
-            self.slot.set_http2(&sender);
-            Ok(Some(Connection { sender, fresh: true }))
-        })
-        .await
+        let deadline = self.deadline();
+        let locked = async { Ok(self.slot.connecting.lock().await) };
+        let _one_at_a_time = self.in_time(deadline, locked).await?;
+        if self.slot.only_http1() {
+            return Ok(None);
+        }
+        if let Some(connection) = pooled() {
+            return Ok(Some(connection));
+        }
+        let stream = self.handshake(endpoint, http2, deadline).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            self.slot.set_only_http1();
+            return Ok(None);
+        }
+        let stream = Metered::new(stream, &self.slot.meter);
+        let opening = http2::Builder::new(Local)
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEP_ALIVE)
+            .max_header_list_size(self.limits.header_bytes())
+            .handshake(TokioIo::new(stream));
+        let opened = async { Ok(opening.await) };
+        let (sender, driver) = self
+            .in_time(deadline, opened)
+            .await?
+            .map_err(|error| Failure::exchange(self.far, self.at(), &error))?;
+        // It ends when the last sender and the last stream are gone, and with the worker's runtime.
+        tokio::task::spawn_local(driver);
+        self.slot.set_http2(&sender);
+        Ok(Some(Connection { sender, fresh: true }))
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::connect::Stream;
+use super::metered::Metered;
 use super::upload::{Progress, Upload};
 use crate::spec::Limits;
 
@@ -60,7 +61,7 @@ impl Broken {
 }
 
 impl Link {
-    pub(super) async fn open(stream: Stream, limits: &Limits) -> hyper::Result<Self> {
+    pub(super) async fn open(stream: Metered<Stream>, limits: &Limits) -> hyper::Result<Self> {
         let heard = Arc::new(AtomicBool::new(false));
         let stream = Heard {
             stream,
@@ -163,7 +164,7 @@ fn poll_deadline(timer: &mut Pin<Box<Sleep>>, deadline: Instant, cx: &mut Contex
 
 /// A stream that notes when it receives something.
 struct Heard {
-    stream: Stream,
+    stream: Metered<Stream>,
     heard: Arc<AtomicBool>,
 }
 

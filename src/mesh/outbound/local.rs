@@ -3,6 +3,7 @@
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Request, StatusCode, Uri};
 
+use super::failure::Far;
 use super::forward::Hop;
 use super::pool::Dial;
 use super::{Failure, Outbound, Route};
@@ -36,8 +37,10 @@ impl Outbound {
             .headers_mut()
             .insert(HOST, host.map_err(|_| Failure::Internal)?);
         Ok(Route::Over(Hop {
-            name: "the guest agent",
-            slot: self.agents.slot(agent, || Ok(Dial::Agent(agent.clone())))?,
+            far: Far::Agent,
+            slot: self
+                .agents
+                .slot(agent, || Ok((Dial::Agent(agent.clone()), self.pen.agent())))?,
             connect_timeout: settings.connect_timeout,
             response_timeout: settings.agent_timeout,
             idle_timeout: settings.idle_timeout,

@@ -10,7 +10,9 @@ mod headers;
 mod http2;
 mod link;
 mod local;
+mod metered;
 mod pool;
+mod request_id;
 mod target;
 mod tls;
 mod tunnel;
@@ -19,24 +21,29 @@ mod upload;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
+use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::watch;
 
+use super::access::Entry;
 use super::reply::{self, Body};
+use super::tally::{Meter, Pen, To};
 use super::wire::Line;
 use super::{MeshSettings, Shared};
 use crate::identity::Identity;
 use crate::spec::{AgentAddr, Gateway};
 pub(super) use download::Download;
 pub(super) use failure::Failure;
+use failure::Far;
 use forward::Hop;
 use pool::{Dial, Pool, Slot};
-use target::Target;
+pub(super) use target::Target;
 use tls::Credentials;
 pub(crate) use tls::without_identity;
+pub(super) use upload::Progress;
 use upload::Upload;
 
 /// How often idle connections are looked at.
@@ -50,6 +57,9 @@ pub(super) struct Outbound {
     identity: RefCell<watch::Receiver<Option<Arc<Identity>>>>,
     era: RefCell<Rc<Era>>,
     agents: Pool<AgentAddr>,
+    pen: Pen,
+    /// For what is answered here.
+    here: Meter,
 }
 
 /// Who answers a request.
@@ -66,38 +76,67 @@ struct Era {
     gateway: Option<Gateway>,
     credentials: Option<Credentials>,
     peers: Pool<Target>,
+    pen: Pen,
 }
 
 impl Outbound {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, pen: Pen) -> Self {
         let mut identity = shared.identity.clone();
         let settings = shared.settings.load_full();
-        let era = Era::new(&settings, &mut identity);
+        let era = Era::new(&settings, &mut identity, &pen);
         Self {
             shared,
             identity: RefCell::new(identity),
             era: RefCell::new(Rc::new(era)),
-            agents: Pool::new(&settings.limits),
+            agents: Pool::new(&settings.limits, pen.clone(), To::Agent),
+            here: pen.here(),
+            pen,
         }
     }
 
     /// Answers a request, whatever happens.
     pub(super) async fn answer(&self, request: Request<Incoming>, line: &Arc<Line>) -> Response<Body> {
+        let began = Instant::now();
         let (parts, body) = request.into_parts();
-        let patience = self.shared.settings.load().limits.continue_timeout;
+        let id = request_id::of(&parts.headers);
+        let (patience, log) = {
+            let settings = self.shared.settings.load();
+            (settings.limits.continue_timeout, settings.access_log)
+        };
         let body = Upload::new(body, parts.version, &parts.headers, patience);
+        let entry = log.then(|| Entry::new(began, &id, &parts, body.progress()));
         let mut request = Request::from_parts(parts, body);
         let answer = match self.route(&mut request) {
-            Ok(Route::Here(response)) => Ok(response),
-            Ok(Route::Over(hop)) if request.version() == Version::HTTP_2 => {
-                hop.forward_http2(&mut request).await
+            Ok(Route::Here(response)) => count(&self.here, began, async { Ok(response) }).await,
+            Ok(Route::Over(hop)) => {
+                let slot = Rc::clone(&hop.slot);
+                request.headers_mut().insert(request_id::NAME, id.clone());
+                match request.version() {
+                    Version::HTTP_2 => count(&slot.meter, began, hop.forward_http2(&mut request)).await,
+                    _ => count(&slot.meter, began, hop.forward(&mut request, Some(line))).await,
+                }
             }
-            Ok(Route::Over(hop)) => hop.forward(&mut request, Some(line)).await,
-            Err(failure) => Err(failure),
+            Err(failure) => {
+                let meter = self.meter_of(request.headers());
+                count(&meter, began, async { Err(failure) }).await
+            }
         };
         // What was sent was taken out; what is still there is a refused request's.
         request.into_body().discard().await;
-        answer.unwrap_or_else(Response::from)
+        let failed = answer.as_ref().err().map(Failure::code);
+        let answer = answer.unwrap_or_else(|failure| failure.reply(Some(&id)));
+        match entry {
+            Some(entry) => entry.answered(answer, failed),
+            None => answer,
+        }
+    }
+
+    /// Whose a request is that could not be routed.
+    fn meter_of(&self, headers: &HeaderMap) -> Meter {
+        match Target::of(headers) {
+            Ok(Some(target)) => self.pen.target(target.app),
+            Ok(None) | Err(_) => self.here.clone(),
+        }
     }
 
     fn route<B>(&self, request: &mut Request<B>) -> Result<Route, Failure> {
@@ -113,7 +152,7 @@ impl Outbound {
             return Ok(Route::Here(reply::empty(StatusCode::NO_CONTENT)));
         }
         Ok(Route::Over(Hop {
-            name: "the target app",
+            far: Far::Target,
             slot: self.era(&settings).slot(&target)?,
             connect_timeout: settings.connect_timeout,
             response_timeout: settings.response_timeout,
@@ -128,7 +167,7 @@ impl Outbound {
         let renewed = identity.has_changed().unwrap_or(false);
         let mut era = self.era.borrow_mut();
         if renewed || era.gateway != settings.gateway {
-            *era = Rc::new(Era::new(settings, &mut identity));
+            *era = Rc::new(Era::new(settings, &mut identity, &self.pen));
         }
         Rc::clone(&era)
     }
@@ -145,8 +184,27 @@ impl Outbound {
     }
 }
 
+/// Counts an answer when it comes, and a client that goes before.
+async fn count<T>(
+    meter: &Meter,
+    began: Instant,
+    answering: impl Future<Output = Result<Response<T>, Failure>>,
+) -> Result<Response<T>, Failure> {
+    let waiting = meter.waiting();
+    let answer = answering.await;
+    match &answer {
+        Ok(response) => waiting.answered(response.status(), began.elapsed()),
+        Err(failure) => waiting.failed(failure.code()),
+    }
+    answer
+}
+
 impl Era {
-    fn new(settings: &MeshSettings, identity: &mut watch::Receiver<Option<Arc<Identity>>>) -> Self {
+    fn new(
+        settings: &MeshSettings,
+        identity: &mut watch::Receiver<Option<Arc<Identity>>>,
+        pen: &Pen,
+    ) -> Self {
         let identity = identity.borrow_and_update().clone();
         let credentials = identity.and_then(|identity| {
             Credentials::new(&identity)
@@ -156,7 +214,8 @@ impl Era {
         Self {
             gateway: settings.gateway.clone(),
             credentials,
-            peers: Pool::new(&settings.limits),
+            peers: Pool::new(&settings.limits, pen.clone(), To::Peer),
+            pen: pen.clone(),
         }
     }
 
@@ -173,11 +232,12 @@ impl Era {
                     .config(target.app, protocols)
                     .map_err(|_| Failure::Internal)
             };
-            Ok(Dial::Peer {
+            let dial = Dial::Peer {
                 endpoint,
                 http1: config(HTTP1)?,
                 http2: config(HTTP2)?,
-            })
+            };
+            Ok((dial, self.pen.target(target.app)))
         })
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::link::Link;
 use super::target::Endpoint;
 use super::upload::Upload;
+use crate::mesh::tally::{Held, Meter, Pen, To};
 use crate::spec::{AgentAddr, Limits};
 
 /// How a slot's connections are made.
@@ -31,6 +32,8 @@ pub(super) enum Dial {
 /// One target's connections.
 pub(super) struct Slot {
     pub(super) dial: Dial,
+    pub(super) meter: Meter,
+    _pooled: Held,
     idle: RefCell<Vec<Idle>>,
     places: Rc<Places>,
     http2: RefCell<Option<SendRequest<Upload>>>,
@@ -52,6 +55,8 @@ struct Places {
     taken: Cell<usize>,
     most: Cell<usize>,
     most_in_slot: Cell<usize>,
+    pen: Pen,
+    to: To,
 }
 
 /// One of them, for as long as it exists.
@@ -68,6 +73,7 @@ impl Places {
         let taken = self.taken.get();
         (taken < self.most.get() && in_slot < self.most_in_slot.get()).then(|| {
             self.taken.set(taken + 1);
+            self.pen.idle(self.to).add(1);
             Place(Rc::clone(self))
         })
     }
@@ -75,15 +81,18 @@ impl Places {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let taken = &self.0.taken;
-        taken.set(taken.get() - 1);
+        let places = &self.0;
+        places.taken.set(places.taken.get() - 1);
+        places.pen.idle(places.to).sub(1);
     }
 }
 
 impl Slot {
-    fn new(dial: Dial, places: Rc<Places>) -> Self {
+    fn new(dial: Dial, meter: Meter, places: Rc<Places>) -> Self {
         Self {
             dial,
+            _pooled: meter.pooled(),
+            meter,
             idle: RefCell::default(),
             places,
             http2: RefCell::default(),
@@ -151,13 +160,16 @@ pub(super) struct Pool<K> {
 }
 
 impl<K: Eq + Hash + Clone> Pool<K> {
-    pub(super) fn new(limits: &Limits) -> Self {
+    /// `to`: where its connections lead.
+    pub(super) fn new(limits: &Limits, pen: Pen, to: To) -> Self {
         let pool = Self {
             slots: RefCell::default(),
             places: Rc::new(Places {
                 taken: Cell::new(0),
                 most: Cell::new(0),
                 most_in_slot: Cell::new(0),
+                pen,
+                to,
             }),
             most: Cell::new(0),
         };
@@ -171,7 +183,11 @@ impl<K: Eq + Hash + Clone> Pool<K> {
     }
 
     /// The target's slot, made by `dial` when there is none.
-    pub(super) fn slot<E>(&self, key: &K, dial: impl FnOnce() -> Result<Dial, E>) -> Result<Rc<Slot>, E> {
+    pub(super) fn slot<E>(
+        &self,
+        key: &K,
+        dial: impl FnOnce() -> Result<(Dial, Meter), E>,
+    ) -> Result<Rc<Slot>, E> {
         let mut slots = self.slots.borrow_mut();
         if let Some(slot) = slots.get(key) {
             return Ok(Rc::clone(slot));
@@ -179,7 +195,8 @@ impl<K: Eq + Hash + Clone> Pool<K> {
         if slots.len() >= self.most.get() {
             evict(&mut slots);
         }
-        let slot = Rc::new(Slot::new(dial()?, Rc::clone(&self.places)));
+        let (dial, meter) = dial()?;
+        let slot = Rc::new(Slot::new(dial, meter, Rc::clone(&self.places)));
         slots.insert(key.clone(), Rc::clone(&slot));
         Ok(slot)
     }

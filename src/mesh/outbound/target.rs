@@ -16,19 +16,19 @@ const DEFAULT_PORT: u16 = 443;
 
 /// One app, or one instance of it, and the port there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Target {
+pub(in crate::mesh) struct Target {
     /// Whose certificate it must be.
-    pub(super) app: AppId,
+    pub(in crate::mesh) app: AppId,
     /// Only this instance; `None`: whichever the gateway picks.
-    pub(super) instance: Option<InstanceId>,
-    pub(super) port: u16,
+    pub(in crate::mesh) instance: Option<InstanceId>,
+    pub(in crate::mesh) port: u16,
     /// False: the gateway ends the TLS connection and nobody's identity is checked.
     pub(super) end_to_end: bool,
 }
 
 impl Target {
     /// `None`: the request is not for another app.
-    pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, Failure> {
+    pub(in crate::mesh) fn of(headers: &HeaderMap) -> Result<Option<Self>, Failure> {
         let app = only(headers, &APP, "x-dstack-target-app is repeated")?;
         let instance = only(headers, &INSTANCE, "x-dstack-target-instance is repeated")?;
         let port = only(headers, &PORT, "x-dstack-target-port is repeated")?;

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -33,7 +33,8 @@ struct Streaming {
 
 /// How far an upload is: hyper moves the body out of our sight, so this stays behind.
 #[derive(Default)]
-pub(super) struct Progress {
+pub(in crate::mesh) struct Progress {
+    bytes: AtomicU64,
     ended: AtomicBool,
     on_end: AtomicWaker,
     wanted: AtomicBool,
@@ -95,6 +96,16 @@ impl Upload {
 }
 
 impl Progress {
+    /// How much was handed over.
+    pub(in crate::mesh) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, more: usize) {
+        // Nobody else writes it.
+        self.bytes.store(self.bytes() + more as u64, Ordering::Relaxed);
+    }
+
     /// The peer wants the body.
     pub(super) fn go_on(&self) {
         self.wanted.store(true, Ordering::Release);
@@ -138,10 +149,12 @@ impl Body for Upload {
         };
         ready!(streaming.poll_wanted(cx));
         let mut frame = ready!(Pin::new(&mut streaming.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &mut frame
-            && let Some(trailers) = frame.trailers_mut()
-        {
-            headers::strip_trailers(trailers);
+        if let Some(Ok(frame)) = &mut frame {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            streaming.progress.count(bytes);
+            if let Some(trailers) = frame.trailers_mut() {
+                headers::strip_trailers(trailers);
+            }
         }
         let more = matches!(&frame, Some(Ok(frame)) if frame.is_data()) && !streaming.body.is_end_stream();
         if !more {

@@ -68,6 +68,7 @@ pub fn settings(gateway: Option<Gateway>) -> MeshSettings {
         drain_timeout: Duration::from_millis(200),
         agent_timeout: Duration::from_secs(3),
         limits: Spec::default().limits,
+        access_log: false,
     }
 }
 
@@ -217,7 +218,7 @@ pub fn answer(body: impl Into<Bytes>) -> Answer {
     Response::new(Full::new(body.into()).map_err(|never| match never {}).boxed())
 }
 
-/// A peer of the right app that says what it got.
+/// A peer of the right app that says what it got, but for the request's id, which is another one each time.
 pub async fn echo_head(root: &Signed) -> Peer {
     let acceptor = Certificate::of(root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &["h2", "http/1.1"]);
     Peer::serve(acceptor, |request: Request<Incoming>| async move {
@@ -227,6 +228,7 @@ pub async fn echo_head(root: &Signed) -> Peer {
             parts
                 .headers
                 .iter()
+                .filter(|(name, _)| *name != "x-request-id")
                 .map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())),
         );
         lines.push(String::new());

@@ -1,4 +1,4 @@
-//! Where the API listens: connections with limits, moved without a gap, drained at the end.
+//! Where the VPC API and the metrics are served: connections with limits, moved without a gap, drained at the end.
 
 use std::convert::Infallible;
 use std::io;
@@ -8,14 +8,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use futures_util::FutureExt;
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -25,13 +25,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::error::ApiError;
 use crate::mesh::{self, BindError};
 
-/// The key of `vpc.toml` that names the address.
-const KEY: &str = "server.api_listen";
-/// Open at once; each may be waiting for news. More wait until they are accepted.
-const MAX_CONNECTIONS: usize = 16 * 1024;
 /// Between two requests, and for the head of one. Above the 60 s after which nginx closes an idle connection itself,
 /// so that it never writes into one that we are just closing.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
@@ -40,6 +35,7 @@ const MAX_HEAD: usize = 32 * 1024;
 const MAX_HEADERS: usize = 100;
 /// Nothing here wants a body; what comes is read and dropped, so that the connection can be used again.
 const MAX_BODY: usize = 64 * 1024;
+const TOO_LARGE: &str = "a request's body may have 65536 bytes at most; parameters belong into the query";
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause when the process is out of file descriptors, so that the accept loop does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -51,11 +47,21 @@ const IDLE_GRACE: Duration = Duration::from_secs(1);
 
 /// Cancelled when the listener that a request came through stops; goes with each request.
 #[derive(Clone)]
-pub(super) struct Stopping(pub(super) CancellationToken);
+pub(crate) struct Stopping(pub(crate) CancellationToken);
+
+/// What is served, and to how many.
+#[derive(Clone)]
+pub(crate) struct Site {
+    /// The key of `vpc.toml` that names the address.
+    pub(crate) key: &'static str,
+    /// Connections that are open at once; more wait until they are accepted.
+    pub(crate) most: usize,
+    pub(crate) router: Router,
+}
 
 /// The listener, and those that it replaced.
-pub(super) struct Listeners {
-    router: Router,
+pub(crate) struct Listeners {
+    site: Site,
     live: Listener,
     /// Moved away from, but accepting until they are retired: whoever calls them has not followed yet.
     left: Vec<Listener>,
@@ -64,17 +70,19 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    pub(super) fn start(addr: SocketAddr, router: Router) -> Result<Self, BindError> {
+    /// # Errors
+    /// The address cannot be opened.
+    pub(crate) fn start(addr: SocketAddr, site: Site) -> Result<Self, BindError> {
         Ok(Self {
-            live: Listener::open(addr, &router)?,
+            live: Listener::open(addr, &site)?,
             left: Vec::new(),
             draining: Vec::new(),
-            router,
+            site,
         })
     }
 
     /// Where it listens; with port 0 configured, this is the only place that tells.
-    pub(super) fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.live.addr
     }
 
@@ -82,10 +90,10 @@ impl Listeners {
     ///
     /// # Errors
     /// Then it listens where it did.
-    pub(super) async fn move_to(&mut self, addr: SocketAddr) -> Result<(), BindError> {
+    pub(crate) async fn move_to(&mut self, addr: SocketAddr) -> Result<(), BindError> {
         let next = match self.left.iter().position(|left| left.addr == addr) {
             Some(at) => self.left.swap_remove(at),
-            None => match Listener::open(addr, &self.router) {
+            None => match Listener::open(addr, &self.site) {
                 Err(BindError::Taken { .. }) => self.make_way(addr).await?,
                 opened => opened?,
             },
@@ -112,9 +120,9 @@ impl Listeners {
         if self.live.addr.port() == addr.port() {
             self.live.close().await;
         }
-        let opened = Listener::open(addr, &self.router);
+        let opened = Listener::open(addr, &self.site);
         if opened.is_err() && self.live.stop.is_cancelled() {
-            match Listener::open(self.live.addr, &self.router) {
+            match Listener::open(self.live.addr, &self.site) {
                 Ok(again) => self.draining.push(std::mem::replace(&mut self.live, again)),
                 Err(error) => tracing::error!(%error, "a listener that made way cannot be opened again"),
             }
@@ -123,19 +131,19 @@ impl Listeners {
     }
 
     /// What was moved away from accepts nothing more.
-    pub(super) fn retire(&mut self) {
+    pub(crate) fn retire(&mut self) {
         self.left.iter().for_each(|listener| listener.stop.cancel());
         self.draining.append(&mut self.left);
     }
 
     /// Stops and drains all.
-    pub(super) async fn close(&mut self) {
+    pub(crate) async fn close(&mut self) {
         self.retire();
         self.live.stop.cancel();
         let all = self.draining.iter_mut().chain([&mut self.live]);
         for listener in all {
             if let Err(error) = (&mut listener.task).await {
-                tracing::error!(%error, "a listener of the API ended badly");
+                tracing::error!(%error, key = self.site.key, "a listener ended badly");
             }
         }
         self.draining.clear();
@@ -165,18 +173,15 @@ struct Listener {
 }
 
 impl Listener {
-    fn open(addr: SocketAddr, router: &Router) -> Result<Self, BindError> {
-        let failed = |source: io::Error| BindError::Failed {
-            key: KEY,
-            addr,
-            source,
-        };
-        let socket = TcpListener::from_std(mesh::open(KEY, addr)?).map_err(failed)?;
+    fn open(addr: SocketAddr, site: &Site) -> Result<Self, BindError> {
+        let key = site.key;
+        let failed = |source: io::Error| BindError::Failed { key, addr, source };
+        let socket = TcpListener::from_std(mesh::open(key, addr)?).map_err(failed)?;
         let addr = socket.local_addr().map_err(failed)?;
         let (stop, cut, closed) = Default::default();
         let door = Door {
-            router: router.clone(),
-            room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            site: site.clone(),
+            room: Arc::new(Semaphore::new(site.most)),
             stop: CancellationToken::clone(&stop),
             cut: CancellationToken::clone(&cut),
             tasks: TaskTracker::new(),
@@ -199,7 +204,7 @@ impl Listener {
 }
 
 struct Door {
-    router: Router,
+    site: Site,
     room: Arc<Semaphore>,
     stop: CancellationToken,
     cut: CancellationToken,
@@ -219,7 +224,7 @@ impl Door {
         self.tasks.close();
         if timeout(DRAIN, self.tasks.wait()).await.is_err() {
             tracing::info!(
-                key = KEY,
+                key = self.site.key,
                 open = self.tasks.len(),
                 "cutting what did not end in time"
             );
@@ -239,7 +244,7 @@ impl Door {
                 // The caller was gone before we looked.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!(%error, key = KEY, "a connection cannot be accepted");
+                    tracing::warn!(%error, key = self.site.key, "a connection cannot be accepted");
                     sleep(ACCEPT_RETRY).await;
                 }
             }
@@ -258,7 +263,7 @@ impl Door {
     fn let_in(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // Without it answers are slower, nothing else.
         let _ = stream.set_nodelay(true);
-        let (router, stop, cut) = (self.router.clone(), self.stop.clone(), self.cut.clone());
+        let (router, stop, cut) = (self.site.router.clone(), self.stop.clone(), self.cut.clone());
         self.tasks.spawn(async move {
             serve(stream, router, stop, cut).await;
             drop(permit);
@@ -304,8 +309,13 @@ async fn answer(
         let (mut head, body) = request.into_parts();
         match timeout(BODY_TIMEOUT, to_bytes(Body::new(body), MAX_BODY)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(_)) => return ApiError::TooLarge(MAX_BODY).into_response(),
-            Err(_) => return ApiError::TooSlow.into_response(),
+            Ok(Err(_)) => return refusal(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE),
+            Err(_) => {
+                return refusal(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the request's body did not come in time",
+                );
+            }
         }
         head.extensions.insert(stopping);
         let request = Request::from_parts(head, Body::empty());
@@ -315,10 +325,19 @@ async fn answer(
         }
     };
     let answer = AssertUnwindSafe(answer).catch_unwind().await;
-    let mut answer = answer.unwrap_or_else(|_| ApiError::Internal.into_response());
+    let mut answer = answer.unwrap_or_else(|_| {
+        refusal(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "an error of this server; its log says more",
+        )
+    });
     if is_stopping.is_cancelled() {
         let close = hyper::header::HeaderValue::from_static("close");
         answer.headers_mut().insert(hyper::header::CONNECTION, close);
     }
     Ok(answer)
+}
+
+fn refusal(status: StatusCode, error: &str) -> Response {
+    (status, Json(serde_json::json!({ "error": error }))).into_response()
 }

@@ -1,0 +1,173 @@
+//! The access log: one line for each request, when the last byte of its answer has gone, or nobody wants it any more.
+//!
+//! It is made only where `mesh.access_log` is on. The query is left out: people put secrets there.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::header::{HeaderMap, HeaderValue};
+use hyper::http::request;
+use hyper::{Method, Response, StatusCode};
+
+use super::outbound::{Progress, Target};
+use super::reply::Body;
+use super::tally;
+use crate::log;
+
+/// Of the path, in bytes.
+const LONGEST_PATH: usize = 1024;
+/// Also a request that nobody waited for to be answered.
+const GONE: &str = "client_gone";
+
+/// A request that is to be logged. It is, when this is dropped.
+pub(super) struct Entry {
+    began: Instant,
+    id: HeaderValue,
+    target: Option<Target>,
+    method: Method,
+    path: String,
+    upload: Option<Arc<Progress>>,
+    status: Option<StatusCode>,
+    outcome: &'static str,
+    /// Of bodies and tunnels, in bytes: from the client, and to it.
+    received: u64,
+    sent: u64,
+}
+
+impl Entry {
+    pub(super) fn new(
+        began: Instant,
+        id: &HeaderValue,
+        parts: &request::Parts,
+        upload: Option<Arc<Progress>>,
+    ) -> Box<Self> {
+        Box::new(Self {
+            began,
+            id: id.clone(),
+            target: target(&parts.headers),
+            method: parts.method.clone(),
+            path: shortened(parts.uri.path()),
+            upload,
+            status: None,
+            outcome: GONE,
+            received: 0,
+            sent: 0,
+        })
+    }
+
+    /// Follows the answer to its end; `failed` is the code, where it is one of our own refusals.
+    pub(super) fn answered(
+        mut self: Box<Self>,
+        mut response: Response<Body>,
+        failed: Option<&'static str>,
+    ) -> Response<Body> {
+        self.status = Some(response.status());
+        self.outcome = failed.unwrap_or(tally::class(response.status()));
+        if let Some(handover) = response.extensions_mut().remove::<Handover>() {
+            *handover.lock() = Some(self);
+            return response;
+        }
+        response.map(|body| {
+            Body::Logged(Logged {
+                body: Box::new(body),
+                entry: self,
+            })
+        })
+    }
+}
+
+fn target(headers: &HeaderMap) -> Option<Target> {
+    Target::of(headers).ok().flatten()
+}
+
+fn shortened(path: &str) -> String {
+    let longest = path.len().min(LONGEST_PATH);
+    let end = (0..=longest)
+        .rev()
+        .find(|at| path.is_char_boundary(*at))
+        .unwrap_or(0);
+    let dots = if end < path.len() { "…" } else { "" };
+    format!("{}{dots}", &path[..end])
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let target = self.target;
+        let uploaded = self.upload.as_ref().map_or(0, |upload| upload.bytes());
+        tracing::info!(
+            target: log::ACCESS,
+            request_id = self.id.to_str().unwrap_or_default(),
+            app = target.map(|target| tracing::field::display(target.app)),
+            instance = target.and_then(|target| target.instance).map(tracing::field::display),
+            port = target.map(|target| target.port),
+            method = self.method.as_str(),
+            path = self.path,
+            status = self.status.map(|status| status.as_u16()),
+            outcome = self.outcome,
+            received_bytes = self.received + uploaded,
+            sent_bytes = self.sent,
+            duration_ms = self.began.elapsed().as_micros() as f64 / 1000.0,
+            "request"
+        );
+    }
+}
+
+/// An answer's body, watched for the log.
+pub(super) struct Logged {
+    body: Box<Body>,
+    entry: Box<Entry>,
+}
+
+impl Logged {
+    /// As [`HttpBody::poll_frame`].
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let frame = Pin::new(&mut *self.body).poll_frame(cx);
+        match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.entry.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
+            Poll::Ready(Some(Err(_))) => self.entry.outcome = "peer_closed",
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        frame
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        let whole = self.body.is_end_stream();
+        if !whole && self.entry.outcome != "peer_closed" {
+            self.entry.outcome = GONE;
+        }
+    }
+}
+
+/// Lets a tunnel, which goes on after its answer, end the line in the log.
+#[derive(Clone, Default)]
+pub(super) struct Handover(Arc<Mutex<Option<Box<Entry>>>>);
+
+impl Handover {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Box<Entry>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tunnel ended; bytes from the client and to it.
+    pub(super) fn ended(&self, (received, sent): (u64, u64)) {
+        if let Some(mut entry) = self.lock().take() {
+            entry.received = received;
+            entry.sent = sent;
+        }
+    }
+}
