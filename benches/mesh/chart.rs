@@ -175,7 +175,7 @@ fn round_up(value: f64) -> f64 {
 
 fn short(value: f64) -> String {
     match value {
-        ..10.0 => format!("{value:.1}").trim_end_matches(".0").to_owned(),
+        ..100.0 => format!("{value:.1}").trim_end_matches(".0").to_owned(),
         _ => format!("{value:.0}"),
     }
 }

@@ -51,6 +51,8 @@ impl Pace {
 pub(crate) struct Scene<'a> {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
+    /// In a sentence or two.
+    pub(crate) about: &'static str,
     pub(crate) peers: Vec<Peer>,
     pub(crate) loads: Vec<(String, Load)>,
     /// Who counts the connections that are made.
@@ -61,6 +63,8 @@ pub(crate) struct Scene<'a> {
 pub(crate) struct Comparison {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
+    /// In a sentence or two.
+    pub(crate) about: &'static str,
     pub(crate) peers: Vec<Peer>,
     pub(crate) lines: Vec<Line>,
     pub(crate) notes: Vec<String>,
@@ -99,6 +103,7 @@ impl Scene<'_> {
         Ok(Comparison {
             id: self.id,
             title: self.title,
+            about: self.about,
             peers: self.peers,
             lines,
             notes: Vec::new(),

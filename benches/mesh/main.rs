@@ -2,8 +2,9 @@
 //!
 //! Everybody does the same work in the same run, taking turns, so that what else the computer does hits all alike.
 //! Arguments choose comparisons by name: `cargo bench --profile dev --bench mesh -- outbound chain`. All of them at full
-//! length are written to `docs/benchmarks.md` and `docs/benchmarks.svg`. `BENCH_BINARY` names another dstack-vpc to
-//! be measured, `BENCH_BEFORE` one to compare it with. `-- soak` runs for `SOAK_MINUTES`.
+//! length are written to `docs/benchmarks.md` and `docs/benchmarks.svg`; whatever was measured, to the folder in
+//! `BENCH_DOCS`. `BENCH_BINARY` names another dstack-vpc to be measured, `BENCH_BEFORE` one to compare it with.
+//! `-- soak` runs for `SOAK_MINUTES`.
 
 mod chart;
 #[path = "../../tests/common/mod.rs"]
@@ -20,6 +21,7 @@ mod stage;
 mod table;
 mod targets;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -41,7 +43,12 @@ const NAMES: [&str; 8] = [
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
+    // Whichever way it ends, what was started ends with it.
+    let outcome = tokio::select! {
+        outcome = run() => outcome,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -91,8 +98,10 @@ async fn run() -> Result<()> {
         report.add(comparison);
     }
     report.judge();
-    if chosen.is_empty() && pace.full {
-        report.write(pace)?;
+    if let Some(docs) = std::env::var_os("BENCH_DOCS") {
+        report.write(docs.as_ref(), pace)?;
+    } else if chosen.is_empty() && pace.full {
+        report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs"), pace)?;
     }
     Ok(())
 }

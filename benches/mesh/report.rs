@@ -49,9 +49,8 @@ impl Report {
         targets::table(&targets::of(&self.comparisons, idle))
     }
 
-    /// Writes the page and its picture.
-    pub(crate) fn write(&self, pace: Pace) -> Result<()> {
-        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    /// Writes the page and its picture into `docs`.
+    pub(crate) fn write(&self, docs: &Path, pace: Pace) -> Result<()> {
         let tables: Vec<_> = self.comparisons.iter().map(table::of).collect();
         let page = format!(
             "{}\n## Targets\n\n{}\n![CPU time, throughput and latency beside nginx and haproxy](benchmarks.svg)\n\n{}",
@@ -61,7 +60,10 @@ impl Report {
         );
         fs::write(docs.join("benchmarks.md"), page)?;
         fs::write(docs.join("benchmarks.svg"), chart::of(&self.comparisons))?;
-        eprintln!("bench: docs/benchmarks.md and docs/benchmarks.svg are written");
+        eprintln!(
+            "bench: benchmarks.md and benchmarks.svg are in {}",
+            docs.display()
+        );
         Ok(())
     }
 }
@@ -71,7 +73,7 @@ fn introduction(pace: Pace) -> String {
     format!(
         "# Benchmarks
 
-Written by `make bench`; edits are lost with the next run. {processors} processors ({}), Linux {}, {}, {}. The load (wrk), \
+Written by `make bench`; edits are lost with the next run. {processors} processors ({}), Linux {}, nginx {}, haproxy {}. The load (wrk), \
 the peer and the server behind it share them.
 
 * *dstack-vpc* is what ships: the `dist` profile (thin LTO), started with `dstack-vpc up` and its default settings.
@@ -83,9 +85,9 @@ each round. CPU time is user and system time of all processes of the peer, from 
 all figures it depends least on what else the computer does.
 ",
         processor_name().as_deref().unwrap_or("unknown"),
-        fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
-        said("nginx", "-v").replace("nginx version: nginx/", "nginx "),
-        said("haproxy", "-v").split(" - ").next().unwrap_or_default().replace("HAProxy version", "haproxy"),
+        kernel().as_deref().unwrap_or("of unknown version"),
+        version("nginx", "-v"),
+        version("haproxy", "-v"),
         pace.rounds,
         pace.run.as_secs(),
     )
@@ -97,15 +99,19 @@ fn processor_name() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// The first line of what a program says, wherever it says it.
-fn said(program: &str, option: &str) -> String {
+/// Without what its builder added.
+fn kernel() -> Option<String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let numbers: Vec<_> = release.split('.').take(2).collect();
+    Some(numbers.join("."))
+}
+
+/// The first number in what a program says, wherever it says it.
+fn version(program: &str, option: &str) -> String {
     let output = Command::new(program).arg(option).output();
-    let text = output
-        .map(|output| [output.stdout, output.stderr].concat())
-        .unwrap_or_default();
-    String::from_utf8_lossy(&text)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    let text = output.map(|output| [output.stdout, output.stderr].concat());
+    let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
+    let mut words = text.split([' ', '/', '-', '\n']);
+    let number = words.find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
+    number.unwrap_or("of unknown version").to_owned()
 }

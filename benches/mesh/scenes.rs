@@ -24,6 +24,7 @@ pub(crate) async fn outbound(stage: &Stage, pace: Pace) -> Result<Comparison> {
     let scene = Scene {
         id: "outbound",
         title: "Outbound proxy alone",
+        about: "wrk → hop → mutual TLS → a server that answers by itself.",
         peers: hops.peers(&[stage.server.program.part("server")]),
         loads: by_connections(pace),
         counter: None,
@@ -34,7 +35,7 @@ pub(crate) async fn outbound(stage: &Stage, pace: Pace) -> Result<Comparison> {
 /// From hop to backend, with our nginx and our auth service in all.
 pub(crate) async fn chain(stage: &Stage, pace: Pace) -> Result<Comparison> {
     let backend = Answers::start(&stage.files).await?;
-    let server = stage.serving(backend.plain.addr()).await;
+    let server = stage.serving(backend.plain.addr()).await?;
     let hops = stage.hops(server.ports.https.addr()).await?;
     let behind = [
         Part::front("serving nginx", &server),
@@ -48,6 +49,7 @@ pub(crate) async fn chain(stage: &Stage, pace: Pace) -> Result<Comparison> {
     let scene = Scene {
         id: "chain",
         title: "Whole chain: hop, serving nginx, auth service, backend",
+        about: "wrk → hop → mutual TLS → the nginx that we rendered, which asks our auth service → backend. Only the hop differs.",
         peers: hops.peers(&behind),
         loads: by_connections(pace),
         counter: None,
@@ -58,7 +60,7 @@ pub(crate) async fn chain(stage: &Stage, pace: Pace) -> Result<Comparison> {
 /// Through the nginx at port 80, and not.
 pub(crate) async fn entrance(stage: &Stage, pace: Pace) -> Result<Comparison> {
     let pace = pace.aside();
-    let machine = stage.calling(stage.server.tls.addr()).await;
+    let machine = stage.calling(stage.server.tls.addr()).await?;
     let nginx = Hop::nginx(&stage.files, stage.server.tls.addr()).await?;
     let server = stage.server.program.part("server");
     let peer = |name, addr, hop, front| Peer {
@@ -70,6 +72,7 @@ pub(crate) async fn entrance(stage: &Stage, pace: Pace) -> Result<Comparison> {
     let scene = Scene {
         id: "entrance",
         title: "Through port 80",
+        about: "wrk → the nginx that we rendered → proxy → mutual TLS → server, beside the same without that nginx. The server counts the connections made to it in a run.",
         peers: vec![
             peer(
                 ENTRANCE,
@@ -100,7 +103,7 @@ pub(crate) const ENTRANCE: &str = "dstack-vpc through port 80";
 
 /// The auth service, asked as nginx asks it, beside an nginx that says yes to everything.
 pub(crate) async fn auth(stage: &Stage, pace: Pace) -> Result<Comparison> {
-    let server = stage.serving(stage.server.plain.addr()).await;
+    let server = stage.serving(stage.server.plain.addr()).await?;
     let (yes, port) = yes().await?;
     let peer = |name, addr, part| Peer {
         name,
@@ -119,6 +122,7 @@ pub(crate) async fn auth(stage: &Stage, pace: Pace) -> Result<Comparison> {
     let scene = Scene {
         id: "auth",
         title: "Auth service alone",
+        about: "wrk → auth service, with the subrequests of our nginx for four certificates in turn. nginx has `return 200` in its place and looks at nothing.",
         peers: vec![
             peer(OURS, server.ports.auth.addr(), Part::daemon("auth", &server)),
             peer("nginx", port.addr(), yes.part("auth")),
@@ -132,7 +136,7 @@ pub(crate) async fn auth(stage: &Stage, pace: Pace) -> Result<Comparison> {
 /// The auth service where it works: behind our nginx, and an nginx that says yes in its place.
 pub(crate) async fn auth_in_place(stage: &Stage, pace: Pace) -> Result<Comparison> {
     let backend = Answers::start(&stage.files).await?;
-    let server = stage.serving(backend.plain.addr()).await;
+    let server = stage.serving(backend.plain.addr()).await?;
     let (yes, yes_port) = yes().await?;
     let (copy, copy_port) = with_another_auth(&server, &yes_port).await?;
     let (to_ours, to_copy) = (
@@ -153,6 +157,7 @@ pub(crate) async fn auth_in_place(stage: &Stage, pace: Pace) -> Result<Compariso
     let scene = Scene {
         id: "auth in place",
         title: "Auth service in the whole chain, nginx as the hop",
+        about: "The auth service where it works, and an nginx with `return 200` in its place.",
         peers: vec![
             peer(
                 OURS,
@@ -197,6 +202,7 @@ pub(crate) async fn bodies(stage: &Stage, pace: Pace) -> Result<Comparison> {
     let scene = Scene {
         id: "bodies",
         title: "Bodies",
+        about: "Downloads are files of the server; uploads are read to their end before it answers.",
         peers: hops.peers(&[stage.server.program.part("server")]),
         loads,
         counter: None,
@@ -218,6 +224,7 @@ pub(crate) async fn connections(stage: &Stage, pace: Pace) -> Result<Comparison>
         let scene = Scene {
             id: "connections",
             title: "A new TLS connection for each request, 16 at once",
+            about: "The server closes after each answer, so that each request costs the hop a TLS connection. Requests a second are connections a second.",
             peers: hops.peers(&[stage.server.program.part("server")]),
             loads: vec![(name.to_owned(), Load::get(16))],
             counter: Some(&stage.server),
@@ -265,6 +272,7 @@ pub(crate) async fn crowd(stage: &Stage, pace: Pace) -> Result<(Comparison, Vec<
     let scene = Scene {
         id: "crowd",
         title: "1,000 busy connections",
+        about: "Of processes that have done nothing else before.",
         peers,
         loads: vec![("1000".to_owned(), Load::get(1000))],
         counter: None,

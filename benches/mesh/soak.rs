@@ -30,8 +30,8 @@ struct Turn {
 /// pools and heaps find their size.
 pub(crate) async fn run(stage: &Stage, long: Duration) -> Result<()> {
     let backend = Answers::start(&stage.files).await?;
-    let server = stage.serving(backend.plain.addr()).await;
-    let client = stage.calling(server.ports.https.addr()).await;
+    let server = stage.serving(backend.plain.addr()).await?;
+    let client = stage.calling(server.ports.https.addr()).await?;
     let daemons = [Part::daemon("proxy", &client), Part::daemon("auth", &server)];
     let peer = entered_at(&client, &daemons);
     let mut kinds = kinds();

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::common::agent::Agent;
 use crate::common::machine::{Machine, Plan};
 use crate::common::ports::Port;
-use crate::common::{CLIENT_APP, SERVER_APP};
+use crate::common::{CLIENT_APP, SERVER_APP, poll};
 use crate::peers::{Answers, Files, Hop, Part, Peer};
 
 pub(crate) const OURS: &str = "dstack-vpc";
@@ -36,30 +37,28 @@ impl Stage {
     }
 
     /// A machine that serves, with `backend` behind it.
-    pub(crate) async fn serving(&self, backend: SocketAddr) -> Machine {
+    pub(crate) async fn serving(&self, backend: SocketAddr) -> Result<Machine> {
         let nowhere = Port::reserve();
         let backends = [("default", "_", backend)];
-        let mut plan = Plan::new(&self.agent.socket(SERVER_APP), nowhere.addr(), &backends);
-        plan.program = self.binaries[0].1.clone();
-        plan.start().await
+        let plan = Plan::new(&self.agent.socket(SERVER_APP), nowhere.addr(), &backends);
+        start(plan, &self.binaries[0].1).await
     }
 
     /// A machine that calls: everything it sends goes to `server`.
-    pub(crate) async fn calling(&self, server: SocketAddr) -> Machine {
+    pub(crate) async fn calling(&self, server: SocketAddr) -> Result<Machine> {
         self.calling_with(&self.binaries[0].1, server).await
     }
 
-    async fn calling_with(&self, binary: &Path, server: SocketAddr) -> Machine {
-        let mut plan = Plan::new(&self.agent.socket(CLIENT_APP), server, &[]);
-        plan.program = binary.to_owned();
-        plan.start().await
+    async fn calling_with(&self, binary: &Path, server: SocketAddr) -> Result<Machine> {
+        let plan = Plan::new(&self.agent.socket(CLIENT_APP), server, &[]);
+        start(plan, binary).await
     }
 
     /// Everybody's hop to `server`, freshly started.
     pub(crate) async fn hops(&self, server: SocketAddr) -> Result<Hops> {
         let mut machines = Vec::new();
         for (name, binary) in &self.binaries {
-            machines.push((*name, self.calling_with(binary, server).await));
+            machines.push((*name, self.calling_with(binary, server).await?));
         }
         Ok(Hops {
             machines,
@@ -91,6 +90,19 @@ impl Hops {
         let others = [("nginx", &self.nginx), ("haproxy", &self.haproxy)];
         let others = others.map(|(name, hop)| peer(name, hop.port.addr(), hop.program.part("hop")));
         ours.chain(others).collect()
+    }
+}
+
+/// Waits until the machine serves, by asking the binary itself: an older one may tell its status in other words.
+async fn start(mut plan: Plan, binary: &Path) -> Result<Machine> {
+    plan.program = binary.to_owned();
+    let machine = plan.spawn();
+    let healthy = poll(Duration::from_secs(60), async || {
+        machine.cli(&["healthcheck"]).status.success().then_some(())
+    });
+    match healthy.await {
+        Some(()) => Ok(machine),
+        None => bail!("{} does not serve:\n{}", binary.display(), machine.logs()),
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn of(comparison: &Comparison) -> String {
     }
     heads.push("errors".to_owned());
 
-    let mut text = format!("## {}\n\n", comparison.title);
+    let mut text = format!("## {}\n\n{}\n\n", comparison.title, comparison.about);
     row(&mut text, &heads);
     row(&mut text, &vec!["---".to_owned(); heads.len()]);
     for line in &comparison.lines {
