@@ -27,7 +27,7 @@ const CASES: &[Case] = &[
         f.host.root = true;
         s.nginx.user = Some("www-data".to_owned());
         s.nginx.workers = 3;
-        s.mesh.drain_timeout = std::time::Duration::from_millis(1500);
+        s.nginx.drain_timeout = std::time::Duration::from_millis(1500);
     }),
     ("mesh-user-without-root", |s, _| {
         s.nginx.user = Some("www-data".to_owned())

@@ -312,6 +312,92 @@ async fn the_connection_to_the_upstream_is_kept_whatever_the_client_says() {
     assert_eq!(*connections.lock().unwrap(), 2);
 }
 
+/// What the daemon says before a reload ends the client's connection, on either front, and nobody else can say it.
+#[tokio::test]
+async fn a_farewell_ends_each_connection_with_its_next_answer() {
+    let says = |who: &'static str| {
+        move |request: Request<Incoming>| async move {
+            let mut response = Response::new(body(""));
+            if request.headers().get("x-farewell").is_some_and(|by| by == who) || who == "auth" {
+                let last = "1".parse().unwrap();
+                response.headers_mut().insert("x-dstack-last", last);
+            }
+            response
+        }
+    };
+    let auth = serve(says("auth")).await;
+    let upstream = serve(says("upstream")).await;
+    let change = |spec: &mut dstack_vpc::spec::Spec, _: &mut dstack_vpc::facts::Facts| {
+        spec.mesh.client_listen = upstream;
+        spec.backends = vec![backend("default", "_", &[&upstream.to_string()])];
+    };
+    let leaving = Front::start_with_auth(auth, Arc::default(), change).await;
+    let staying = Front::start(change).await;
+    let ends = |response: Response<Incoming>| {
+        assert!(!response.headers().contains_key("x-dstack-last"));
+        let mut said = response.headers().get_all("connection").iter();
+        said.any(|value| value == "close")
+    };
+    let call = |by: &str| {
+        let mut request = get("x", "/");
+        request.headers_mut().insert("x-farewell", by.parse().unwrap());
+        request
+    };
+    for (front, tls, by, expected) in [
+        (&staying, false, "upstream", true),
+        (&staying, false, "nobody", false),
+        (&staying, true, "upstream", false),
+        (&leaving, true, "nobody", true),
+    ] {
+        assert_eq!(
+            ends(send(front, tls, call(by)).await),
+            expected,
+            "tls: {tls}, {by}"
+        );
+    }
+}
+
+/// A hostile peer's answer commands our nginx nothing.
+#[tokio::test]
+async fn headers_for_nginx_do_nothing() {
+    let upstream = serve(|_| async {
+        Response::builder()
+            .header("x-accel-redirect", "/vpc/0/shared_key")
+            .header("x-accel-limit-rate", "1")
+            .header("x-accel-buffering", "yes")
+            .body(body("the peer's own words"))
+            .unwrap()
+    })
+    .await;
+    let front = front(upstream).await;
+    std::fs::write(front.state.vpc().join("shared_key"), "a secret").unwrap();
+    for tls in [false, true] {
+        let answer = tokio::time::timeout(SOON, send(&front, tls, get("x", "/")));
+        let answer = text(answer.await.expect("no speed limit")).await;
+        assert_eq!(answer, "the peer's own words", "tls: {tls}");
+    }
+}
+
+/// Many servers close an idle connection after 5 seconds, and what is being sent into it then is lost.
+#[tokio::test]
+async fn nginx_closes_idle_connections_before_the_backend_does() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let front = front(listener.local_addr().unwrap()).await;
+    let backend = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        let idle = tokio::time::timeout(Duration::from_millis(4900), stream.read_u8());
+        idle.await.expect("still open").expect_err("nothing was sent");
+    });
+    assert_eq!(send(&front, true, get("x", "/")).await.status(), 200);
+    backend.await.unwrap();
+}
+
 #[tokio::test]
 async fn local_apps_get_the_seven_files_and_the_proxy_gets_the_rest() {
     let front = front(echo("proxy").await).await;

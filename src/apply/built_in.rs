@@ -122,8 +122,14 @@ impl BuiltIn {
         Ok(())
     }
 
+    /// See [`Mesh::bid_farewell`]; [`BuiltIn::settle`] ends it.
+    pub(super) fn bid_farewell(&self) {
+        self.mesh.bid_farewell(true);
+    }
+
     /// Lets go of what only the former state needed.
     pub(super) async fn settle(&mut self) {
+        self.mesh.bid_farewell(false);
         // No listener moves here, so nothing can fail.
         if *self.mesh.settings() != self.goal.mesh
             && let Err(error) = self.mesh.update(self.goal.mesh.clone()).await

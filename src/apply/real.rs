@@ -35,6 +35,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(15);
 /// nginx may drain for as long as it was told to, and supervisord kills it at most a minute and a bit later.
 const BEYOND_DRAIN: Duration = Duration::from_secs(70);
+/// A busy connection has an answer within this time.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// What the listeners of this process need.
 pub struct Own {
@@ -133,6 +135,14 @@ impl Real {
         let listeners = self.listeners.lock().await.take();
         if let Some(listeners) = listeners {
             listeners.close().await;
+        }
+    }
+
+    /// Gives nginx's clients the time of a request to leave the connections that its reload closes.
+    async fn bid_farewell(&self) {
+        let told = self.listeners.lock().await.as_ref().map(BuiltIn::bid_farewell);
+        if told.is_some() {
+            tokio::time::sleep(FAREWELL).await;
         }
     }
 
@@ -327,11 +337,11 @@ impl Machine for Real {
                     .map(drop)
                     .map_err(words)
             }
-            ActionKind::ReloadNginx => self
-                .supervisor
-                .signal(Program::Nginx.name(), "HUP")
-                .await
-                .map_err(words),
+            ActionKind::ReloadNginx => {
+                self.bid_farewell().await;
+                let name = Program::Nginx.name();
+                self.supervisor.signal(name, "HUP").await.map_err(words)
+            }
             ActionKind::RestartHeadscale => self
                 .supervisor
                 .restart(Program::Headscale.name(), limits)

@@ -50,7 +50,7 @@ pub(super) fn render(
         tag,
         user: user(spec, facts),
         workers: spec.nginx.workers,
-        drain_seconds: seconds(spec.mesh.drain_timeout),
+        drain_seconds: seconds(spec.nginx.drain_timeout),
         header_seconds: seconds(spec.limits.header_timeout),
         idle_seconds: seconds(spec.limits.header_timeout / 2),
         stall_seconds: seconds(spec.limits.stall_timeout),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +21,9 @@ use super::{BindError, Role, Shared, reply};
 const BACKLOG: i32 = 4096;
 /// Pause when the process is out of file descriptors, so that the accept loop does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How long a retired listener goes on accepting: workers of nginx that are about to end still ask where it was, for
+/// clients that had just connected.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// An open socket that nobody accepts from yet.
 pub(super) struct Bound {
@@ -54,12 +57,28 @@ pub(super) fn bind(role: Role, addr: SocketAddr) -> Result<Bound, BindError> {
 /// What the connections of one listener live under.
 pub(super) struct Life {
     pub(super) role: Role,
+    /// Nobody is meant to come here any more, and soon nobody can.
+    retired: CancellationToken,
     /// Accept nothing more; finish what was begun.
     pub(super) stop: CancellationToken,
     /// Cut what is still open.
     pub(super) cut: CancellationToken,
     /// Connections and tunnels.
     pub(super) tasks: TaskTracker,
+}
+
+impl Life {
+    /// Waits until nothing more is accepted.
+    async fn over(&self) {
+        let lingered = async {
+            self.retired.cancelled().await;
+            sleep(LINGER).await;
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = lingered => self.stop.cancel(),
+        }
+    }
 }
 
 /// A socket that is accepted from, or was.
@@ -77,6 +96,7 @@ impl Listener {
             addr: bound.addr,
             life: Arc::new(Life {
                 role: bound.role,
+                retired: CancellationToken::new(),
                 stop: CancellationToken::new(),
                 cut: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -98,9 +118,26 @@ impl Listener {
         self.life.role
     }
 
-    /// Begins the drain.
+    /// Stops in a little while.
+    pub(super) fn retire(&self) {
+        self.life.retired.cancel();
+    }
+
+    /// Accepts nothing more. What it had accepted goes on for as long as it likes.
     pub(super) fn stop(&self) {
         self.life.stop.cancel();
+    }
+
+    /// Ends what is still open.
+    pub(super) fn cut(&self) {
+        if !self.is_done() {
+            tracing::info!(
+                key = self.role().key(),
+                open = self.life.tasks.len(),
+                "cutting what did not end in time"
+            );
+        }
+        self.life.cut.cancel();
     }
 
     pub(super) fn is_stopped(&self) -> bool {
@@ -140,13 +177,13 @@ impl Accepting {
         let door = Door {
             crew: self.crew,
             life: Arc::clone(&self.life),
-            shared: Arc::clone(&shared),
+            shared,
             full: Cell::new(false),
         };
         match TcpListener::from_std(self.bound.socket) {
             Ok(socket) => tokio::select! {
                 () = door.accept(&socket) => {}
-                () = door.life.stop.cancelled() => door.accept_waiting(&socket).await,
+                () = door.life.over() => door.accept_waiting(&socket).await,
             },
             Err(error) => {
                 tracing::error!(%error, key = self.bound.role.key(), "the listener cannot be polled")
@@ -154,18 +191,8 @@ impl Accepting {
         }
 
         drop(closed);
-        let life = self.life;
-        life.tasks.close();
-        let patience = shared.settings.load().drain_timeout;
-        if timeout(patience, life.tasks.wait()).await.is_err() {
-            tracing::info!(
-                key = life.role.key(),
-                open = life.tasks.len(),
-                "cutting what did not end in time"
-            );
-            life.cut.cancel();
-            life.tasks.wait().await;
-        }
+        self.life.tasks.close();
+        self.life.tasks.wait().await;
     }
 }
 

@@ -1,6 +1,9 @@
 //! Where the mesh listens, and how that changes: new before old, all or nothing.
 
 use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::listener::{self, Bound, Listener};
 use super::worker::Crew;
@@ -11,7 +14,7 @@ pub(super) struct Listeners {
     live: [Listener; 2],
     /// Moved away from, but accepting until they are retired: whoever calls them has not followed yet.
     left: Vec<Listener>,
-    /// Serving only what they had accepted.
+    /// Retired: soon serving only what they had accepted.
     draining: Vec<Listener>,
 }
 
@@ -93,7 +96,7 @@ impl Listeners {
             .live
             .iter()
             .filter(|listener| moving.contains(&listener.role()));
-        for listener in self.left.iter().chain(leaving) {
+        for listener in self.left.iter().chain(&self.draining).chain(leaving) {
             if listener.addr.port() == addr.port() {
                 listener.stop();
                 listener.closed().await;
@@ -138,18 +141,24 @@ impl Listeners {
         self.draining.retain(|listener| !listener.is_done());
     }
 
-    /// What was moved away from accepts nothing more.
+    /// What was moved away from soon accepts nothing more.
     pub(super) fn retire(&mut self) {
-        self.left.iter().for_each(Listener::stop);
+        self.left.iter().for_each(Listener::retire);
         self.draining.append(&mut self.left);
     }
 
-    /// Stops and drains all.
-    pub(super) async fn close(&self) {
+    /// Stops all, lets what is open go on for up to `patience`, and cuts the rest.
+    pub(super) async fn close(&self, patience: Duration) {
         let all = || self.live.iter().chain(&self.left).chain(&self.draining);
+        let done = async || {
+            for listener in all() {
+                listener.done().await;
+            }
+        };
         all().for_each(Listener::stop);
-        for listener in all() {
-            listener.done().await;
+        if timeout(patience, done()).await.is_err() {
+            all().for_each(Listener::cut);
+            done().await;
         }
     }
 }

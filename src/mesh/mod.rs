@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -126,6 +127,8 @@ struct Shared {
     /// Connections of one listener that the limit of open files has room for.
     room: usize,
     tallies: Arc<Tallies>,
+    /// Answers say that they are the last: nginx is about to reload.
+    farewell: AtomicBool,
     /// Ends every worker, whatever it is doing.
     end: CancellationToken,
 }
@@ -161,6 +164,7 @@ impl Mesh {
             identity,
             room: room(),
             tallies: Arc::new(Tallies::new(worker::count())),
+            farewell: AtomicBool::new(false),
             end: CancellationToken::new(),
         });
         let (crew, threads) = worker::start(&shared).map_err(BindError::Threads)?;
@@ -186,10 +190,15 @@ impl Mesh {
         Ok(())
     }
 
-    /// Listeners that were moved away from accept nothing more; what they had accepted goes on for up to the
-    /// drain timeout.
+    /// Listeners that were moved away from soon accept nothing more; what they had accepted goes on.
     pub async fn retire(&self) {
         self.listeners.lock().await.retire();
+    }
+
+    /// Whether nginx is to end its clients' connections with the next answer on each. A reload closes every idle one,
+    /// whatever its client is just sending; who was told before opens another one instead.
+    pub fn bid_farewell(&self, farewell: bool) {
+        self.shared.farewell.store(farewell, Ordering::Relaxed);
     }
 
     /// The settings in force.
@@ -210,7 +219,8 @@ impl Mesh {
     /// Accepts nothing more, lets open requests end for up to the drain timeout, cuts the rest, and joins the threads.
     pub async fn shutdown(mut self) {
         let threads = std::mem::take(&mut self.threads);
-        self.listeners.lock().await.close().await;
+        let patience = self.settings().drain_timeout;
+        self.listeners.lock().await.close(patience).await;
         self.shared.end.cancel();
         threads.join().await;
     }

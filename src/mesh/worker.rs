@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::header::{CONNECTION, HeaderName, HeaderValue};
 use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Version};
@@ -42,6 +42,8 @@ pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const IDLE_GRACE: Duration = Duration::from_secs(1);
 /// What hyper keeps of an answer for a client that does not read it, for each HTTP/2 stream, in bytes.
 const MAX_UNSENT: usize = 64 * 1024;
+/// Tells nginx that it is to end its client's connection; see [`super::Mesh::bid_farewell`].
+pub(super) const LAST: HeaderName = HeaderName::from_static("x-dstack-last");
 
 /// What a worker is asked to do.
 pub(super) enum Job {
@@ -274,6 +276,10 @@ impl Worker {
         if http1 && life.stop.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let close = HeaderValue::from_static("close");
             answer.headers_mut().insert(CONNECTION, close);
+        }
+        if self.shared.farewell.load(Ordering::Relaxed) {
+            let last = HeaderValue::from_static("1");
+            answer.headers_mut().insert(LAST, last);
         }
         Ok(answer)
     }

@@ -67,7 +67,7 @@ section! {
         response_timeout: Duration = "60s";
         /// How long an unused connection to a peer is kept. The gateway ends idle ones after 10 minutes.
         idle_timeout: Duration = "5m";
-        /// How long open requests may go on after a listener has moved or the daemon was told to stop.
+        /// How long open requests may go on after the daemon was told to stop.
         drain_timeout: Duration = "30s";
         /// Whether each request to another app or to the guest agent is a line in the log: request id, target,
         /// method, path without its query, status or code of the failure, bytes, duration.
@@ -216,6 +216,9 @@ section! {
         user: Option<String> as UserName = "auto";
         /// How many workers. "auto" is one for each processor.
         workers: u16 as Workers = "auto";
+        /// How long what was open at a reload may go on, a WebSocket for one. The gateway ends every connection after
+        /// 5 hours.
+        drain_timeout: Duration = "5h";
     }
 }
 

@@ -24,12 +24,18 @@ pub const DOMAIN: &str = "apps.vpc.test";
 /// At the switch's address, on ports 443 (apps), 9202 (`/prpc/Info`) and 53 (names). Dropping it ends it.
 pub struct Gateway {
     shared: Arc<Shared>,
+    /// By address: what serves the apps there.
+    fronts: Mutex<HashMap<Ipv4Addr, JoinSet<()>>>,
     _tasks: JoinSet<()>,
 }
 
 struct Shared {
     /// By app id or instance id: the hosts, the first that answers is taken.
     routes: Mutex<HashMap<String, Vec<Ipv4Addr>>>,
+    /// What its names lead to.
+    address: Mutex<Ipv4Addr>,
+    /// By address: connections for apps so far.
+    opened: Mutex<HashMap<Ipv4Addr, usize>>,
     inside: Arc<Namespace>,
     tls: TlsAcceptor,
 }
@@ -40,26 +46,53 @@ impl Gateway {
         let inside = switch.inside().clone();
         let shared = Arc::new(Shared {
             routes: Mutex::default(),
+            address: Mutex::new(Switch::ADDRESS),
+            opened: Mutex::default(),
             inside: inside.clone(),
             tls: certified(ca_file),
         });
         let at = |port| SocketAddr::from((Switch::ADDRESS, port));
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(
-            inside.listen(at(443)).expect("port 443"),
-            shared.clone(),
-            apps,
-        ));
-        tasks.spawn(serve(
             inside.listen(at(9202)).expect("port 9202"),
             shared.clone(),
             info,
         ));
-        tasks.spawn(resolve(inside.udp(at(53)).expect("port 53")));
-        Self {
+        tasks.spawn(resolve(inside.udp(at(53)).expect("port 53"), shared.clone()));
+        let gateway = Self {
             shared,
+            fronts: Mutex::default(),
             _tasks: tasks,
-        }
+        };
+        gateway.move_to(Switch::ADDRESS);
+        gateway
+    }
+
+    /// Serves the apps at this address of the switch, too, and from now on the names lead there.
+    pub fn move_to(&self, address: Ipv4Addr) {
+        let listener = self
+            .shared
+            .inside
+            .listen((address, 443).into())
+            .expect("port 443");
+        let mut front = JoinSet::new();
+        front.spawn(serve(listener, self.shared.clone(), apps));
+        self.fronts
+            .lock()
+            .expect("no panic meanwhile")
+            .insert(address, front);
+        *self.shared.address.lock().expect("no panic meanwhile") = address;
+    }
+
+    /// Ends what it serves for the apps at this address, open connections too.
+    pub fn close(&self, address: Ipv4Addr) {
+        self.fronts.lock().expect("no panic meanwhile").remove(&address);
+    }
+
+    /// Connections for apps that came to this address so far.
+    pub fn opened(&self, address: Ipv4Addr) -> usize {
+        let opened = self.shared.opened.lock().expect("no panic meanwhile");
+        opened.get(&address).copied().unwrap_or(0)
     }
 
     /// From now on names with this app or instance id lead to that host, too.
@@ -90,6 +123,10 @@ where
 
 async fn apps(mut stream: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    if let std::net::IpAddr::V4(at) = stream.local_addr()?.ip() {
+        let mut opened = shared.opened.lock().expect("no panic meanwhile");
+        *opened.entry(at).or_default() += 1;
+    }
     let (name, hello) = client_hello(&mut stream).await?;
     let target = Target::parse(&name).ok_or(io::ErrorKind::AddrNotAvailable)?;
     let hosts = {
@@ -209,20 +246,21 @@ fn certified(ca_file: &Path) -> TlsAcceptor {
 }
 
 /// Answers every question for a name in [`DOMAIN`] with the gateway's address, any other with "there is none".
-async fn resolve(socket: UdpSocket) {
+async fn resolve(socket: UdpSocket, shared: Arc<Shared>) {
     let mut buffer = [0; 512];
     loop {
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
             continue;
         };
-        if let Some(answer) = dns_answer(&buffer[..length]) {
+        let address = *shared.address.lock().expect("no panic meanwhile");
+        if let Some(answer) = dns_answer(&buffer[..length], address) {
             let _ = socket.send_to(&answer, client).await;
         }
     }
 }
 
 /// RFC 1035, section 4: one question, at most one answer.
-fn dns_answer(query: &[u8]) -> Option<Vec<u8>> {
+fn dns_answer(query: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {
     const HEADER: usize = 12;
     let mut labels = Vec::new();
     let mut at = HEADER;
@@ -247,7 +285,7 @@ fn dns_answer(query: &[u8]) -> Option<Vec<u8>> {
     if answers == 1 {
         // The name of the question, type A, class IN, 60 seconds, 4 bytes.
         answer.extend([0xc0, HEADER as u8, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        answer.extend(Switch::ADDRESS.octets());
+        answer.extend(address.octets());
     }
     Some(answer)
 }

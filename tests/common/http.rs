@@ -141,14 +141,22 @@ where
     B::Data: Send,
     B::Error: Into<Error>,
 {
-    let exchange = async {
-        let io = TokioIo::new(stream);
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
-        tokio::spawn(connection);
-        Reply::read(sender.send_request(request).await?).await
-    };
+    let exchange = async { Reply::read(open_h2(stream, request).await?).await };
     tokio::time::timeout(PATIENCE, exchange).await?
+}
+
+/// Sends over HTTP/2 on `stream`, and returns the head with a body still to be read.
+pub async fn open_h2<S, B>(stream: S, request: Request<B>) -> Result<Response<hyper::body::Incoming>, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Error>,
+{
+    let io = TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
+    tokio::spawn(connection);
+    Ok(sender.send_request(request).await?)
 }
 
 /// Writes exactly `bytes` and reads until the other side closes: for requests no client library would make.

@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod http;
 pub mod load;
 pub mod machine;
+pub mod memory;
 pub mod netns;
 pub mod pair;
 pub mod ports;

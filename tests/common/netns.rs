@@ -160,6 +160,11 @@ impl Switch {
         &self.inside
     }
 
+    /// Gives it one more address.
+    pub async fn add_address(&self, ip: Ipv4Addr) {
+        must(&self.inside, &format!("ip address add {ip}/24 dev switch")).await;
+    }
+
     pub async fn host(&self, name: &str) -> Host {
         let number = self.hosts.fetch_add(1, Ordering::Relaxed);
         let ip = Ipv4Addr::new(10, 77, 0, number);

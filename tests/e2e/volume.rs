@@ -1,20 +1,17 @@
 //! Bodies larger than anybody's buffer.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::Method;
 use hyper::body::Frame;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::common::http::{self, Reply, With, get, request};
-use crate::common::machine::Machine;
+use crate::common::memory::Memory;
 use crate::common::pair::Pair;
-use crate::common::{SERVER_APP, process, run};
+use crate::common::{SERVER_APP, run};
 
 const GIGABYTE: usize = 1 << 30;
 /// What a machine may need more than at rest while a gigabyte goes through it: buffers of sockets, TLS and
@@ -61,51 +58,4 @@ fn a_gigabyte_goes_either_way_at_constant_memory() {
             }
         }
     });
-}
-
-/// Looks at the memory of a machine's daemon and nginx again and again.
-struct Memory {
-    stop: CancellationToken,
-    watcher: JoinHandle<Vec<(String, u64, u64)>>,
-}
-
-impl Memory {
-    fn watch(machine: &Machine) -> Self {
-        let processes: Vec<_> = machine
-            .processes()
-            .into_iter()
-            .filter(|p| p.command.ends_with(" run") || p.command.starts_with("nginx: worker"))
-            .collect();
-        assert!(
-            processes.len() >= 2,
-            "a daemon and nginx: {:?}",
-            machine.processes()
-        );
-        let mut seen: Vec<_> = processes
-            .iter()
-            .map(|p| (p.pid, process::resident(p.pid), 0))
-            .collect();
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let watcher = tokio::spawn(async move {
-            while !stopped.is_cancelled() {
-                for (pid, before, most) in &mut seen {
-                    *most = process::resident(*pid).max(*most).max(*before);
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            let commands = processes.into_iter().map(|p| p.command);
-            commands
-                .zip(seen)
-                .map(|(command, (_, before, most))| (command, before, most))
-                .collect()
-        });
-        Self { stop, watcher }
-    }
-
-    /// Command, KiB when it began, KiB at most.
-    async fn stop(self) -> Vec<(String, u64, u64)> {
-        self.stop.cancel();
-        self.watcher.await.expect("the watcher")
-    }
 }

@@ -196,6 +196,31 @@ async fn goodbyes_are_followed_to_the_next_connection() {
     us.mesh.shutdown().await;
 }
 
+/// A peer's nginx says so before it reloads: then nothing is sent into the connection's end.
+#[tokio::test]
+async fn an_announced_end_is_not_waited_for() {
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &["h2"]);
+    let peer = Peer::serve(acceptor, |request: Request<Incoming>| async move {
+        let mut answer = answer("ok");
+        if request.uri().path() == "/last" {
+            let last = HeaderValue::from_static("1");
+            answer.headers_mut().insert("x-dstack-last", last);
+        }
+        answer
+    })
+    .await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    let mut sender = client(&us).await;
+    for (path, connections) in [("/", 1), ("/last", 1), ("/", 2), ("/", 2)] {
+        let response = sender.send_request(post(path, whole("x"))).await.unwrap();
+        assert!(!response.headers().contains_key("x-dstack-last"));
+        assert_eq!(text(response).await, "ok");
+        assert_eq!(peer.count(), connections, "{path}");
+    }
+    us.mesh.shutdown().await;
+}
+
 #[tokio::test]
 async fn another_app_never_receives_a_byte_here_either() {
     let root = Signed::root(&Shape::root());

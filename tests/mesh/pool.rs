@@ -85,12 +85,14 @@ async fn nothing_else_is_sent_twice() {
         assert_eq!(heads.lock().unwrap().len(), 2, "{second}");
         us.mesh.shutdown().await;
     }
-    // On a connection of its own not even a GET is repeated.
-    let (peer, heads) = mortal(&root, &[0]).await;
-    let us = OurSide::start(&root, settings(peer.gateway())).await;
-    assert_eq!(call(us.client, &get("/", "")).await.code(), "peer_closed");
-    assert_eq!(heads.lock().unwrap().len(), 1);
-    us.mesh.shutdown().await;
+    // On new connections a GET is tried twice, and a POST once.
+    for (request, times) in [(get("/", ""), 2), (request("POST", "/", ""), 1)] {
+        let (peer, heads) = mortal(&root, &[0, 0, 0]).await;
+        let us = OurSide::start(&root, settings(peer.gateway())).await;
+        assert_eq!(call(us.client, &request).await.code(), "peer_closed");
+        assert_eq!(heads.lock().unwrap().len(), times);
+        us.mesh.shutdown().await;
+    }
 }
 
 /// Half an answer must not look like a whole one, and must not be asked for again.

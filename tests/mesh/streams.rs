@@ -101,6 +101,35 @@ async fn a_tunnel_ends_with_the_drain() {
 }
 
 #[tokio::test]
+async fn a_tunnel_outlives_the_move_of_its_listener() {
+    let root = Signed::root(&Shape::root());
+    let peer = tunnelling(&root).await;
+    let us = OurSide::start(&root, settings(peer.gateway())).await;
+    let mut client = Client::connect(us.client).await;
+    client.send(get("/ws", ASK)).await;
+    assert_eq!(client.head().await.unwrap().0, 101);
+    assert_eq!(client.bytes(5).await.unwrap(), b"first");
+    let mut moved = settings(peer.gateway());
+    moved.client_listen = "127.0.0.2:0".parse().unwrap();
+    us.mesh.update(moved).await.unwrap();
+    us.mesh.retire().await;
+    let begin = Instant::now();
+    while tokio::net::TcpStream::connect(us.client).await.is_ok() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "the old port stays open"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Longer than a stop would leave it.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    client.send("still here").await;
+    assert_eq!(client.bytes(10).await.unwrap(), b"still here");
+    us.mesh.shutdown().await;
+    assert!(client.bytes(1).await.is_none(), "a stop ends it");
+}
+
+#[tokio::test]
 async fn events_arrive_one_by_one() {
     let root = Signed::root(&Shape::root());
     let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);

@@ -5,6 +5,7 @@
 #[allow(dead_code, unreachable_pub)]
 mod common;
 
+mod dns;
 mod etcd;
 mod faults;
 mod figures;

@@ -5,8 +5,9 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::request_id;
 use crate::mesh::reply::{self, Body};
@@ -28,6 +29,9 @@ impl fmt::Display for Far {
         })
     }
 }
+
+/// `grpc-message` is percent-encoded.
+const ESCAPED: AsciiSet = CONTROLS.add(b'%');
 
 /// Each variant names the hop that failed. None quotes what the caller or a peer sent.
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +162,30 @@ impl Failure {
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_GATEWAY,
         }
+    }
+
+    /// The answer to a gRPC client: its status in headers and nothing else ("Trailers-Only" in the gRPC project's
+    /// doc/PROTOCOL-HTTP2.md), where another proxy's JSON would be taken for a broken message.
+    pub(super) fn as_grpc(&self, id: &HeaderValue) -> Response<Body> {
+        const INVALID_ARGUMENT: u16 = 3;
+        const INTERNAL: u16 = 13;
+        const UNAVAILABLE: u16 = 14;
+        let status = match self {
+            Self::Internal => INTERNAL,
+            _ if self.status().is_client_error() => INVALID_ARGUMENT,
+            _ => UNAVAILABLE,
+        };
+        let message = format!("{self} ({})", self.code());
+        let message = utf8_percent_encode(&message, &ESCAPED).to_string();
+        let mut response = self.reply(Some(id)).map(|_| Body::Own(None));
+        *response.status_mut() = StatusCode::OK;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", status.into());
+        if let Ok(message) = HeaderValue::from_str(&message) {
+            headers.insert("grpc-message", message);
+        }
+        response
     }
 
     /// What a failed handshake with `at` means.

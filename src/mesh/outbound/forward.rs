@@ -87,22 +87,21 @@ impl Hop {
 
     /// Sends a request and brings the head of its response, with the connection its body comes over.
     ///
-    /// A pooled connection can die at any time. What was certainly not sent is sent on another one; what may have been
-    /// sent is repeated only once, when repeating it changes nothing, it has no body, and not one byte of an answer came.
+    /// A connection can die at any time, a pooled one as the peer's nginx reloads, a new one with the worker that took
+    /// it. What was certainly not sent is sent on another one; what may have been sent is repeated only once, when
+    /// repeating it changes nothing, it has no body, and not one byte of an answer came.
     async fn send(
         &self,
         request: &mut Request<Upload>,
         line: Option<&Arc<Line>>,
     ) -> Result<(Response<Incoming>, Link), Failure> {
-        let mut pooled = true;
+        let mut first = true;
         loop {
-            let reused = if pooled {
-                self.slot.take(self.idle_timeout)
-            } else {
-                None
+            let (reused, spare) = match first {
+                true => (self.slot.take(self.idle_timeout), repeatable(request)),
+                false => (None, None),
             };
             let fresh = reused.is_none();
-            let spare = if fresh { None } else { repeatable(request) };
             let mut link = match reused {
                 Some(link) => link,
                 None => self.connect().await?,
@@ -118,15 +117,17 @@ impl Hop {
                     // An answer that came before the question.
                     return Err(Failure::BadResponse { hop: self.far });
                 }
-                Err(Broken::Lost { heard: false, error }) if !error.is_user() => match spare {
-                    Some(spare) => {
-                        *request = spare;
-                        pooled = false;
-                    }
-                    None => return Err(Failure::exchange(self.far, self.at(), &error)),
-                },
-                Err(Broken::Unsent(_, error) | Broken::Lost { error, .. }) => {
+                Err(Broken::Unsent(_, error)) => {
                     return Err(Failure::exchange(self.far, self.at(), &error));
+                }
+                Err(Broken::Lost { heard, error }) => {
+                    match (Failure::exchange(self.far, self.at(), &error), spare) {
+                        (Failure::PeerClosed { .. }, Some(spare)) if !heard => {
+                            *request = spare;
+                            first = false;
+                        }
+                        (failure, _) => return Err(failure),
+                    }
                 }
                 Err(Broken::TimedOut) => return Err(self.timed_out()),
             }

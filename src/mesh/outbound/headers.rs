@@ -24,6 +24,17 @@ pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderVal
     (asked && !tokens(protocol).any(is_http)).then(|| protocol.clone())
 }
 
+/// Whether it is gRPC over HTTP/2, whose clients read no other kind of answer (grpc-web is plain HTTP).
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .map_or(&b""[..], |kind| kind.as_bytes());
+    matches!(
+        kind.strip_prefix(b"application/grpc"),
+        Some([] | [b'+' | b';', ..])
+    )
+}
+
 /// Refuses requests that two parsers could read as two different requests. (Of a length beside a coding hyper leaves only
 /// the coding, as RFC 9112 §6.3 has it.)
 pub(super) fn check_framing(headers: &HeaderMap, most: u16) -> Result<(), Failure> {

@@ -18,7 +18,7 @@ use super::metered::Metered;
 use super::pool::Dial;
 use super::upload::Upload;
 use crate::mesh::reply::Body;
-use crate::mesh::worker::{KEEP_ALIVE, Local};
+use crate::mesh::worker::{KEEP_ALIVE, LAST, Local};
 
 impl Hop {
     /// Sends a request over HTTP/2, or over HTTP/1.1 to a peer that does not speak it.
@@ -54,6 +54,9 @@ impl Hop {
                 .await?
                 .ok_or(Failure::PeerClosed { hop: self.far })?;
         };
+        if response.headers_mut().remove(LAST).is_some() {
+            self.slot.leave_http2();
+        }
         clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.far })?;
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(Body::Http2))

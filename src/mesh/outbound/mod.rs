@@ -105,6 +105,7 @@ impl Outbound {
         };
         let body = Upload::new(body, parts.version, &parts.headers, patience);
         let entry = log.then(|| Entry::new(began, &id, &parts, body.progress()));
+        let grpc = parts.version == Version::HTTP_2 && headers::is_grpc(&parts.headers);
         let mut request = Request::from_parts(parts, body);
         let answer = match self.route(&mut request) {
             Ok(Route::Here(response)) => count(&self.here, began, async { Ok(response) }).await,
@@ -124,7 +125,10 @@ impl Outbound {
         // What was sent was taken out; what is still there is a refused request's.
         request.into_body().discard().await;
         let failed = answer.as_ref().err().map(Failure::code);
-        let answer = answer.unwrap_or_else(|failure| failure.reply(Some(&id)));
+        let answer = answer.unwrap_or_else(|failure| match grpc {
+            true => failure.as_grpc(&id),
+            false => failure.reply(Some(&id)),
+        });
         match entry {
             Some(entry) => entry.answered(answer, failed),
             None => answer,

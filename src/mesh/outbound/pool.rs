@@ -134,6 +134,11 @@ impl Slot {
         *self.http2.borrow_mut() = Some(sender.clone());
     }
 
+    /// The peer is about to end its HTTP/2 connection: what runs on it ends there, what comes next gets another.
+    pub(super) fn leave_http2(&self) {
+        self.http2.borrow_mut().take();
+    }
+
     pub(super) fn only_http1(&self) -> bool {
         self.only_http1.get()
     }
