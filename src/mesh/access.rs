@@ -74,6 +74,7 @@ impl Entry {
         response.map(|body| {
             Body::Logged(Logged {
                 body: Box::new(body),
+                ended: false,
                 entry: self,
             })
         })
@@ -119,6 +120,7 @@ impl Drop for Entry {
 /// An answer's body, watched for the log.
 pub(super) struct Logged {
     body: Box<Body>,
+    ended: bool,
     entry: Box<Entry>,
 }
 
@@ -129,9 +131,15 @@ impl Logged {
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 self.entry.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                // Nobody polls again after trailers.
+                self.ended |= frame.is_trailers();
             }
-            Poll::Ready(Some(Err(_))) => self.entry.outcome = "peer_closed",
-            Poll::Ready(None) | Poll::Pending => {}
+            Poll::Ready(Some(Err(_))) => {
+                self.entry.outcome = "peer_closed";
+                self.ended = true;
+            }
+            Poll::Ready(None) => self.ended = true,
+            Poll::Pending => {}
         }
         frame
     }
@@ -147,8 +155,8 @@ impl Logged {
 
 impl Drop for Logged {
     fn drop(&mut self) {
-        let whole = self.body.is_end_stream();
-        if !whole && self.entry.outcome != "peer_closed" {
+        // A body of known length is not polled beyond it.
+        if !self.ended && !self.body.is_end_stream() {
             self.entry.outcome = GONE;
         }
     }

@@ -83,6 +83,8 @@ fn each_request_is_one_line_where_that_is_wanted() {
                 "4xx",
             ),
             (get("/health"), "here-1", 200, "2xx"),
+            // Of a length that nobody knows beforehand.
+            (get("/trailers").to_app(CLIENT_APP), "chunked-1", 200, "2xx"),
         ] {
             assert_eq!(alone.proxy(request.with("x-request-id", id)).await.status, status);
             let said = line(&alone, id).await;
@@ -117,7 +119,7 @@ fn each_request_is_one_line_where_that_is_wanted() {
             .edit(|toml| toml.replace("access_log = true", "access_log = false"))
             .await;
         assert_eq!(alone.proxy(call("quiet-2")).await.status, 200);
-        assert_eq!(lines(&alone).len(), 6, "{:#?}", lines(&alone));
+        assert_eq!(lines(&alone).len(), 7, "{:#?}", lines(&alone));
         let text = fs::read_to_string(alone.machine.dir.path().join("up.log")).unwrap_or_default();
         assert!(!text.contains(SECRET) && !text.contains("quiet-"), "{text}");
     });
