@@ -7,6 +7,7 @@ mod identity;
 mod impostors;
 mod kit;
 mod live;
+mod openssl;
 mod pool;
 mod sessions;
 mod streams;

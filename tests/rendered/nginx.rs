@@ -25,6 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -198,33 +199,32 @@ impl Front {
         protocols: &[&[u8]],
         name: &'static str,
     ) -> TlsStream<TcpStream> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyServer));
         let issue = |pki: &Pki| pki.issue(&app(CALLER), &LeafRequest::both()).unwrap();
         let issued = match who {
             Who::Nobody => None,
             Who::App => Some(issue(&self.pki)),
             Who::Stranger => Some(issue(&Pki::new().unwrap())),
         };
-        let mut config = match issued {
-            None => builder.with_no_client_auth(),
-            Some(issued) => {
-                let chain: Vec<CertificateDer> = issued.chain()[..2].to_vec();
-                let key: PrivateKeyDer = issued.key().unwrap();
-                builder.with_client_auth_cert(chain, key).unwrap()
-            }
-        };
-        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
-        let stream = TcpStream::connect(self.https).await.unwrap();
+        let shown = issued.map(|issued| (issued.chain()[..2].to_vec(), issued.key().unwrap()));
+        let config = client(shown, versions, protocols);
+        self.connect(Arc::new(config), name).await.unwrap()
+    }
+
+    /// A TLS connection as this client, which may come again with the same sessions.
+    pub async fn connect(
+        &self,
+        config: Arc<ClientConfig>,
+        name: &'static str,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.https).await?;
         let name = ServerName::try_from(name).unwrap();
-        TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
-            .unwrap()
+        TlsConnector::from(config).connect(name, stream).await
+    }
+
+    /// Has nginx read its files again.
+    pub fn reload(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
     }
 
     /// One HTTP/1.1 request over TLS.
@@ -245,6 +245,30 @@ impl Drop for Front {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let _ = self.child.wait();
     }
+}
+
+/// A TLS client that shows this chain, right or wrong, and takes any server.
+pub fn client(
+    shown: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    protocols: &[&[u8]],
+) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(versions)
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer));
+    let mut config = match shown {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let key = provider.key_provider.load_private_key(key).unwrap();
+            let key = CertifiedKey::new(chain, key);
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
+        }
+    };
+    config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+    config
 }
 
 /// The client's certificate.

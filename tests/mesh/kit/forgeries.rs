@@ -89,6 +89,14 @@ impl Claims<'_> {
         self.add("with the root", OK, 200, &theirs, &[&their_ca, self.root]);
         self.add("with a stranger", OK, 200, &theirs, &[&their_ca, &stranger]);
         self.add("after a stranger", OK, 200, &theirs, &[&stranger, &their_ca]);
+        // OpenSSL takes the first of that name, and it did not sign.
+        self.add(
+            "after another's App CA",
+            OK,
+            401,
+            &theirs,
+            &[&other_ca, &their_ca],
+        );
         self.add("with another's App CA", OK, 200, &theirs, &[&their_ca, &other_ca]);
         let bare = |s: Shape| {
             s.with(|s| {
@@ -263,15 +271,12 @@ impl Claims<'_> {
         // More than a KMS makes is not read; OpenSSL passes over what it has no use for.
         self.add("five certificates", untrusted, 200, &theirs, &many);
 
-        let wide = self.root.sign(&ca().with(|s| s.ca = Some(3)));
-        let second = wide.sign(&ca());
-        self.add(
-            "a chain too long",
-            untrusted,
-            401,
-            &second.sign(&leaf()),
-            &[&second, &wide],
-        );
+        for name in ["Dstack App CA", "Between"] {
+            let wide = self.root.sign(&ca().with(|s| (s.name, s.ca) = (name, Some(3))));
+            let second = wide.sign(&ca());
+            let what = format!("a chain too long, by {name:?}");
+            self.add(&what, untrusted, 401, &second.sign(&leaf()), &[&second, &wide]);
+        }
         let deep = their_ca.sign(&ca());
         self.add(
             "beyond the path length",
@@ -281,9 +286,9 @@ impl Claims<'_> {
             &[&deep, &their_ca],
         );
 
-        let mut damaged = self.root.sign(&ca()).sign(&leaf()).der.to_vec();
-        *damaged.last_mut().unwrap() ^= 1;
         self.add("a damaged signature", untrusted, 401, &theirs, &[&their_ca]);
+        let mut damaged = theirs.der.to_vec();
+        *damaged.last_mut().unwrap() ^= 1;
         self.list.last_mut().unwrap().chain[0] = damaged.into();
     }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod forgeries;
+pub mod openssl;
 pub mod pki;
 
 use std::collections::BTreeMap;
