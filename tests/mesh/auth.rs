@@ -204,3 +204,107 @@ async fn only_two_paths_are_served() {
     assert_eq!(call(us.auth, &get("/auth")).await.status, 401);
     us.mesh.shutdown().await;
 }
+
+/// One certificate has many spellings, and each names the same app or none.
+#[tokio::test]
+async fn no_spelling_of_a_certificate_names_another() {
+    let root = Signed::root(&Shape::root());
+    let us = OurSide::start(&root, settings(None)).await;
+    let (leaf, other) = (app(&root, id(THEM)).0.pem, app(&root, id(0xbb)).0.pem);
+    let good = escape(&leaf);
+    let raw = |pem: &str| pem.replace('\n', "%0A");
+    let inside = leaf.lines().nth(1).unwrap();
+    let spelt = |from: &str, to: &str| escape(&leaf.replacen(from, to, 1));
+    let begin = "-----BEGIN CERTIFICATE-----";
+    for (what, certificate, let_in) in [
+        ("escaped", good.clone(), true),
+        (
+            "lower-case hex",
+            good.replace("%2D", "%2d").replace("%0A", "%0a"),
+            true,
+        ),
+        ("as little as possible", raw(&leaf).replace(' ', "%20"), true),
+        ("plus is no space", raw(&leaf).replacen(' ', "+", 1), false),
+        ("CRLF", escape(&leaf.replace('\n', "\r\n")), true),
+        ("spaces around", escape(&format!(" \n{leaf}\n ")), true),
+        ("a NUL before", format!("%00{good}"), false),
+        ("a NUL behind", format!("{good}%00"), false),
+        ("a NUL inside", good.replacen("%0A", "%0A%00", 1), false),
+        ("a NUL in the label", spelt("CERT", "CERT\0"), false),
+        ("escaped twice", good.replacen("%2D", "%252D", 1), false),
+        ("an overlong form", good.replacen("%2D", "%C0%AD", 1), false),
+        ("a wide letter", good.replacen("%2D", "%EF%BC%8D", 1), false),
+        ("half an escape", good.replacen("%2D", "%2", 1), false),
+        ("no hex", good.replacen("%2D", "%2G", 1), false),
+        ("a sign in hex", good.replacen("%2D", "%+D", 1), false),
+        ("text before", escape(&format!("subject=x\n{leaf}")), false),
+        ("text behind", escape(&format!("{leaf}x")), false),
+        ("another before", escape(&format!("{other}{leaf}")), false),
+        ("another behind", escape(&format!("{leaf}{other}")), false),
+        (
+            "another inside",
+            spelt(begin, &format!("{begin}\n{}", &other[28..])),
+            false,
+        ),
+        (
+            "a header inside",
+            spelt(begin, &format!("{begin}\nProc-Type: 4,ENCRYPTED\n")),
+            false,
+        ),
+        (
+            "another label",
+            escape(&leaf.replace("CERTIFICATE", "TRUSTED CERTIFICATE")),
+            false,
+        ),
+        (
+            "an old label",
+            escape(&leaf.replace("CERTIFICATE", "X509 CERTIFICATE")),
+            false,
+        ),
+        (
+            "two labels",
+            escape(&leaf.replacen("CERTIFICATE", "PUBLIC KEY", 1)),
+            false,
+        ),
+        ("padding inside", spelt(inside, &format!("{inside}=")), false),
+        (
+            "the other alphabet",
+            spelt(inside, &format!("-_{}", &inside[2..])),
+            false,
+        ),
+        ("without its end", escape(&leaf[..leaf.len() - 30]), false),
+        (
+            "no PEM",
+            escape(
+                &leaf
+                    .lines()
+                    .filter(|line| !line.starts_with('-'))
+                    .collect::<String>(),
+            ),
+            false,
+        ),
+        ("DER behind DER", escape(&joined(&leaf, &other)), false),
+    ] {
+        let answer = call(us.auth, &ask("SUCCESS", &certificate, "")).await;
+        let expected = if let_in {
+            (200, "-")
+        } else {
+            (401, "bad_certificate")
+        };
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            expected,
+            "{what}: {}",
+            answer.text()
+        );
+        let named = if let_in { vec![them()] } else { vec![] };
+        assert_eq!(answer.all("x-dstack-app-id"), named, "{what}");
+    }
+    us.mesh.shutdown().await;
+}
+
+/// Two certificates in one PEM block.
+fn joined(one: &str, two: &str) -> String {
+    let der = |text: &str| pem::parse(text).unwrap().into_contents();
+    pem::encode(&pem::Pem::new("CERTIFICATE", [der(one), der(two)].concat()))
+}
