@@ -20,6 +20,9 @@ pub struct Manifest {
     pub probes: Vec<Probe>,
     /// SHA-256 of each file by path: whatever differs on disk was edited by somebody else.
     pub files: BTreeMap<String, String>,
+    /// The facts it was made from, by key.
+    #[serde(default)]
+    pub facts: BTreeMap<String, String>,
     /// Why it was made.
     pub cause: String,
     /// RFC 3339.
@@ -114,6 +117,7 @@ impl Manifest {
                 .iter()
                 .map(|(path, file)| (path.clone(), digest(&file.bytes)))
                 .collect(),
+            facts: desired.facts.clone(),
             cause: cause.to_owned(),
             made_at: jiff::Timestamp::now().to_string(),
         }

@@ -6,7 +6,9 @@ use super::apply::templates;
 use super::{Context, block_on, out};
 use crate::apply::{self, Real};
 use crate::desired::desired;
-use crate::plan::{Report, plan as make_plan};
+use crate::plan::{After, Report, plan as make_plan};
+use crate::reconcile::before;
+use crate::spec::Spec;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -16,14 +18,24 @@ pub(super) struct Args {
 }
 
 pub(super) fn plan(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    let spec = context.load()?.spec;
+    let loaded = context.load()?;
+    let (spec, state) = (&loaded.spec, &context.state);
     let (launch, templates) = (context.launch()?, templates(context)?);
     let plan = block_on(async {
-        let seen = context.look(&spec).await;
-        let desired = desired(&spec, &seen.facts, &context.state, &launch, &templates)?;
-        let machine = Real::new(&context.state, None);
-        let present = apply::look(&machine, &context.state).await?;
-        anyhow::Ok(make_plan(&desired, &present))
+        let seen = context.look(spec).await;
+        let render = |spec: &Spec| desired(spec, &seen.facts, state, &launch, &templates);
+        let desired = render(spec)?;
+        let machine = Real::new(state, None);
+        let present = apply::look(&machine, state).await?;
+        let mut plan = make_plan(&desired, &present);
+        let after = After {
+            spec,
+            facts: &seen.facts,
+            source: &|key| Some(loaded.source(key)),
+            render: &|spec| render(spec).ok(),
+        };
+        plan.find_causes(&desired, &present, &before(&machine, state, &present), &after);
+        anyhow::Ok(plan)
     })??;
     let report = Report::from(&plan);
     match args.json {

@@ -2,6 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -72,7 +73,7 @@ async fn first(context: &Context) -> anyhow::Result<std::path::PathBuf> {
     machine.end_leftover().await;
     let served_before = generation::current(&machine, state)?;
     let mut source = context.source();
-    let file = source.now().map(|spec| source.wish(spec));
+    let file = source.now().map(|loaded| source.wish(loaded));
     let mut rollout = Rollout::read(&machine, state);
     let decided = rollout.clone();
     let held = rollout.decide(&machine, state, source.digest(), file.as_ref().ok());
@@ -89,9 +90,9 @@ async fn first(context: &Context) -> anyhow::Result<std::path::PathBuf> {
             last.context("the last good configuration is damaged")?
         }
     };
-    let spec = &wish.spec;
+    let spec = wish.spec();
     tracing::info!("looking for the guest agent");
-    let seen = facts::first(spec, state, AGENT_WAIT).await;
+    let seen = facts::first(&Arc::new(spec.clone()), state, AGENT_WAIT).await;
     let programs = &seen.facts.programs;
     let Some(supervisord) = programs.supervisord.as_ref().map(|fact| fact.value.path.clone()) else {
         bail!(
@@ -136,7 +137,7 @@ async fn reconcile(
     rollout: &Rollout,
     seen: &Observed,
 ) -> anyhow::Result<()> {
-    let (state, spec) = (&context.state, &wish.spec);
+    let (state, spec) = (&context.state, wish.spec());
     let templates = wish.templates()?;
     let desired = desired(spec, &seen.facts, state, &context.launch()?, &templates)?;
     machine.know(&seen.facts.programs);

@@ -119,6 +119,11 @@ pub fn desired(
         tag,
         missing,
         notes,
+        facts: facts
+            .rows()
+            .into_iter()
+            .map(|row| (row.key.to_owned(), row.value))
+            .collect(),
     })
 }
 
@@ -194,6 +199,8 @@ pub struct Desired {
     pub missing: BTreeMap<Program, String>,
     /// What else is left out for now and why, as a person should read it.
     pub notes: Vec<String>,
+    /// The facts it was made from, by key: for telling later which of them have changed.
+    pub facts: BTreeMap<String, String>,
 }
 
 /// What the daemon itself serves.
@@ -253,6 +260,16 @@ impl Reader {
             Some("nginx") => Self::Nginx,
             Some("headscale") => Self::Headscale,
             Some("supervisor") => Self::Supervisord,
+            _ => Self::Daemon,
+        }
+    }
+
+    /// For whom a template is rendered.
+    pub fn of_template(name: &str) -> Self {
+        match name {
+            templates::NGINX => Self::Nginx,
+            templates::HEADSCALE => Self::Headscale,
+            templates::SUPERVISORD => Self::Supervisord,
             _ => Self::Daemon,
         }
     }

@@ -1,5 +1,6 @@
 //! The difference between desired and present, as the smallest ordered set of actions: a pure function.
 
+mod causes;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod report;
@@ -7,6 +8,7 @@ mod report;
 use std::collections::BTreeMap;
 
 use crate::desired::{Desired, ListenerSettings, Program, Reader};
+pub use causes::{After, Before, Cause};
 pub use report::Report;
 pub(crate) use report::words;
 
@@ -57,6 +59,8 @@ pub enum ServiceState {
 /// What has to be done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
+    /// What differs in the settings and facts, once [`Plan::find_causes`] has looked.
+    pub causes: Vec<Cause>,
     pub files: Vec<FileChange>,
     /// In the order they are carried out.
     pub actions: Vec<Action>,
@@ -132,6 +136,7 @@ pub fn plan(desired: &Desired, present: &Present) -> Plan {
         None => notes.push("supervisord is not running: its programs are left alone until it is".into()),
     }
     Plan {
+        causes: Vec::new(),
         files,
         actions,
         missing: desired.missing.values().cloned().collect(),

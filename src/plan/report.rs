@@ -1,13 +1,17 @@
 //! A plan for people (prose and diffs) and for machines (JSON).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 
-use super::{ActionKind, FileChange, Plan};
+use super::{ActionKind, Cause, FileChange, Plan};
+use crate::desired::Reader;
 
 /// The serialisable form of a plan; holds no bytes, only text diffs.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub changes: bool,
+    pub causes: Vec<Cause>,
     pub files: Vec<FileReport>,
     pub actions: Vec<ActionReport>,
     pub notes: Vec<String>,
@@ -26,13 +30,15 @@ pub struct ActionReport {
     pub target: &'static str,
     pub action: &'static str,
     pub reason: String,
-    pub effect: &'static str,
+    /// What traffic notices.
+    pub effect: String,
 }
 
 impl From<&Plan> for Report {
     fn from(plan: &Plan) -> Self {
         Self {
             changes: !plan.is_empty(),
+            causes: plan.causes.clone(),
             files: plan.files.iter().map(file).collect(),
             actions: plan
                 .actions
@@ -43,7 +49,12 @@ impl From<&Plan> for Report {
                         target,
                         action: verb,
                         reason: action.reason.clone(),
-                        effect,
+                        effect: match action.kind {
+                            ActionKind::UpdateSupervisor { .. } => {
+                                programs(plan).unwrap_or(effect.to_owned())
+                            }
+                            _ => effect.to_owned(),
+                        },
                     }
                 })
                 .collect(),
@@ -74,6 +85,52 @@ fn file(change: &FileChange) -> FileReport {
         },
         diff,
     }
+}
+
+/// What an update of supervisord does to its programs, by name.
+fn programs(plan: &Plan) -> Option<String> {
+    let change = plan
+        .files
+        .iter()
+        .find(|file| file.reader == Reader::Supervisord)?;
+    let (before, after) = (sections(&change.before), sections(&change.after));
+    let name = |section: &str| Some(section.strip_prefix("program:")?.to_owned());
+    let pick = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
+        let all: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+        all.into_iter()
+            .filter(|it| wanted(it))
+            .filter_map(|it| name(it))
+            .collect()
+    };
+    let groups = [
+        ("starts", pick(&|it| !before.contains_key(it))),
+        ("ends", pick(&|it| !after.contains_key(it))),
+        (
+            "restarts",
+            pick(&|it| before.contains_key(it) && after.contains_key(it) && before[it] != after[it]),
+        ),
+    ];
+    let said: Vec<_> = groups
+        .iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(verb, names)| format!("it {verb} {}", names.join(", ")))
+        .collect();
+    (!said.is_empty()).then(|| format!("{}; other programs are left alone", said.join(", ")))
+}
+
+/// The sections of an INI file by name.
+fn sections(bytes: &Option<Vec<u8>>) -> BTreeMap<String, Vec<String>> {
+    let text = bytes.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+    let mut sections: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut name = String::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        match line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            Some(next) => next.clone_into(&mut name),
+            None if line.starts_with(';') => continue,
+            None => sections.entry(name.clone()).or_default().push(line.to_owned()),
+        }
+    }
+    sections
 }
 
 /// Whom it concerns, what happens, what traffic notices.
@@ -110,6 +167,22 @@ impl Report {
         if !self.changes {
             line("Nothing to do: the machine is the way the configuration says.".into());
         } else {
+            if !self.causes.is_empty() {
+                line("What is different:".into());
+            }
+            for cause in &self.causes {
+                let values = cause
+                    .values
+                    .as_ref()
+                    .map(|it| format!(": {it}"))
+                    .unwrap_or_default();
+                let source = cause
+                    .source
+                    .as_ref()
+                    .map(|it| format!(" ({it})"))
+                    .unwrap_or_default();
+                line(format!("  {}{values}{source}", cause.what));
+            }
             line(format!(
                 "{} and {}:",
                 count(self.files.len(), "file changes", "files change"),
@@ -122,7 +195,16 @@ impl Report {
                 ));
             }
             for file in &self.files {
-                line(format!("  {}: {}", file.path, file.change));
+                let causes = self
+                    .causes
+                    .iter()
+                    .filter(|cause| cause.files.contains(&file.path));
+                let causes: Vec<_> = causes.map(|cause| cause.what.as_str()).collect();
+                let because = match causes.is_empty() {
+                    true => String::new(),
+                    false => format!(", because {}", causes.join(", ")),
+                };
+                line(format!("  {}: {}{because}", file.path, file.change));
             }
         }
         for note in &self.notes {

@@ -2,26 +2,59 @@
 
 use super::*;
 use crate::desired::{Launch, Templates, desired};
-use crate::facts::assume;
+use crate::facts::{Facts, assume};
 use crate::paths::StateDir;
-use crate::spec::{ConfigText, load};
+use crate::spec::{ConfigText, Loaded, Spec, load};
 
-fn wish(text: &str) -> Desired {
-    let spec = load(Some(&ConfigText::new("vpc.toml", text)), &BTreeMap::new())
-        .unwrap()
-        .spec;
-    let state = StateDir::new("/var/lib/dstack-vpc");
+const DOMAIN: &str = "apps.example.com:443";
+
+fn loaded(text: &str) -> Loaded {
+    load(Some(&ConfigText::new("vpc.toml", text)), &BTreeMap::new()).unwrap()
+}
+
+fn facts(spec: &Spec, domain: &str) -> Facts {
     let app = "aa00000000000000000000000000000000000001".to_owned();
     let pairs = [
         ("app_id".to_owned(), app),
-        ("gateway_domain".to_owned(), "apps.example.com:443".to_owned()),
+        ("gateway_domain".to_owned(), domain.to_owned()),
     ];
-    let facts = assume(&pairs, &spec, &state).unwrap();
+    assume(&pairs, spec, &StateDir::new("/var/lib/dstack-vpc")).unwrap()
+}
+
+fn render(spec: &Spec, facts: &Facts) -> Desired {
     let launch = Launch {
         exe: "/usr/bin/dstack-vpc".into(),
         config: None,
     };
-    desired(&spec, &facts, &state, &launch, &Templates::builtin()).unwrap()
+    let state = StateDir::new("/var/lib/dstack-vpc");
+    desired(spec, facts, &state, &launch, &Templates::builtin()).unwrap()
+}
+
+fn wish(text: &str) -> Desired {
+    let spec = loaded(text).spec;
+    render(&spec, &facts(&spec, DOMAIN))
+}
+
+/// The plan from one file to another, with its causes.
+fn explained(from: &str, to: &str, domain: &str) -> Plan {
+    let (old, new) = (loaded(from), loaded(to));
+    let now = facts(&new.spec, domain);
+    let (was, desired) = (wish(from), render(&new.spec, &now));
+    let present = after(&was);
+    let mut plan = plan(&desired, &present);
+    let before = Before {
+        spec: Some(old.spec),
+        facts: was.facts,
+        drifted: Vec::new(),
+    };
+    let goal = After {
+        spec: &new.spec,
+        facts: &now,
+        source: &|key| Some(new.source(key)),
+        render: &|spec| Some(render(spec, &now)),
+    };
+    plan.find_causes(&desired, &present, &before, &goal);
+    plan
 }
 
 /// The machine as it is after `desired` was applied.
@@ -215,4 +248,121 @@ fn the_way_back_from_a_new_role_does_not_ask_for_its_program() {
             ]
         );
     }
+}
+
+#[test]
+fn causes_are_keys_with_their_lines() {
+    let both = format!(
+        "{BACKEND}{}",
+        BACKEND
+            .replace("\"db\"", "\"web\"\nserver_name = \"web.local\"")
+            .replace("27017", "8081")
+    );
+    let moved = "[mesh]\nhttps_listen = \"0.0.0.0:8443\"\n";
+    let apps = "[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\nallowed_apps = \"any\"\n";
+    for (from, to, what, source, nginx, listeners) in [
+        (
+            PLAIN,
+            BACKEND,
+            "backend \"db\" was added",
+            Some("vpc.toml:2"),
+            true,
+            true,
+        ),
+        (BACKEND, PLAIN, "backend \"db\" was removed", None, true, true),
+        (
+            BACKEND,
+            &both,
+            "backend \"web\" was added",
+            Some("vpc.toml:5"),
+            true,
+            true,
+        ),
+        (
+            PLAIN,
+            moved,
+            "mesh.https_listen changed",
+            Some("vpc.toml:2"),
+            true,
+            false,
+        ),
+        (
+            moved,
+            PLAIN,
+            "mesh.https_listen changed",
+            Some("default"),
+            true,
+            false,
+        ),
+        (
+            BACKEND,
+            apps,
+            "allowed_apps of backend \"db\" changed",
+            Some("vpc.toml:4"),
+            false,
+            true,
+        ),
+    ] {
+        let plan = explained(from, to, DOMAIN);
+        let [cause] = &plan.causes[..] else {
+            panic!("{from} to {to}: {:#?}", plan.causes)
+        };
+        assert_eq!((cause.what.as_str(), cause.source.as_deref()), (what, source));
+        let of_nginx = cause.files.iter().any(|path| path == "nginx/nginx.conf");
+        assert_eq!(
+            (of_nginx, cause.listeners),
+            (nginx, listeners),
+            "{what}: {cause:#?}"
+        );
+        for action in &plan.actions {
+            assert_eq!(action.reason, what, "{:?}", action.kind);
+        }
+    }
+}
+
+/// Two edits at once: each action names only what it is there for.
+#[test]
+fn each_action_names_its_own_cause() {
+    let from = format!("{SERVER}{BACKEND}");
+    let to = from.replace("27017", "27018") + "[vpn]\nprefix = \"100.65.0.0/16\"\n";
+    let plan = explained(&from, &to, DOMAIN);
+    let reason = |kind| {
+        let action = plan.actions.iter().find(|action| action.kind == kind);
+        action.map(|action| action.reason.as_str())
+    };
+    assert_eq!(
+        reason(ActionKind::ReloadNginx),
+        Some("upstream of backend \"db\" changed"),
+        "{plan:#?}"
+    );
+    assert_eq!(reason(ActionKind::RestartHeadscale), Some("vpn.prefix changed"));
+}
+
+#[test]
+fn a_fact_is_a_cause_as_well() {
+    let plan = explained(SERVER, SERVER, "other.example.com:443");
+    let [cause] = &plan.causes[..] else {
+        panic!("{:#?}", plan.causes)
+    };
+    assert_eq!(cause.what, "gateway changed");
+    let values = cause.values.as_deref().unwrap();
+    assert!(
+        values.contains("other.example.com") && values.contains("apps.example.com"),
+        "{values}"
+    );
+    assert!(
+        cause.files.iter().any(|path| path.starts_with("headscale/")),
+        "{cause:#?}"
+    );
+}
+
+#[test]
+fn no_difference_has_no_cause() {
+    assert_eq!(
+        explained(BACKEND, BACKEND, DOMAIN),
+        Plan {
+            notes: explained(BACKEND, BACKEND, DOMAIN).notes,
+            ..Plan::default()
+        }
+    );
 }

@@ -50,7 +50,7 @@ impl Daemon {
                 let way = way_back(&*self.machine, &self.state, to, current);
                 let number = way.map_err(|why| self.refused(why.to_string()))?;
                 let before = self.rollout.clone();
-                let file = self.source.now().ok().map(|spec| self.source.wish(spec));
+                let file = self.source.now().ok().map(|loaded| self.source.wish(loaded));
                 let input = file.map(|wish| wish.input(self.source.digest()));
                 self.rollout
                     .hold(number, order.by.clone(), input.unwrap_or_default());

@@ -1,6 +1,7 @@
 //! One reconcile, from what is wished to what is told.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,7 +15,9 @@ use crate::apply::{self, Applied, Left, Machine, Order, generation};
 use crate::desired::{Desired, OVERRIDES, desired};
 use crate::facts::Observed;
 use crate::node::{self, NodeSettings};
-use crate::plan::{Listeners, Plan, Present, ServiceState, plan};
+use crate::paths::StateDir;
+use crate::plan::{After, Before, Listeners, Plan, Present, ServiceState, plan};
+use crate::spec::Spec;
 
 /// Workers that are told to end close their listeners well within this.
 const LET_GO: Duration = Duration::from_millis(50);
@@ -61,16 +64,19 @@ impl Daemon {
         }
         let cause = causes.iter().cloned().collect::<Vec<_>>().join(", ");
         self.watch.look(self.source.path.as_deref());
-        let file = self.source.now().map(|spec| self.source.wish(spec));
+        let file = self.source.now().map(|loaded| self.source.wish(loaded));
         let wished = match self.decide(file.as_ref().ok()) {
             Some(held) => Some((held, Aim::Held)),
             None => file.as_ref().ok().map(|wish| (wish.clone(), Aim::File)),
         };
-        if let Some((Wish { spec, .. }, _)) = &wished {
+        if let Some((wish, _)) = &wished {
+            let spec = wish.spec();
             crate::log::set_level(spec.log.level);
             self.wanted.send_if_modified(|now| {
-                let new = **now != **spec;
-                now.clone_from(spec);
+                let new = **now != *spec;
+                if new {
+                    *now = Arc::new(spec.clone());
+                }
                 new
             });
         }
@@ -96,9 +102,9 @@ impl Daemon {
             if let Some(number) = live {
                 // The templates beside the file may change before the next look; the generation has its own.
                 let overrides = generation::dir(&self.state, number).join(OVERRIDES);
-                let spec = wish.spec;
+                let loaded = wish.loaded;
                 self.live = Some(Wish {
-                    spec,
+                    loaded,
                     overrides: Some(overrides),
                 });
                 break;
@@ -120,7 +126,7 @@ impl Daemon {
         };
         self.teller.tell(
             &self.source,
-            self.live.as_ref().map(|live| &*live.spec),
+            self.live.as_ref().map(Wish::spec),
             &present,
             around,
             round,
@@ -147,7 +153,7 @@ impl Daemon {
     }
 
     async fn attempt(&mut self, wish: &Wish, aim: Aim, seen: &Observed, cause: &str, asked: bool) -> Attempt {
-        let spec = &wish.spec;
+        let spec = wish.spec();
         let seen = &seen.clone().under(spec);
         let rendered = self.render(wish, seen);
         let desired = match rendered {
@@ -169,12 +175,11 @@ impl Daemon {
         }
         let present = self.present().await;
         self.teller.not_running(&present);
-        let plan = plan(&desired, &present);
-        let drifted = present
-            .generation
-            .and_then(|number| generation::manifest(&*self.machine, &self.state, number))
-            .map(|manifest| manifest.drifted(&present.files))
-            .unwrap_or_default();
+        let mut plan = plan(&desired, &present);
+        let before = match plan.is_empty() {
+            true => Before::default(),
+            false => before(&*self.machine, &self.state, &present),
+        };
         let order = Order {
             cause: cause.to_owned(),
             keep: spec.reconcile.keep.into(),
@@ -191,11 +196,21 @@ impl Daemon {
         match apply::apply(&*self.machine, &self.state, &desired, &present, &plan, &order).await {
             Ok(applied) => {
                 self.attempts.worked(&what);
+                if applied.changed {
+                    // It is live: to find out why takes nothing from it any more.
+                    let after = After {
+                        spec,
+                        facts: &seen.facts,
+                        source: &|key| (aim == Aim::File).then(|| wish.loaded.source(key)),
+                        render: &|spec| self.render_spec(spec, wish, seen).ok(),
+                    };
+                    plan.find_causes(&desired, &present, &before, &after);
+                }
                 self.follow(desired.node);
                 Attempt::Live {
                     applied,
                     plan,
-                    drifted,
+                    drifted: before.drifted,
                 }
             }
             Err(error) => {
@@ -219,8 +234,13 @@ impl Daemon {
     }
 
     fn render(&self, wish: &Wish, seen: &Observed) -> Result<Desired, String> {
+        self.render_spec(wish.spec(), wish, seen)
+    }
+
+    /// Other settings by the same templates.
+    fn render_spec(&self, spec: &Spec, wish: &Wish, seen: &Observed) -> Result<Desired, String> {
         wish.templates()
-            .and_then(|templates| desired(&wish.spec, &seen.facts, &self.state, &self.launch, &templates))
+            .and_then(|templates| desired(spec, &seen.facts, &self.state, &self.launch, &templates))
             .map_err(|error| error.to_string())
     }
 
@@ -257,5 +277,18 @@ impl Daemon {
         self.watch.follow(self.source.path.as_deref(), folders);
         let pids = self.machine.pids().await;
         self.children.follow(pids);
+    }
+}
+
+/// What the live generation was made from, and what was edited of it since.
+pub fn before<M: Machine>(machine: &M, state: &StateDir, present: &Present) -> Before {
+    let manifest = present
+        .generation
+        .and_then(|number| generation::manifest(machine, state, number));
+    let drifted = manifest.as_ref().map(|manifest| manifest.drifted(&present.files));
+    Before {
+        spec: Wish::last_good(machine, state).map(|wish| wish.spec().clone()),
+        facts: manifest.map(|manifest| manifest.facts).unwrap_or_default(),
+        drifted: drifted.unwrap_or_default(),
     }
 }

@@ -20,7 +20,7 @@ const EMPTIED: Duration = Duration::from_secs(1);
 /// Settings, and the folder of the templates that override ours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wish {
-    pub spec: Arc<Spec>,
+    pub loaded: Arc<Loaded>,
     pub overrides: Option<PathBuf>,
 }
 
@@ -32,7 +32,7 @@ impl Wish {
         let text = ConfigText::from_bytes(&path, machine.read(&path).ok()?).ok()?;
         let loaded = spec::load(Some(&text), &BTreeMap::new()).ok()?;
         Some(Self {
-            spec: Arc::new(loaded.spec),
+            loaded: Arc::new(loaded),
             overrides: Some(dir.join(OVERRIDES)),
         })
     }
@@ -41,6 +41,10 @@ impl Wish {
     pub fn last_good<M: Machine>(machine: &M, state: &StateDir) -> Option<Self> {
         let number = generation::current(machine, state).ok().flatten()?;
         Self::of_generation(machine, state, number)
+    }
+
+    pub fn spec(&self) -> &Spec {
+        &self.loaded.spec
     }
 
     /// What it is rendered by.
@@ -56,7 +60,7 @@ impl Wish {
     pub(super) fn input(&self, text: &str) -> String {
         let mut hash = Sha256::new();
         hash.update(text);
-        hash.update(self.spec.to_toml());
+        hash.update(self.spec().to_toml());
         match self.templates() {
             Ok(templates) => {
                 for (name, text) in templates.overrides() {
@@ -84,7 +88,7 @@ pub struct Source {
 struct Seen {
     digest: String,
     empty: bool,
-    result: Result<Arc<Spec>, String>,
+    result: Result<Arc<Loaded>, String>,
 }
 
 impl fmt::Display for Source {
@@ -117,9 +121,9 @@ impl Source {
     }
 
     /// These settings, with the templates beside the file.
-    pub fn wish(&self, spec: Arc<Spec>) -> Wish {
+    pub fn wish(&self, loaded: Arc<Loaded>) -> Wish {
         let overrides = self.templates();
-        Wish { spec, overrides }
+        Wish { loaded, overrides }
     }
 
     /// Folder of template overrides: `templates` beside the file.
@@ -138,7 +142,7 @@ impl Source {
     }
 
     /// What the file and the environment say now. An unchanged text is not parsed again.
-    pub fn now(&mut self) -> Result<Arc<Spec>, String> {
+    pub fn now(&mut self) -> Result<Arc<Loaded>, String> {
         let text = match self.read() {
             Ok(text) => text,
             Err(error) => {
@@ -165,7 +169,7 @@ impl Source {
                 for warning in loaded.warnings.iter() {
                     tracing::warn!("{}", warning.message);
                 }
-                Ok(Arc::new(loaded.spec))
+                Ok(Arc::new(loaded))
             }
             Err(problems) => Err(problems.render(false).trim_end().to_owned()),
         };
@@ -173,7 +177,7 @@ impl Source {
         result
     }
 
-    fn remember(&mut self, digest: String, empty: bool, result: Result<Arc<Spec>, String>) {
+    fn remember(&mut self, digest: String, empty: bool, result: Result<Arc<Loaded>, String>) {
         self.seen = Some(Seen {
             digest,
             empty,

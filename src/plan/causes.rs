@@ -1,0 +1,396 @@
+//! Why a plan is what it is: the keys of `vpc.toml` and the facts that differ, and what each of them changes.
+//!
+//! Which file a key changes is not guessed: the key is put back to what it was, and what is rendered then differs in
+//! just the files that the key is the cause of.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{ActionKind, Plan, Present};
+use crate::desired::{Desired, OVERRIDES, Reader};
+use crate::facts::Facts;
+use crate::spec::{ConfigText, Spec, load};
+
+/// Putting back is done one by one for no more keys than this; beyond it they are the cause together.
+const ONE_BY_ONE: usize = 12;
+
+/// Longer values are not repeated.
+const LONGEST: usize = 80;
+
+/// One difference between what was live and what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cause {
+    /// E.g. `backend "db" was added`.
+    pub what: String,
+    /// The values, where they are short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub values: Option<String>,
+    /// `vpc.toml:14`, a variable, or who told us.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The files that differ because of it.
+    pub files: Vec<String>,
+    /// Whether the built-in listeners work otherwise because of it.
+    pub listeners: bool,
+}
+
+/// What the live generation was made from.
+#[derive(Default)]
+pub struct Before {
+    pub spec: Option<Spec>,
+    /// By key.
+    pub facts: BTreeMap<String, String>,
+    /// Files that somebody edited since.
+    pub drifted: Vec<String>,
+}
+
+/// What the desired state is made from.
+pub struct After<'a> {
+    pub spec: &'a Spec,
+    pub facts: &'a Facts,
+    /// Where the value of a key stands; `None` where that means nothing to a person.
+    pub source: &'a dyn Fn(&str) -> Option<String>,
+    /// Renders other settings under the same facts.
+    pub render: &'a dyn Fn(&Spec) -> Option<Desired>,
+}
+
+impl Plan {
+    /// Finds the causes, and says them as the reasons of the actions.
+    pub fn find_causes(&mut self, desired: &Desired, present: &Present, before: &Before, after: &After<'_>) {
+        if self.is_empty() {
+            return;
+        }
+        self.causes = causes(self, desired, present, before, after);
+        for action in &mut self.actions {
+            let concerned = |cause: &&Cause| match action.kind {
+                ActionKind::UpdateListeners => cause.listeners,
+                ActionKind::ReloadNginx => has(cause, Reader::Nginx),
+                ActionKind::RestartHeadscale => has(cause, Reader::Headscale),
+                ActionKind::UpdateSupervisor { .. } => has(cause, Reader::Supervisord),
+                ActionKind::Start(_) => false,
+            };
+            let whats: Vec<_> = self
+                .causes
+                .iter()
+                .filter(concerned)
+                .map(|it| it.what.clone())
+                .collect();
+            if !whats.is_empty() && !present.owed {
+                action.reason = whats.join(", ");
+            }
+        }
+    }
+}
+
+fn has(cause: &Cause, reader: Reader) -> bool {
+    cause.files.iter().any(|path| Reader::of(path) == reader)
+}
+
+fn causes(
+    plan: &Plan,
+    desired: &Desired,
+    present: &Present,
+    before: &Before,
+    after: &After<'_>,
+) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    for path in &before.drifted {
+        causes.push(Cause {
+            what: format!("somebody edited {path}"),
+            values: None,
+            source: None,
+            files: vec![path.clone()],
+            listeners: false,
+        });
+    }
+    for change in &plan.files {
+        if let Some(name) = change.path.strip_prefix(OVERRIDES) {
+            let name = name.trim_start_matches('/');
+            let reader = Reader::of_template(name);
+            let files = plan.files.iter().filter(|file| file.reader == reader);
+            causes.push(Cause {
+                what: format!("the template {name} changed"),
+                values: None,
+                source: None,
+                files: files.map(|file| file.path.clone()).collect(),
+                listeners: false,
+            });
+        }
+    }
+    let Some(old) = &before.spec else {
+        return causes;
+    };
+    let (old, new) = (Document::of(old), Document::of(after.spec));
+    let changes = new.changes_since(&old);
+    let all_files = || {
+        plan.files
+            .iter()
+            .map(|file| file.path.clone())
+            .collect::<Vec<_>>()
+    };
+    if changes.len() > ONE_BY_ONE {
+        causes.extend(
+            changes
+                .iter()
+                .map(|change| cause(change, after.source, all_files(), true)),
+        );
+        return causes;
+    }
+    for change in &changes {
+        let without = new.without(change).spec().and_then(|spec| (after.render)(&spec));
+        let (files, listeners) = match without {
+            Some(without) => (
+                differing(desired, &without),
+                desired.listeners != without.listeners,
+            ),
+            // It cannot be put back alone.
+            None => (all_files(), true),
+        };
+        causes.push(cause(change, after.source, files, listeners));
+    }
+    // What differs with the settings of before comes from the machine, or from this program's own version.
+    let as_before = match changes.is_empty() {
+        true => Some(desired.clone()),
+        false => old.spec().and_then(|spec| (after.render)(&spec)),
+    };
+    let Some(as_before) = as_before else { return causes };
+    let unexplained: Vec<String> = plan
+        .files
+        .iter()
+        .map(|file| &file.path)
+        .filter(|path| as_before.files.get(*path).map(|file| &file.bytes) != present.files.get(*path))
+        .filter(|path| !causes.iter().any(|cause| cause.files.contains(path)))
+        .cloned()
+        .collect();
+    let facts = facts(before, after.facts);
+    let listeners = causes.is_empty();
+    match (facts.is_empty(), unexplained.is_empty()) {
+        (false, nothing) if nothing && !listeners => {}
+        (false, _) => causes.extend(facts.into_iter().map(|(what, values, source)| Cause {
+            what,
+            values: Some(values),
+            source: Some(source),
+            files: unexplained.clone(),
+            listeners,
+        })),
+        (true, false) => causes.push(Cause {
+            what: "this version of dstack-vpc renders it differently".to_owned(),
+            values: None,
+            source: None,
+            files: unexplained,
+            listeners: false,
+        }),
+        (true, true) => {}
+    }
+    causes
+}
+
+fn differing(one: &Desired, other: &Desired) -> Vec<String> {
+    let of_one = one
+        .files
+        .iter()
+        .filter(|(path, file)| other.files.get(*path).map(|it| &it.bytes) != Some(&file.bytes));
+    let of_other = other.files.keys().filter(|path| !one.files.contains_key(*path));
+    of_one.map(|(path, _)| path).chain(of_other).cloned().collect()
+}
+
+/// Facts that are others now: what, values, who says so.
+fn facts(before: &Before, now: &Facts) -> Vec<(String, String, String)> {
+    let rows = now.rows().into_iter();
+    rows.filter_map(|row| {
+        let old = before.facts.get(row.key)?;
+        (*old != row.value).then(|| {
+            let what = match row.key {
+                "identity" => "the certificate was renewed".to_owned(),
+                key => format!("{key} changed"),
+            };
+            (what, format!("{} (was {old})", row.value), row.source)
+        })
+    })
+    .collect()
+}
+
+fn cause(
+    change: &Change,
+    source: &dyn Fn(&str) -> Option<String>,
+    files: Vec<String>,
+    listeners: bool,
+) -> Cause {
+    let values = match change {
+        Change::Value { old, new, .. } if old.len() + new.len() <= LONGEST => {
+            Some(format!("{new} (was {old})"))
+        }
+        _ => None,
+    };
+    Cause {
+        what: change.words(),
+        values,
+        source: change.place().and_then(|key| source(&key)),
+        files,
+        listeners,
+    }
+}
+
+/// A spec as keys and values, both TOML; backends by name, since their places move.
+#[derive(Clone)]
+struct Document {
+    keys: Vec<(String, String)>,
+    backends: Vec<Backend>,
+}
+
+#[derive(Clone, PartialEq)]
+struct Backend {
+    /// As TOML: quoted.
+    name: String,
+    keys: Vec<(String, String)>,
+}
+
+enum Change {
+    Value {
+        /// Of this backend.
+        backend: Option<(usize, String)>,
+        key: String,
+        old: String,
+        new: String,
+    },
+    Added(usize, String),
+    Removed(Backend),
+}
+
+impl Change {
+    fn words(&self) -> String {
+        match self {
+            Self::Value {
+                backend: None, key, ..
+            } => format!("{key} changed"),
+            Self::Value {
+                backend: Some((_, name)),
+                key,
+                ..
+            } => format!("{key} of backend {name} changed"),
+            Self::Added(_, name) => format!("backend {name} was added"),
+            Self::Removed(backend) => format!("backend {} was removed", backend.name),
+        }
+    }
+
+    /// The key by which its place in the file is known.
+    fn place(&self) -> Option<String> {
+        match self {
+            Self::Value {
+                backend: None, key, ..
+            } => Some(key.clone()),
+            Self::Value {
+                backend: Some((index, _)),
+                key,
+                ..
+            } => Some(format!("backends[{index}].{key}")),
+            Self::Added(index, _) => Some(format!("backends[{index}].name")),
+            Self::Removed(_) => None,
+        }
+    }
+}
+
+impl Document {
+    fn of(spec: &Spec) -> Self {
+        let mut document = Self {
+            keys: Vec::new(),
+            backends: Vec::new(),
+        };
+        for (path, value) in spec.values() {
+            match path
+                .strip_prefix("backends[")
+                .and_then(|rest| rest.split_once("]."))
+            {
+                None => document.keys.push((path, value)),
+                Some((index, key)) => {
+                    if index.parse() == Ok(document.backends.len()) {
+                        let (name, keys) = (String::new(), Vec::new());
+                        document.backends.push(Backend { name, keys });
+                    }
+                    if let Some(backend) = document.backends.last_mut() {
+                        if key == "name" {
+                            backend.name.clone_from(&value);
+                        }
+                        backend.keys.push((key.to_owned(), value));
+                    }
+                }
+            }
+        }
+        document
+    }
+
+    fn changes_since(&self, old: &Self) -> Vec<Change> {
+        let was: BTreeMap<_, _> = old.keys.iter().map(|(key, value)| (key, value)).collect();
+        let values = self.keys.iter().filter_map(|(key, new)| {
+            let old = *was.get(key).filter(|old| **old != new)?;
+            Some(Change::Value {
+                backend: None,
+                key: key.clone(),
+                old: old.clone(),
+                new: new.clone(),
+            })
+        });
+        let mut changes: Vec<_> = values.collect();
+        let there: BTreeMap<_, _> = old.backends.iter().map(|it| (&it.name, it)).collect();
+        for (index, backend) in self.backends.iter().enumerate() {
+            let Some(old) = there.get(&backend.name) else {
+                changes.push(Change::Added(index, backend.name.clone()));
+                continue;
+            };
+            let pairs = backend.keys.iter().zip(&old.keys);
+            changes.extend(
+                pairs
+                    .filter(|(new, old)| new != old)
+                    .map(|((key, new), (_, old))| Change::Value {
+                        backend: Some((index, backend.name.clone())),
+                        key: key.clone(),
+                        old: old.clone(),
+                        new: new.clone(),
+                    }),
+            );
+        }
+        let here: std::collections::BTreeSet<_> = self.backends.iter().map(|it| &it.name).collect();
+        let gone = old.backends.iter().filter(|it| !here.contains(&it.name));
+        changes.extend(gone.cloned().map(Change::Removed));
+        changes
+    }
+
+    /// The same with one change put back.
+    fn without(&self, change: &Change) -> Self {
+        let mut document = self.clone();
+        match change {
+            Change::Value {
+                backend, key, old, ..
+            } => {
+                let keys = match backend {
+                    None => &mut document.keys,
+                    Some((index, _)) => &mut document.backends[*index].keys,
+                };
+                for (_, value) in keys.iter_mut().filter(|(name, _)| name == key) {
+                    value.clone_from(old);
+                }
+            }
+            Change::Added(index, _) => drop(document.backends.remove(*index)),
+            Change::Removed(backend) => document.backends.push(backend.clone()),
+        }
+        document
+    }
+
+    /// `None`: the values do not go together.
+    fn spec(&self) -> Option<Spec> {
+        let mut text = String::new();
+        for (path, value) in &self.keys {
+            // Dotted keys need no headings.
+            text += &format!("{path} = {value}\n");
+        }
+        for backend in &self.backends {
+            text += "[[backends]]\n";
+            for (key, value) in &backend.keys {
+                text += &format!("{key} = {value}\n");
+            }
+        }
+        let text = ConfigText::new("before", text);
+        Some(load(Some(&text), &BTreeMap::new()).ok()?.spec)
+    }
+}
