@@ -88,7 +88,7 @@ fn kinds(plan: &Plan) -> Vec<ActionKind> {
 }
 
 const PLAIN: &str = "";
-const SERVER: &str = "role = \"server\"\nallowed_apps = \"any\"\n";
+const SERVER: &str = "role = \"server\"\nallowed_apps = [\"aa00000000000000000000000000000000000001\"]\n";
 const BACKEND: &str = "[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\n";
 
 #[test]
@@ -259,7 +259,7 @@ fn causes_are_keys_with_their_lines() {
             .replace("27017", "8081")
     );
     let moved = "[mesh]\nhttps_listen = \"0.0.0.0:8443\"\n";
-    let apps = "[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\nallowed_apps = \"any\"\n";
+    let apps = "[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\nallowed_apps = [\"aa00000000000000000000000000000000000001\"]\n";
     for (from, to, what, source, nginx, listeners) in [
         (
             PLAIN,
