@@ -35,13 +35,10 @@ impl Download {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let mut frame = Pin::new(&mut self.body).poll_frame(cx);
-        if frame.is_pending()
-            && let Some((link, _)) = &mut self.source
-        {
-            link.drive(cx);
-            frame = Pin::new(&mut self.body).poll_frame(cx);
-        }
+        let frame = match &mut self.source {
+            Some((link, _)) => link.poll_body(&mut self.body, cx),
+            None => Pin::new(&mut self.body).poll_frame(cx),
+        };
         let ended = match &frame {
             Poll::Pending => false,
             // Nobody polls again after trailers.
@@ -61,7 +58,7 @@ impl Download {
     /// An upstream may have answered before it read the whole request; then the connection is not idle, and is closed.
     fn release(&mut self) {
         if let Some((mut link, slot)) = self.source.take()
-            && link.is_idle()
+            && link.settle()
         {
             slot.put(link);
         }

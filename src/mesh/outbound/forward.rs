@@ -295,7 +295,9 @@ pub(super) fn clean(headers: &mut HeaderMap) -> Option<()> {
             return None;
         }
     }
-    if let Some(length) = headers.get(header::CONTENT_LENGTH).cloned() {
+    if headers::is_repeated(headers, &header::CONTENT_LENGTH)
+        && let Some(length) = headers.get(header::CONTENT_LENGTH).cloned()
+    {
         headers.insert(header::CONTENT_LENGTH, length);
     }
     headers::strip_hop_by_hop(headers);

@@ -5,9 +5,6 @@ use hyper::{Method, Request, Version};
 
 use super::Failure;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 /// The protocol a client asks to change to, when it asks in the way of RFC 9110 §7.8.
 ///
 /// Another version of HTTP is not one: the requests in such a tunnel would pass nobody's checks.
@@ -42,7 +39,7 @@ pub(super) fn check_framing(headers: &HeaderMap, most: u16) -> Result<(), Failur
     if headers.len() > most.into() {
         return Err(Failure::TooManyHeaders);
     }
-    let many = |name: HeaderName| headers.get_all(name).iter().nth(1).is_some();
+    let many = |name| is_repeated(headers, &name);
     if many(header::HOST) {
         return Err(Failure::BadRequest("the Host header is repeated"));
     }
@@ -62,6 +59,10 @@ pub(super) fn check_framing(headers: &HeaderMap, most: u16) -> Result<(), Failur
     Ok(())
 }
 
+pub(super) fn is_repeated(headers: &HeaderMap, name: &HeaderName) -> bool {
+    headers.get_all(name).iter().nth(1).is_some()
+}
+
 /// Takes out of a request what must not reach the next hop: the hop-by-hop headers, the target headers, and any
 /// claim to an app id, which only the receiving side may make.
 pub(super) fn strip_request(headers: &mut HeaderMap) {
@@ -69,11 +70,8 @@ pub(super) fn strip_request(headers: &mut HeaderMap) {
         .get_all(header::TE)
         .iter()
         .any(|te| tokens(te).any(|t| t.eq_ignore_ascii_case("trailers")));
-    strip_hop_by_hop(headers);
-    let ours: Vec<_> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
-    for name in ours {
-        headers.remove(name);
-    }
+    strip_named(headers);
+    strip(headers, |name| is_hop_by_hop(name) || is_ours(name));
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -131,25 +129,28 @@ pub(super) fn announce_te(headers: &mut HeaderMap) {
 
 /// Takes out of a message whatever belongs to the connection it came over.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = names(headers)
-            .filter_map(|name| name.parse().ok())
-            .filter(|name| !is_framing(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(header::CONNECTION);
+    strip_named(headers);
+    strip(headers, is_hop_by_hop);
+}
+
+/// Takes out what `Connection` names.
+fn strip_named(headers: &mut HeaderMap) {
+    // Mostly it names nothing: these two are no headers, or stripped anyway.
+    let is_plain = |name: &&str| ["close", "keep-alive"].contains(name);
+    let named: Vec<HeaderName> = names(headers)
+        .filter(|name| !is_plain(name))
+        .filter_map(|name| name.parse().ok())
+        .filter(|name| !is_framing(name))
+        .collect();
+    for name in named {
+        headers.remove(name);
     }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        header::PROXY_AUTHORIZATION,
-        header::PROXY_AUTHENTICATE,
-        header::TE,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
+}
+
+/// One look at each header that is there costs less than a search for each that could be.
+fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let unwanted: Vec<_> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
+    for name in unwanted {
         headers.remove(name);
     }
 }
@@ -159,6 +160,20 @@ pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.remove(header::TE);
     headers.insert(header::UPGRADE, protocol);
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 /// True for what only this hop may read or say, in any spelling: some servers take `_` for `-`.

@@ -11,15 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::bell::Bell;
 use super::connect::Stream;
 use super::metered::Metered;
 use super::upload::{Progress, Upload};
@@ -32,6 +35,9 @@ pub(super) struct Link {
     sender: SendRequest<Upload>,
     /// `None` once it has ended.
     connection: Option<Connection>,
+    bell: Arc<Bell>,
+    /// `bell`, as the connection knows it.
+    waker: Waker,
     /// The peer sent something since the last request was begun.
     heard: Arc<AtomicBool>,
     timer: Pin<Box<Sleep>>,
@@ -73,9 +79,12 @@ impl Link {
             .max_buf_size(limits.header_bytes() as usize)
             .handshake(TokioIo::new(stream))
             .await?;
+        let bell = Arc::<Bell>::default();
         Ok(Self {
             sender,
             connection: Some(Box::pin(connection.with_upgrades())),
+            waker: Waker::from(Arc::clone(&bell)),
+            bell,
             heard,
             timer: Box::pin(sleep_until(Instant::now())),
         })
@@ -89,11 +98,16 @@ impl Link {
     ) -> Result<Response<Incoming>, Broken> {
         let upload = request.body().progress();
         self.heard.store(false, Ordering::Relaxed);
-        let mut response = pin!(self.sender.try_send_request(request));
+        let response = self.bell.mute(|| self.sender.try_send_request(request));
+        // It comes out of the connection, which is polled right before it, so nothing else need wake us; nor may tokio
+        // put it off, for nothing would wake us then.
+        let mut response = pin!(unconstrained(response));
+        let mut quiet = Context::from_waker(Waker::noop());
         let mut deadline = None;
         poll_fn(|cx| {
-            let _ = poll_connection(&mut self.connection, cx);
-            if let Poll::Ready(result) = response.as_mut().poll(cx) {
+            self.bell.attach(cx);
+            poll_connection(&mut self.connection, &self.waker);
+            if let Poll::Ready(result) = response.as_mut().poll(&mut quiet) {
                 return Poll::Ready(result.map_err(|failed| Broken::from_failed(failed, self.heard())));
             }
             if deadline.is_none()
@@ -118,13 +132,41 @@ impl Link {
     }
 
     /// Moves bytes in both directions as far as they go now.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        let _ = poll_connection(&mut self.connection, cx);
+    pub(super) fn drive(&mut self, cx: &Context<'_>) {
+        self.bell.attach(cx);
+        poll_connection(&mut self.connection, &self.waker);
     }
 
-    /// True when another request can be sent: both messages ended, the peer is there and sent nothing more.
-    pub(super) fn is_idle(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop()));
+    /// The next piece of a response's body, which this link brings.
+    pub(super) fn poll_body(
+        &mut self,
+        body: &mut Incoming,
+        cx: &Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let mut quiet = Context::from_waker(Waker::noop());
+        let mut poll = |bell: &Bell| bell.mute(|| Pin::new(&mut *body).poll_frame(&mut quiet));
+        let frame = poll(&self.bell);
+        if frame.is_ready() {
+            return frame;
+        }
+        self.drive(cx);
+        poll(&self.bell)
+    }
+
+    /// Its user is done with it: nobody is woken any more. True when another request can be sent.
+    pub(super) fn settle(&mut self) -> bool {
+        self.bell.detach();
+        self.was_idle() || self.look()
+    }
+
+    /// Notices what the peer did in the meantime. True when another request can be sent.
+    pub(super) fn look(&mut self) -> bool {
+        poll_connection(&mut self.connection, &self.waker);
+        self.was_idle()
+    }
+
+    /// When last polled, both messages had ended, the peer was there and had sent nothing more.
+    fn was_idle(&self) -> bool {
         self.connection.is_some() && self.sender.is_ready()
     }
 
@@ -138,13 +180,13 @@ impl Link {
     }
 }
 
-fn poll_connection(connection: &mut Option<Connection>, cx: &mut Context<'_>) -> Poll<()> {
-    if let Some(running) = connection {
-        // Its error reaches whoever waits for the response or reads the body.
-        let _ = ready!(running.as_mut().poll(cx));
+fn poll_connection(connection: &mut Option<Connection>, waker: &Waker) {
+    // Its error reaches whoever waits for the response or reads the body.
+    if let Some(running) = connection
+        && running.as_mut().poll(&mut Context::from_waker(waker)).is_ready()
+    {
         *connection = None;
     }
-    Poll::Ready(())
 }
 
 /// Waits for `deadline` with a timer that mostly still runs from an earlier request: it is set anew only when it fires

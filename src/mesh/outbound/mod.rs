@@ -1,5 +1,6 @@
 //! The outbound proxy: from a local app to the app it names, over mutual TLS.
 
+mod bell;
 mod connect;
 mod download;
 mod failure;

@@ -152,7 +152,7 @@ impl Slot {
         let young = |since: Instant| now - since < idle_timeout;
         self.idle
             .borrow_mut()
-            .retain_mut(|idle| young(idle.since) && idle.link.is_idle());
+            .retain_mut(|idle| young(idle.since) && idle.link.look());
         young(self.used.get())
     }
 }

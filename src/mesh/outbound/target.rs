@@ -1,16 +1,11 @@
 //! Which app a request is for: the `x-dstack-target-*` headers, parsed once and strictly.
 
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{HeaderMap, HeaderValue};
 use rustls_pki_types::ServerName;
 
 use super::Failure;
 use crate::names::{AppId, Host, HostPort, InstanceId, parse_port};
 use crate::spec::Gateway;
-
-const APP: HeaderName = HeaderName::from_static("x-dstack-target-app");
-const INSTANCE: HeaderName = HeaderName::from_static("x-dstack-target-instance");
-const PORT: HeaderName = HeaderName::from_static("x-dstack-target-port");
-const USE_TLS: HeaderName = HeaderName::from_static("x-dstack-target-use-tls");
 
 const DEFAULT_PORT: u16 = 443;
 
@@ -29,10 +24,19 @@ pub(in crate::mesh) struct Target {
 impl Target {
     /// `None`: the request is not for another app.
     pub(in crate::mesh) fn of(headers: &HeaderMap) -> Result<Option<Self>, Failure> {
-        let app = only(headers, &APP, "x-dstack-target-app is repeated")?;
-        let instance = only(headers, &INSTANCE, "x-dstack-target-instance is repeated")?;
-        let port = only(headers, &PORT, "x-dstack-target-port is repeated")?;
-        let use_tls = only(headers, &USE_TLS, "x-dstack-target-use-tls is repeated")?;
+        let (mut app, mut instance, mut port, mut use_tls) = (None, None, None, None);
+        for (name, value) in headers {
+            let (place, repeated) = match name.as_str() {
+                "x-dstack-target-app" => (&mut app, "x-dstack-target-app is repeated"),
+                "x-dstack-target-instance" => (&mut instance, "x-dstack-target-instance is repeated"),
+                "x-dstack-target-port" => (&mut port, "x-dstack-target-port is repeated"),
+                "x-dstack-target-use-tls" => (&mut use_tls, "x-dstack-target-use-tls is repeated"),
+                _ => continue,
+            };
+            if place.replace(value).is_some() {
+                return Err(Failure::BadTarget(repeated));
+            }
+        }
         let Some(app) = app else {
             return match instance.or(port).or(use_tls) {
                 None => Ok(None),
@@ -105,18 +109,6 @@ pub(super) struct Endpoint {
     pub(super) proves: bool,
 }
 
-fn only<'h>(
-    headers: &'h HeaderMap,
-    name: &HeaderName,
-    repeated: &'static str,
-) -> Result<Option<&'h HeaderValue>, Failure> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (value, None) => Ok(value),
-        _ => Err(Failure::BadTarget(repeated)),
-    }
-}
-
 /// What is not plain text matches nothing that is looked for here.
 fn text(value: &HeaderValue) -> &str {
     value.to_str().unwrap_or("")
@@ -124,6 +116,8 @@ fn text(value: &HeaderValue) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderName;
+
     use super::*;
 
     const APP: &str = "x-dstack-target-app";
