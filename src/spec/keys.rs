@@ -87,7 +87,7 @@ section! {
         /// The head of a request or a response, in KiB.
         header_kib: u16 as Int<16, 1024> = 128;
         /// The headers of a request or a response.
-        headers: u16 as Int<16, 4096> = 128;
+        headers: u16 as Int<16, 4096> = 100;
         /// Open connections of `mesh.client_listen` and `mesh.auth_listen`, each. What is more gets 503 at once.
         /// The limit of open files may allow fewer.
         connections: u16 as Int<16, 65535> = 16384;
