@@ -71,7 +71,9 @@ fn file(change: &FileChange) -> FileReport {
             .unwrap_or_default()
     };
     let (before, after) = (text(&change.before), text(&change.after));
-    let diff = similar::TextDiff::from_lines(&before, &after)
+    let diff = similar::TextDiff::configure()
+        .newline_terminated(true)
+        .diff_slices(&lines(&before), &lines(&after))
         .unified_diff()
         .context_radius(2)
         .header(&format!("live/{}", change.path), &format!("new/{}", change.path))
@@ -131,6 +133,11 @@ fn sections(bytes: &Option<Vec<u8>>) -> BTreeMap<String, Vec<String>> {
         }
     }
     sections
+}
+
+/// A line ends with a line feed and nothing else, as for everybody who reads a diff.
+fn lines(text: &str) -> Vec<&str> {
+    text.split_inclusive('\n').collect()
 }
 
 /// Whom it concerns, what happens, what traffic notices.
@@ -214,7 +221,8 @@ impl Report {
             line(String::new());
             line(file.diff.trim_end().to_owned());
         }
-        out
+        // A file that somebody changed may hold anything; a terminal obeys none of it.
+        out.replace(|c: char| c.is_control() && !"\n\t".contains(c), "\u{fffd}")
     }
 }
 

@@ -7,6 +7,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 use super::extensions::{ExtensionError, USAGE_APP, USAGE_APP_CA, app_id_of, parse, usage_of};
 use super::verifier::provider;
@@ -285,7 +286,8 @@ fn system_time(seconds: i64) -> SystemTime {
 /// Names a certificate for a person. The name is the peer's own text: shortened, and no control characters.
 fn describe(certificate: &CertificateDer<'_>) -> String {
     let hash = hex::encode(&Sha256::digest(certificate)[..8]);
-    let name = parse(certificate).map_or_else(|_| "unreadable".into(), |c| c.subject().to_string());
+    let name = X509Certificate::from_der(certificate)
+        .map_or_else(|_| "unreadable".into(), |(_, c)| c.subject().to_string());
     let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
     format!("\"{name}\" (sha256 {hash}…)")
 }

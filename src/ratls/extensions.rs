@@ -1,5 +1,7 @@
 //! The dstack extensions of a certificate.
 
+use rustls_pki_types::CertificateDer;
+use webpki::EndEntityCert;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::der_parser::oid;
 use x509_parser::oid_registry::Oid;
@@ -48,9 +50,14 @@ pub fn usage(certificate: &[u8]) -> Result<Option<String>, ExtensionError> {
     usage_of(&parse(certificate)?)
 }
 
+/// Read by two: x509-parser overlooks lengths of outer values that do not fit those of inner ones, so that it could find an
+/// extension where others, such as the TLS library that verified the certificate, see something else.
 pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, ExtensionError> {
-    match X509Certificate::from_der(der) {
-        Ok(([], certificate)) => Ok(certificate),
+    match (
+        X509Certificate::from_der(der),
+        EndEntityCert::try_from(&CertificateDer::from(der)),
+    ) {
+        (Ok(([], certificate)), Ok(_)) => Ok(certificate),
         _ => Err(ExtensionError::NotACertificate),
     }
 }
