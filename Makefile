@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test figures bench soak soak-streams shipped bench-registry fuzz run fmt lint ci image clean
+.PHONY: help setup build demo test figures bench soak soak-streams shipped bench-registry fuzz kills faults run fmt lint ci image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ fuzz: ## look for inputs that break a parser: FUZZ_SECONDS (600) for each target
 
 soak-streams: setup ## ten minutes of WebSockets, slow readers and traffic under constant change
 	cargo test --locked --test streams -- --ignored --nocapture
+
+kills: setup ## kill processes at random moments of edits, under traffic: KILLS (500), SEED
+	KILLS=$(or $(KILLS),500) cargo test --locked --test kills -- --nocapture
+
+faults: ## let every step of a reconcile go wrong, in every way, and every pair of two (some minutes)
+	FAULTS=all cargo test --locked --test faults -- --nocapture
 
 run: ## run the program: make run ARGS='check --help'
 	@cargo run --locked --quiet --bin dstack-vpc -- $(ARGS)

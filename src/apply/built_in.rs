@@ -1,5 +1,6 @@
 //! What the daemon serves itself: the mesh, the VPC API and the metrics, changed in place and all or nothing.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use tokio::sync::watch;
@@ -8,9 +9,14 @@ use super::real::Own;
 use crate::api::{Api, ApiSettings, ApiStatus};
 use crate::desired::ListenerSettings;
 use crate::listen::{Listeners, Site};
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, MeshSettings};
 use crate::metrics::{self, ApiSide, Gather};
+use crate::names::BackendName;
 use crate::paths::StateDir;
+use crate::spec::AllowedApps;
+
+/// Who may call which backend.
+pub type Backends = BTreeMap<BackendName, AllowedApps>;
 
 /// The open listeners.
 pub(super) struct BuiltIn {
@@ -32,7 +38,7 @@ impl BuiltIn {
             Some(api) => Some(start_api(api, state)?),
             None => None,
         };
-        let mesh = match Mesh::start(settings.mesh.clone(), own.identity.clone()) {
+        let mesh = match Mesh::start(with_former(settings, own.former.clone()), own.identity.clone()) {
             Ok(mesh) => mesh,
             Err(error) => {
                 if let Some(api) = api {
@@ -110,13 +116,9 @@ impl BuiltIn {
             self.tell_of_api();
         }
         self.open_metrics(settings.metrics).await?;
-        // nginx asks by the old names until it has reloaded: a backend that goes is known until then.
-        let mut both = settings.mesh.clone();
-        for (name, allowed) in &self.mesh.settings().backends {
-            both.backends
-                .entry(name.clone())
-                .or_insert_with(|| allowed.clone());
-        }
+        // Until it has reloaded, and afterwards for requests on connections that an old worker had accepted, nginx asks
+        // by the old names: a backend that goes is known until the next change. Nobody else asks.
+        let both = with_former(settings, self.goal.mesh.backends.clone());
         self.mesh.update(both).await.map_err(|error| error.to_string())?;
         self.goal.clone_from(settings);
         Ok(())
@@ -130,12 +132,6 @@ impl BuiltIn {
     /// Lets go of what only the former state needed.
     pub(super) async fn settle(&mut self) {
         self.mesh.bid_farewell(false);
-        // No listener moves here, so nothing can fail.
-        if *self.mesh.settings() != self.goal.mesh
-            && let Err(error) = self.mesh.update(self.goal.mesh.clone()).await
-        {
-            tracing::error!(%error, "the listeners keep a former backend");
-        }
         self.mesh.retire().await;
         match (self.goal.api.is_some(), self.api.take()) {
             (true, Some(api)) => {
@@ -173,6 +169,15 @@ impl BuiltIn {
         };
         tokio::join!(self.mesh.shutdown(), api, metrics);
     }
+}
+
+/// The new settings, and who may call what goes with them.
+fn with_former(settings: &ListenerSettings, former: Backends) -> MeshSettings {
+    let mut both = settings.mesh.clone();
+    for (name, allowed) in former {
+        both.backends.entry(name).or_insert(allowed);
+    }
+    both
 }
 
 fn start_api(settings: &ApiSettings, state: &StateDir) -> Result<Api, String> {

@@ -184,15 +184,10 @@ pub(super) fn stage<M: Machine>(
 }
 
 /// Makes a staged generation a complete one.
-pub(super) fn complete<M: Machine>(
-    machine: &M,
-    state: &StateDir,
-    number: u32,
-    staged: &Path,
-) -> Result<(), DiskError> {
+pub(super) fn complete<M: Machine>(machine: &M, state: &StateDir, number: u32) -> Result<(), DiskError> {
     let (all, done) = (state.generations(), dir(state, number));
     machine
-        .rename(staged, &done)
+        .rename(&staged(state, number), &done)
         .map_err(doing("renaming to", &done))?;
     machine.sync_dir(&all).map_err(doing("syncing", &all))
 }
@@ -203,8 +198,14 @@ pub(super) fn switch<M: Machine>(machine: &M, state: &StateDir, number: u32) -> 
     let new = link.with_extension("tmp");
     let target = Path::new("generations").join(format!("{number:06}"));
     machine.remove(&new).map_err(doing("removing", &new))?;
-    machine.symlink(&target, &new).map_err(doing("linking", &new))?;
-    machine.rename(&new, &link).map_err(doing("switching", &link))?;
+    let linked = machine
+        .symlink(&target, &new)
+        .map_err(doing("linking", &new))
+        .and_then(|()| machine.rename(&new, &link).map_err(doing("switching", &link)));
+    if linked.is_err() {
+        let _ = machine.remove(&new);
+    }
+    linked?;
     machine
         .sync_dir(state.root())
         .map_err(doing("syncing", state.root()))
@@ -216,11 +217,41 @@ pub(super) fn prune<M: Machine>(
     state: &StateDir,
     keep: usize,
     in_use: &[u32],
-) -> io::Result<()> {
-    let numbers = all(machine, state)?;
+) -> Result<(), DiskError> {
+    let folder = state.generations();
+    let numbers = all(machine, state).map_err(doing("listing", &folder))?;
     let excess = numbers.len().saturating_sub(keep.max(1));
-    for number in numbers.iter().take(excess).filter(|n| !in_use.contains(n)) {
-        machine.remove(&dir(state, *number))?;
+    let old = numbers
+        .into_iter()
+        .take(excess)
+        .filter(|n| !in_use.contains(n))
+        .collect();
+    remove(machine, state, old)
+}
+
+/// Removes generations so that, wherever that ends, none is left that is not complete: each loses its number first.
+pub(super) fn remove<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    mut numbers: Vec<u32>,
+) -> Result<(), DiskError> {
+    let folder = state.generations();
+    let there = all(machine, state).map_err(doing("listing", &folder))?;
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.retain(|number| there.contains(number));
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    for number in &numbers {
+        let (from, to) = (dir(state, *number), staged(state, *number));
+        machine.remove(&to).map_err(doing("removing", &to))?;
+        machine.rename(&from, &to).map_err(doing("renaming to", &to))?;
+    }
+    machine.sync_dir(&folder).map_err(doing("syncing", &folder))?;
+    for number in &numbers {
+        let path = staged(state, *number);
+        machine.remove(&path).map_err(doing("removing", &path))?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What is owed: written before `current` moves, removed once the new state is proven.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ pub struct Journal {
     pub kept: bool,
     /// `to` has failed and `from` is being restored.
     pub rolling_back: bool,
+    /// Generations before `to` that were never proven either.
+    #[serde(default)]
+    pub failed: Vec<u32>,
     pub cause: String,
 }
 
@@ -31,27 +35,46 @@ fn path(state: &StateDir) -> PathBuf {
 pub fn replace<M: Machine>(machine: &M, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     let (new, folder) = (path.with_extension("tmp"), path.parent().unwrap_or(path));
     machine.remove(&new).map_err(doing("removing", &new))?;
-    machine
+    let written = machine
         .write_new(&new, 0o600, bytes)
-        .map_err(doing("writing", &new))?;
-    machine.rename(&new, path).map_err(doing("renaming to", path))?;
+        .map_err(doing("writing", &new))
+        .and_then(|()| machine.rename(&new, path).map_err(doing("renaming to", path)));
+    if written.is_err() {
+        // A full disk needs the room.
+        let _ = machine.remove(&new);
+    }
+    written?;
     machine.sync_dir(folder).map_err(doing("syncing", folder))
 }
 
 impl Journal {
     /// The unfinished apply, if there is one. A damaged journal still says that something is owed.
-    pub fn read<M: Machine>(machine: &M, state: &StateDir) -> Option<Self> {
-        let bytes = machine.read(&path(state)).ok()?;
-        serde_json::from_slice(&bytes).ok().or_else(|| {
-            let current = generation::current(machine, state).ok().flatten()?;
-            Some(Self {
-                from: None,
-                to: current,
-                kept: true,
-                rolling_back: false,
-                cause: "a damaged journal".into(),
-            })
-        })
+    /// One that cannot be read now is no answer: what is owed must not be forgotten.
+    pub fn read<M: Machine>(machine: &M, state: &StateDir) -> Result<Option<Self>, DiskError> {
+        let path = path(state);
+        let bytes = match machine.read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(doing("reading", &path)(error)),
+        };
+        if let Ok(journal) = serde_json::from_slice(&bytes) {
+            return Ok(Some(journal));
+        }
+        let current = generation::current(machine, state).map_err(doing("reading", &state.current()))?;
+        Ok(current.map(|current| Self {
+            from: None,
+            to: current,
+            kept: true,
+            rolling_back: false,
+            failed: Vec::new(),
+            cause: "a damaged journal".into(),
+        }))
+    }
+
+    /// The generations that came to nothing, so that nobody goes back to them.
+    pub(super) fn never_proven(&self) -> impl Iterator<Item = u32> {
+        let to = (!self.kept).then_some(self.to);
+        to.into_iter().chain(self.failed.iter().copied())
     }
 
     pub(super) fn write<M: Machine>(&self, machine: &M, state: &StateDir) -> Result<(), DiskError> {

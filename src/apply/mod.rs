@@ -14,18 +14,20 @@ mod probe;
 mod real;
 mod switch;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::desired::{Desired, ListenerSettings, Probe, Program, Reader};
 use crate::paths::StateDir;
-use crate::plan::{self, ActionKind, Listeners, Plan, Present, ServiceState};
+use crate::plan::{self, ActionKind, Listeners, Plan, Present, Service, ServiceState};
+pub use built_in::Backends;
 pub use generation::DiskError;
 use journal::Journal;
 pub use journal::replace;
 pub use machine::Machine;
 pub use real::{Own, Real};
-pub use switch::recover;
-use switch::{discard, switch_over};
+use switch::{discard, last_good, switch_over};
+pub use switch::{in_use, recover};
 
 /// How long a program that is just starting may take to show that it has read its file.
 const HEARD: Duration = Duration::from_secs(1);
@@ -122,8 +124,9 @@ fn consumer(reader: Reader) -> &'static str {
 }
 
 /// Looks at the disk and the supervisor; changes nothing.
-pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> std::io::Result<Present> {
-    let generation = generation::current(machine, state)?;
+pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> Result<Present, DiskError> {
+    let generation =
+        generation::current(machine, state).map_err(generation::doing("reading", &state.current()))?;
     Ok(Present {
         generation,
         files: generation
@@ -131,7 +134,7 @@ pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> std::io::Result<
             .unwrap_or_default(),
         listeners: Listeners::NotOurs,
         services: machine.services().await,
-        owed: Journal::read(machine, state).is_some(),
+        owed: Journal::read(machine, state)?.is_some(),
     })
 }
 
@@ -165,14 +168,22 @@ pub async fn apply<M: Machine>(
     nothing_is_lost(desired, present).map_err(untouched)?;
     ports_are_free(machine, state, desired, present).map_err(untouched)?;
 
-    // An unproven generation is never one to go back to.
-    let good = Journal::read(machine, state).map_or(present.generation, |journal| journal.from);
+    let before = Journal::read(machine, state).map_err(|error| untouched(error.into()))?;
+    let good = last_good(present.generation, before.as_ref());
     let mut check = Duration::ZERO;
     let number = match present.generation {
         Some(current) if plan.files.is_empty() => current,
-        _ => switch_over(machine, state, desired, plan, good, order, &mut check)
-            .await
-            .map_err(untouched)?,
+        _ => {
+            let was = (present.generation, before);
+            let switched = switch_over(machine, state, desired, plan, was, order, &mut check).await;
+            switched.map_err(|failure| match generation::current(machine, state) {
+                Ok(now) if now == present.generation => untouched(failure),
+                _ => ApplyError {
+                    failure,
+                    left: Left::Unproven("what was live before could not be switched back to".into()),
+                },
+            })?
+        }
     };
     let staged = Instant::now();
 
@@ -184,7 +195,7 @@ pub async fn apply<M: Machine>(
     let heard = present.owed && plan.files.is_empty() && already_heard(machine, plan, &goal).await;
     let mut result = carry_out(machine, plan, present, &goal, order, heard).await;
     if provable && result.is_ok() {
-        result = Journal::clear(machine, state).map_err(Failure::Disk);
+        result = finish(machine, state, number, order).map_err(Failure::Disk);
     }
     let took = Took {
         stage_ms: millis(staged - started),
@@ -219,6 +230,19 @@ pub async fn apply<M: Machine>(
     };
     machine.settle().await;
     Err(ApplyError { failure, left })
+}
+
+/// It is proven: what was tried before and came to nothing goes, and then nothing is owed.
+fn finish<M: Machine>(machine: &M, state: &StateDir, number: u32, order: &Order) -> Result<(), DiskError> {
+    if let Some(journal) = Journal::read(machine, state)? {
+        let used = journal
+            .from
+            .into_iter()
+            .chain([number])
+            .chain(order.needed.clone());
+        discard(machine, state, &journal, &used.collect::<Vec<_>>())?;
+    }
+    Journal::clear(machine, state)
 }
 
 /// What is to be live in the end.
@@ -344,6 +368,19 @@ fn nginx_should_answer(plan: &Plan, present: &Present) -> bool {
     told && !held
 }
 
+/// What was up before and is stopped now was stopped by the apply that failed, or by the one before it that was cut
+/// off, and not by an operator.
+fn ours(mut now: BTreeMap<String, Service>, before: &Present) -> BTreeMap<String, Service> {
+    for (name, service) in &mut now {
+        let earlier = before.services.as_ref().and_then(|services| services.get(name));
+        let was_up = earlier.is_some_and(|service| service.state == ServiceState::Up);
+        if (was_up || before.owed) && service.state == ServiceState::StoppedByOperator {
+            service.state = ServiceState::Down;
+        }
+    }
+    now
+}
+
 /// The same mechanism backwards: the earlier generation's files are the desired ones now.
 async fn roll_back<M: Machine>(
     machine: &M,
@@ -354,12 +391,13 @@ async fn roll_back<M: Machine>(
     good: u32,
     order: &Order,
 ) -> Result<(), Failure> {
-    let kept = Journal::read(machine, state).is_some_and(|journal| journal.kept);
+    let owed = Journal::read(machine, state)?;
     let journal = Journal {
         from: Some(good),
         to: failed,
-        kept,
+        kept: order.again == Some(failed) || owed.as_ref().is_some_and(|journal| journal.kept),
         rolling_back: true,
+        failed: owed.map(|journal| journal.failed).unwrap_or_default(),
         cause: order.cause.clone(),
     };
     journal.write(machine, state)?;
@@ -372,12 +410,14 @@ async fn roll_back<M: Machine>(
         generation: Some(failed),
         files: failed_files,
         listeners: before.listeners.clone(),
-        services: machine.services().await,
+        services: machine.services().await.map(|now| ours(now, before)),
         owed: true,
     };
     let plan = plan::back(&present, &good_files);
-    let manifest = generation::manifest(machine, state, good);
-    let (probes, tag) = manifest.map(|m| (m.probes, m.tag)).unwrap_or_default();
+    // Without it nothing could be proven.
+    let manifest = generation::manifest(machine, state, good)
+        .ok_or_else(|| Failure::Unproven(format!("generation {good} has no manifest that can be read")))?;
+    let (probes, tag) = (manifest.probes, manifest.tag);
     // What served before serves again; listeners that were opened by the failed apply stay as they are.
     let listeners = match &before.listeners {
         Listeners::Open(listeners) => listeners,
@@ -389,6 +429,11 @@ async fn roll_back<M: Machine>(
         tag: &tag,
     };
     carry_out(machine, &plan, &present, &goal, order, false).await?;
-    discard(machine, state, &journal)?;
+    discard(
+        machine,
+        state,
+        &journal,
+        &[&[good], order.needed.as_slice()].concat(),
+    )?;
     Ok(Journal::clear(machine, state)?)
 }

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::sync::watch;
 
-use super::built_in::BuiltIn;
+use super::built_in::{Backends, BuiltIn};
 use super::machine::Machine;
 use super::probe;
 use crate::api::{ApiStatus, NodeRow};
@@ -43,6 +43,8 @@ pub struct Own {
     pub identity: watch::Receiver<Option<Arc<Identity>>>,
     /// For the metrics.
     pub sources: Sources,
+    /// Who may call what nginx, which outlives a daemon, may still be asking for when the listeners open.
+    pub former: Backends,
 }
 
 /// What [`Machine`] stands for outside tests.
@@ -271,9 +273,11 @@ impl Machine for Real {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .clone();
+        // Where the next start finds it, should this one be killed.
         let scratch = tempfile::Builder::new()
-            .prefix("dstack-vpc-check-")
-            .tempdir()
+            .prefix("check-")
+            .suffix(".tmp")
+            .tempdir_in(self.state.run())
             .map_err(|error| format!("no temporary folder for the check: {error}"))?;
         let check =
             check_command(reader, &programs, staged, scratch.path()).map_err(|error| error.to_string())?;

@@ -22,46 +22,72 @@ pub fn recover<M: Machine>(machine: &M, state: &StateDir) -> Result<bool, DiskEr
             machine.remove(&path).map_err(doing("removing", &path))?;
         }
     }
-    let Some(journal) = Journal::read(machine, state) else {
+    let Some(journal) = Journal::read(machine, state)? else {
         return Ok(false);
     };
-    let current = generation::current(machine, state).ok().flatten();
-    match (journal.rolling_back, journal.from) {
-        (true, Some(from)) => {
+    let current = generation::current(machine, state).map_err(doing("reading", &state.current()))?;
+    match (journal.rolling_back, journal.from, current) {
+        (true, Some(from), _) => {
             generation::switch(machine, state, from)?;
-            discard(machine, state, &journal)?;
+            discard(machine, state, &journal, &[from])?;
             Ok(true)
         }
-        _ if current == Some(journal.to) => Ok(true),
-        // It ended before the switch: the new generation was never seen by anyone.
-        _ => {
-            discard(machine, state, &journal)?;
+        (_, _, Some(current)) if current == journal.to => Ok(true),
+        // It ended before the switch: the new generation was never seen by anyone. What serves may be one that was not
+        // proven either.
+        (_, from, Some(current)) if from != Some(current) => {
+            let still = Journal {
+                to: current,
+                kept: !journal.failed.contains(&current),
+                rolling_back: false,
+                ..journal.clone()
+            };
+            discard(machine, state, &journal, &[current])?;
+            still.write(machine, state)?;
+            Ok(true)
+        }
+        (_, _, current) => {
+            discard(machine, state, &journal, current.as_slice())?;
             Journal::clear(machine, state)?;
             Ok(false)
         }
     }
 }
 
-/// Removes a generation that never came to serve.
-pub(super) fn discard<M: Machine>(machine: &M, state: &StateDir, journal: &Journal) -> Result<(), DiskError> {
-    if journal.kept {
-        return Ok(());
-    }
-    let path = generation::dir(state, journal.to);
-    machine.remove(&path).map_err(doing("removing", &path))
+/// The generations that nginx may be using while an apply is unfinished, or has just begun to be put right.
+pub fn in_use<M: Machine>(machine: &M, state: &StateDir) -> Vec<u32> {
+    let journal = Journal::read(machine, state).ok().flatten();
+    let current = generation::current(machine, state).ok().flatten();
+    let unfinished = journal
+        .into_iter()
+        .flat_map(|journal| journal.from.into_iter().chain([journal.to]));
+    current.into_iter().chain(unfinished).collect()
+}
+
+/// Removes the generations that never came to serve, except those in use.
+pub(super) fn discard<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    journal: &Journal,
+    in_use: &[u32],
+) -> Result<(), DiskError> {
+    let unused = journal.never_proven().filter(|number| !in_use.contains(number));
+    generation::remove(machine, state, unused.collect())
 }
 
 /// Brings a generation with the desired files to completion, or finds the one there is, and points `current` at it;
-/// returns its number. On an error nothing live has changed.
+/// returns its number. On an error nothing live has changed: `was` is live, and owed is what the journal of `before`
+/// says.
 pub(super) async fn switch_over<M: Machine>(
     machine: &M,
     state: &StateDir,
     desired: &Desired,
     plan: &Plan,
-    good: Option<u32>,
+    (was, before): (Option<u32>, Option<Journal>),
     order: &Order,
     check: &mut Duration,
 ) -> Result<u32, Failure> {
+    let good = last_good(was, before.as_ref());
     let ours = (state.generations(), 0o755);
     let folders = desired
         .folders
@@ -70,6 +96,11 @@ pub(super) async fn switch_over<M: Machine>(
         .chain([ours]);
     for (dir, mode) in folders {
         machine.make_dir(&dir, mode).map_err(doing("creating", &dir))?;
+    }
+    if was.is_none() {
+        // They may be new: a journal in a folder without a name is none.
+        let root = state.root();
+        machine.sync_dir(root).map_err(doing("syncing", root))?;
     }
     let again = order
         .again
@@ -81,24 +112,33 @@ pub(super) async fn switch_over<M: Machine>(
         }
         None => new_generation(machine, state, desired, plan, order, check).await?,
     };
+    let used = [good, again].into_iter().flatten().chain(order.needed.clone());
+    let used: Vec<u32> = used.collect();
+    let failed = before.iter().flat_map(Journal::never_proven);
     let journal = Journal {
         from: good,
         to: number,
         kept: again.is_some(),
         rolling_back: false,
+        failed: failed.filter(|number| !used.contains(number)).collect(),
         cause: order.cause.clone(),
     };
+    // The journal first: a generation that has its number and never comes to serve is found and removed.
     let switched = journal
         .write(machine, state)
+        .and_then(|()| match again {
+            Some(_) => Ok(()),
+            None => generation::complete(machine, state, number),
+        })
         .and_then(|()| generation::switch(machine, state, number));
     if let Err(error) = switched {
-        undo_switch(machine, state, &journal)?;
+        undo_switch(machine, state, &journal, was, before)?;
         return Err(error.into());
     }
     Ok(number)
 }
 
-/// Writes a generation, has it checked, and gives it its number. On an error nothing of it is left.
+/// Writes a generation and has it checked; returns the number that it is to have. On an error nothing of it is left.
 async fn new_generation<M: Machine>(
     machine: &M,
     state: &StateDir,
@@ -112,8 +152,7 @@ async fn new_generation<M: Machine>(
     let staged = generation::staged(state, number);
     let made = async {
         generation::stage(machine, &staged, desired, &order.cause)?;
-        check_all(machine, &staged, plan, check).await?;
-        Ok::<_, Failure>(generation::complete(machine, state, number, &staged)?)
+        check_all(machine, &staged, plan, check).await
     };
     if let Err(failure) = made.await {
         // A full disk needs the room.
@@ -141,16 +180,34 @@ async fn check_all<M: Machine>(
     Ok(())
 }
 
-/// The switch failed half-way: the link moved or it did not, and may not be durable. Back to before; what cannot be
-/// undone now is undone at the next start, because the journal stays.
-fn undo_switch<M: Machine>(machine: &M, state: &StateDir, journal: &Journal) -> Result<(), DiskError> {
+/// The switch failed half-way: the link moved or it did not, and may not be durable. Back to what was, and to what was
+/// owed then; what cannot be undone now is undone at the next start, because the journal stays.
+fn undo_switch<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    journal: &Journal,
+    was: Option<u32>,
+    before: Option<Journal>,
+) -> Result<(), DiskError> {
     let current = state.current();
     let moved = generation::current(machine, state).map_err(doing("reading", &current))? == Some(journal.to);
-    match (moved, journal.from) {
-        (true, Some(good)) => generation::switch(machine, state, good)?,
+    match (moved, was) {
+        (true, Some(was)) => generation::switch(machine, state, was)?,
         (true, None) => machine.remove(&current).map_err(doing("removing", &current))?,
         (false, _) => {}
     }
-    Journal::clear(machine, state)?;
-    discard(machine, state, journal)
+    if !journal.kept {
+        let staged = generation::staged(state, journal.to);
+        machine.remove(&staged).map_err(doing("removing", &staged))?;
+        generation::remove(machine, state, vec![journal.to])?;
+    }
+    match before {
+        Some(before) => before.write(machine, state),
+        None => Journal::clear(machine, state),
+    }
+}
+
+/// The generation that was proven last: one that something is still owed for is never one to go back to.
+pub(super) fn last_good(was: Option<u32>, owed: Option<&Journal>) -> Option<u32> {
+    owed.map_or(was, |journal| journal.from)
 }

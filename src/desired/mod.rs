@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use self::headscale::server_url;
+pub use self::settings::backends;
 pub use self::templates::{RenderError, Templates};
 use crate::api::ApiSettings;
 use crate::facts::{Fact, Facts, Installed, Programs};

@@ -7,6 +7,7 @@ use crate::api::ApiSettings;
 use crate::facts::Facts;
 use crate::headscale::Access;
 use crate::mesh::MeshSettings;
+use crate::names::BackendName;
 use crate::node::{NodeSettings, SHARED_SPACE, Server};
 use crate::paths::StateDir;
 use crate::registry::RegistrySettings;
@@ -69,7 +70,8 @@ pub(super) fn with_device(spec: &Spec, facts: &Facts) -> bool {
     }
 }
 
-fn mesh(spec: &Spec, facts: &Facts) -> MeshSettings {
+/// Who may call which backend, by the name that nginx asks for.
+pub fn backends(spec: &Spec) -> BTreeMap<BackendName, AllowedApps> {
     let mut backends: BTreeMap<_, _> = spec
         .backends
         .iter()
@@ -81,12 +83,16 @@ fn mesh(spec: &Spec, facts: &Facts) -> MeshSettings {
         // The VPC API answers some paths to every app and checks the others by itself.
         backends.entry(api).or_insert(AllowedApps::Any);
     }
+    backends
+}
+
+fn mesh(spec: &Spec, facts: &Facts) -> MeshSettings {
     MeshSettings {
         client_listen: spec.mesh.client_listen,
         auth_listen: spec.mesh.auth_listen,
         gateway: facts.gateway.as_ref().map(|fact| fact.value.clone()),
         agent: facts.agent.as_ref().map(|fact| fact.value.clone()),
-        backends,
+        backends: backends(spec),
         connect_timeout: spec.mesh.connect_timeout,
         response_timeout: spec.mesh.response_timeout,
         idle_timeout: spec.mesh.idle_timeout,

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::ApiStatus;
 use crate::apply::{self, Own, Real};
-use crate::desired::Launch;
+use crate::desired::{Launch, backends};
 use crate::facts::Watcher;
 use crate::metrics::Sources;
 use crate::metrics::cells::Histogram;
@@ -123,6 +123,11 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
             observed: facts.observed.clone(),
             reconciles: Arc::clone(&durations),
         },
+        former: apply::in_use(&disk, &state)
+            .into_iter()
+            .filter_map(|number| Wish::of_generation(&disk, &state, number))
+            .flat_map(|wish| backends(wish.spec()))
+            .collect(),
     };
     let machine = Arc::new(Real::new(&state, Some(own)));
     apply::recover(&*machine, &state)?;

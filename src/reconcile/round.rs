@@ -11,7 +11,7 @@ use super::control::Answer;
 use super::source::Wish;
 use super::tell::{Around, Round};
 use super::{Daemon, UNEASY};
-use crate::apply::{self, Applied, Left, Machine, Order, generation};
+use crate::apply::{self, Applied, DiskError, Left, Machine, Order, generation};
 use crate::desired::{Desired, OVERRIDES, desired};
 use crate::facts::Observed;
 use crate::node::{self, NodeSettings};
@@ -111,7 +111,10 @@ impl Daemon {
             }
         }
         self.look_around().await;
-        let present = self.present().await;
+        let present = self.present().await.unwrap_or_else(|error| {
+            tracing::warn!("the state directory cannot be read: {error}");
+            Present::default()
+        });
         let down = present
             .services
             .iter()
@@ -173,7 +176,17 @@ impl Daemon {
         {
             return Attempt::TooSoon(at);
         }
-        let present = self.present().await;
+        let present = match self.present().await {
+            Ok(present) => present,
+            // What cannot be seen is not to be replaced.
+            Err(error) => {
+                self.retry = Some(self.attempts.failed(what));
+                return Attempt::Failed {
+                    message: format!("the state directory cannot be read: {error}"),
+                    left: Left::Untouched,
+                };
+            }
+        };
         self.teller.not_running(&present);
         let mut plan = plan(&desired, &present);
         let before = match plan.is_empty() {
@@ -244,19 +257,13 @@ impl Daemon {
             .map_err(|error| error.to_string())
     }
 
-    async fn present(&self) -> Present {
-        let mut present = match apply::look(&*self.machine, &self.state).await {
-            Ok(present) => present,
-            Err(error) => {
-                tracing::warn!(%error, "the state directory cannot be read");
-                Present::default()
-            }
-        };
+    async fn present(&self) -> Result<Present, DiskError> {
+        let mut present = apply::look(&*self.machine, &self.state).await?;
         present.listeners = match self.machine.listener_settings().await {
             Some(settings) => Listeners::Open(Box::new(settings)),
             None => Listeners::Closed,
         };
-        present
+        Ok(present)
     }
 
     /// Watches what is live now: files by name, programs by pid.

@@ -310,6 +310,16 @@ impl Machine {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("our own child");
     }
 
+    /// The pid of `up`, which becomes that of supervisord.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Whether that process is gone.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_some()
+    }
+
     /// Waits for `up` to end by itself.
     pub async fn ended(&mut self) -> ExitStatus {
         let end = Instant::now() + START;

@@ -50,6 +50,13 @@ pub fn resident(pid: i32) -> u64 {
     field(pid, "VmRSS:").and_then(|kib| kib.parse().ok()).unwrap_or(0)
 }
 
+/// When a process was started, in ticks since boot: with the pid it names a process for good.
+pub fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything; the 20th field after it is the time.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// A process whose first thread is a zombie still has its files and locks until its last thread is one.
 pub fn is_alive(pid: i32) -> bool {
     let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);

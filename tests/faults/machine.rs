@@ -1,0 +1,457 @@
+//! A machine in memory: a [`Disk`], and what matters here of supervisord, nginx and Headscale: each serves what it read
+//! last. Any step can go wrong in any way.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use dstack_vpc::apply::Machine;
+use dstack_vpc::desired::{ListenerSettings, Probe, Program, Reader};
+use dstack_vpc::paths::StateDir;
+use dstack_vpc::plan::{ActionKind, Service, ServiceState};
+use nix::errno::Errno;
+use tokio::time::sleep;
+
+use super::disk::{Disk, Loss};
+
+/// How a step goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A call to the kernel fails. `ENOSPC` and `EIO` come after a part of it was done.
+    Errno(Errno),
+    /// A child (a checker, supervisord) does not come to an end; it may have done a part of its work.
+    Hung,
+    /// A child refuses.
+    Exit1,
+    /// A child is killed after it has done its work.
+    Killed,
+    /// Our process is dead: neither this step nor any after it happens, but perhaps a part of this one.
+    Stop { half: bool },
+}
+
+/// What can go wrong with a step depends on what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Read,
+    Write,
+    Child,
+}
+
+impl Kind {
+    /// All that can fail and be told.
+    pub fn errors(self) -> Vec<Fault> {
+        match self {
+            Self::Read => [Errno::EIO, Errno::EACCES, Errno::EMFILE]
+                .map(Fault::Errno)
+                .into(),
+            Self::Write => [Errno::EIO, Errno::ENOSPC, Errno::EACCES, Errno::EMFILE]
+                .map(Fault::Errno)
+                .into(),
+            Self::Child => [Fault::Hung, Fault::Exit1, Fault::Killed].into(),
+        }
+    }
+
+    pub fn stops(self) -> Vec<Fault> {
+        match self {
+            Self::Read => vec![Fault::Stop { half: false }],
+            Self::Write | Self::Child => vec![Fault::Stop { half: false }, Fault::Stop { half: true }],
+        }
+    }
+}
+
+pub struct Model {
+    state: StateDir,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Clone)]
+struct Inner {
+    disk: Disk,
+    world: World,
+    /// Each step that was taken, and what it was.
+    steps: Vec<(Kind, String)>,
+    faults: Vec<(usize, Fault)>,
+    dead: bool,
+}
+
+/// What runs.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    /// Programs that supervisord knows, with their section; `None`: it does not run.
+    pub supervisord: Option<BTreeMap<String, (String, ServiceState)>>,
+    /// What nginx read last.
+    pub nginx: Option<Vec<u8>>,
+    pub headscale: Option<Vec<u8>>,
+    /// Ours: they end with our process.
+    pub listeners: Option<ListenerSettings>,
+}
+
+impl Clone for Model {
+    fn clone(&self) -> Self {
+        Self {
+            state: self.state.clone(),
+            inner: Mutex::new(self.inner().clone()),
+        }
+    }
+}
+
+impl Model {
+    pub fn new(state: &StateDir) -> Self {
+        let inner = Inner {
+            disk: Disk::new(state.root()),
+            world: World::default(),
+            steps: Vec::new(),
+            faults: Vec::new(),
+            dead: false,
+        };
+        Self {
+            state: state.clone(),
+            inner: Mutex::new(inner),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    /// From now on steps are counted, and the one at `at` goes wrong.
+    pub fn plan(&self, fault: Option<(usize, Fault)>) {
+        let mut inner = self.inner();
+        inner.steps.clear();
+        inner.faults = fault.into_iter().collect();
+    }
+
+    /// As [`Model::plan`], with two.
+    pub fn plan_both(&self, first: (usize, Fault), second: (usize, Fault)) {
+        self.plan(Some(first));
+        self.inner().faults.push(second);
+    }
+
+    pub fn steps(&self) -> Vec<(Kind, String)> {
+        self.inner().steps.clone()
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.inner().dead
+    }
+
+    pub fn world(&self) -> World {
+        self.inner().world.clone()
+    }
+
+    /// A new process in the place of a dead one. The programs, and all that was written, are still there.
+    pub fn start_anew(&self) {
+        let mut inner = self.inner();
+        inner.dead = false;
+        inner.faults.clear();
+        inner.world.listeners = None;
+    }
+
+    /// The whole machine is off, and on again.
+    pub fn cut(&self, loss: Loss) {
+        self.start_anew();
+        let mut inner = self.inner();
+        inner.disk.cut(loss);
+        inner.world = World::default();
+    }
+
+    /// What `up` ends with: supervisord, which starts all that its file names.
+    pub fn boot(&self) {
+        let mut inner = self.inner();
+        inner.world.supervisord = Some(BTreeMap::new());
+        inner.update_supervisor(&self.state, true);
+    }
+
+    pub fn mode(&self, path: &Path) -> Option<u32> {
+        self.inner().disk.mode(path)
+    }
+
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.inner().disk.paths()
+    }
+
+    /// The sections that a supervisord.conf has for programs.
+    pub fn sections(conf: &[u8]) -> BTreeMap<String, String> {
+        let text = String::from_utf8_lossy(conf).into_owned();
+        let sections = text.split("\n[").filter_map(|section| {
+            let (name, rest) = section.strip_prefix("program:")?.split_once(']')?;
+            Some((name.to_owned(), rest.trim_end().to_owned()))
+        });
+        sections.collect()
+    }
+
+    fn step(&self, kind: Kind, what: impl FnOnce() -> String) -> Result<(), Fault> {
+        let mut inner = self.inner();
+        if inner.dead {
+            return Err(Fault::Stop { half: false });
+        }
+        let at = inner.steps.len();
+        inner.steps.push((kind, what()));
+        match inner.faults.iter().find(|(planned, _)| *planned == at) {
+            Some((_, fault)) => {
+                let fault = *fault;
+                inner.dead = matches!(fault, Fault::Stop { .. });
+                Err(fault)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn current(&self, state: &StateDir, path: &str) -> Option<Vec<u8>> {
+        self.disk.read(&state.current().join(path)).ok()
+    }
+
+    fn load_nginx(&mut self, state: &StateDir) {
+        self.world.nginx = self.current(state, "nginx/nginx.conf");
+    }
+
+    /// What changed is stopped; only if `whole` is everything started, too.
+    fn update_supervisor(&mut self, state: &StateDir, whole: bool) {
+        let conf = self
+            .current(state, "supervisor/supervisord.conf")
+            .unwrap_or_default();
+        let wanted = Model::sections(&conf);
+        let mut known = self.world.supervisord.take().unwrap_or_default();
+        for (name, (section, state)) in &mut known {
+            if wanted.get(name) != Some(section) && name != Program::Daemon.name() {
+                *state = ServiceState::StoppedByOperator;
+                match name.as_str() {
+                    "nginx" => self.world.nginx = None,
+                    "headscale" => self.world.headscale = None,
+                    _ => {}
+                }
+            }
+        }
+        if whole {
+            known.retain(|name, _| wanted.contains_key(name));
+            for (name, section) in wanted {
+                let up = known
+                    .get(&name)
+                    .is_some_and(|(_, state)| *state == ServiceState::Up);
+                known.insert(name.clone(), (section, ServiceState::Up));
+                match name.as_str() {
+                    "nginx" if !up => self.load_nginx(state),
+                    "headscale" if !up => {
+                        self.world.headscale = self.current(state, "headscale/headscale.yaml");
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.world.supervisord = Some(known);
+    }
+
+    fn act(&mut self, state: &StateDir, action: ActionKind, settings: &ListenerSettings, whole: bool) {
+        match action {
+            ActionKind::UpdateSupervisor { .. } => self.update_supervisor(state, whole),
+            ActionKind::UpdateListeners if whole => self.world.listeners = Some(settings.clone()),
+            ActionKind::ReloadNginx if whole => self.load_nginx(state),
+            ActionKind::RestartHeadscale => {
+                self.world.headscale = None;
+                self.start(state, Program::Headscale, whole);
+            }
+            ActionKind::Start(program) => self.start(state, program, whole),
+            _ => {}
+        }
+    }
+
+    fn start(&mut self, state: &StateDir, program: Program, whole: bool) {
+        if whole {
+            match program {
+                Program::Nginx => self.load_nginx(state),
+                Program::Headscale => {
+                    self.world.headscale = self.current(state, "headscale/headscale.yaml");
+                }
+                _ => {}
+            }
+        }
+        let known = self.world.supervisord.iter_mut().flatten();
+        for (_, (_, state)) in known.filter(|(name, _)| *name == program.name()) {
+            *state = match whole {
+                true => ServiceState::Up,
+                false => ServiceState::StoppedByOperator,
+            };
+        }
+    }
+}
+
+impl Fault {
+    fn io(self) -> io::Error {
+        match self {
+            Self::Errno(errno) => errno.into(),
+            _ => io::Error::other("dead"),
+        }
+    }
+
+    /// A part of a call to the kernel was done before it failed.
+    fn half(self) -> bool {
+        matches!(self, Self::Errno(Errno::ENOSPC) | Self::Stop { half: true })
+    }
+
+    async fn words(self) -> String {
+        if self == Self::Hung {
+            sleep(Duration::from_secs(60)).await;
+        }
+        format!("{self:?}")
+    }
+}
+
+impl Machine for Model {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.step(Kind::Read, || format!("read {}", path.display()))
+            .map_err(Fault::io)?;
+        Ok(self.inner().disk.read(path)?)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.step(Kind::Read, || format!("list {}", dir.display()))
+            .map_err(Fault::io)?;
+        Ok(self.inner().disk.list(dir)?)
+    }
+
+    fn read_link(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        self.step(Kind::Read, || format!("read link {}", path.display()))
+            .map_err(Fault::io)?;
+        Ok(self.inner().disk.read_link(path)?)
+    }
+
+    fn make_dir(&self, path: &Path, _: u32) -> io::Result<()> {
+        let step = self.step(Kind::Write, || format!("make {}", path.display()));
+        if let Err(fault) = step {
+            if fault.half() {
+                self.inner().disk.make_dir(path.parent().unwrap_or(path))?;
+            }
+            return Err(fault.io());
+        }
+        Ok(self.inner().disk.make_dir(path)?)
+    }
+
+    fn write_new(&self, path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+        let step = self.step(Kind::Write, || format!("write {}", path.display()));
+        let disk = &mut self.inner().disk;
+        if let Err(fault) = step {
+            if fault.half() {
+                disk.write_new(path, mode, bytes, bytes.len() / 2, false)?;
+            } else if fault == Fault::Errno(Errno::EIO) {
+                // At the sync.
+                disk.write_new(path, mode, bytes, bytes.len(), false)?;
+            }
+            return Err(fault.io());
+        }
+        Ok(disk.write_new(path, mode, bytes, bytes.len(), true)?)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.step(Kind::Write, || format!("sync {}", dir.display()))
+            .map_err(Fault::io)?;
+        Ok(self.inner().disk.sync_dir(dir)?)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step(Kind::Write, || format!("rename to {}", to.display()))
+            .map_err(Fault::io)?;
+        Ok(self.inner().disk.rename(from, to)?)
+    }
+
+    fn symlink(&self, target: &Path, link: &Path) -> io::Result<()> {
+        self.step(Kind::Write, || format!("link {}", link.display()))
+            .map_err(Fault::io)?;
+        Ok(self.inner().disk.symlink(target, link)?)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let step = self.step(Kind::Write, || format!("remove {}", path.display()));
+        let disk = &mut self.inner().disk;
+        if let Err(fault) = step {
+            if fault.half() || fault == Fault::Errno(Errno::EIO) {
+                disk.remove(path, true)?;
+            }
+            return Err(fault.io());
+        }
+        Ok(disk.remove(path, false)?)
+    }
+
+    fn why_not(&self, addr: SocketAddr, _: Option<i32>) -> Option<String> {
+        let step = self.step(Kind::Child, || format!("ask for {addr}"));
+        step.err().map(|fault| format!("{fault:?}"))
+    }
+
+    fn end_orphans(&self) -> bool {
+        false
+    }
+
+    async fn check(&self, reader: Reader, staged: &Path) -> Result<(), String> {
+        if let Err(fault) = self.step(Kind::Child, || format!("check for {reader:?}")) {
+            return Err(fault.words().await);
+        }
+        assert!(
+            self.inner()
+                .disk
+                .list(staged)
+                .is_ok_and(|names| !names.is_empty())
+        );
+        Ok(())
+    }
+
+    async fn services(&self) -> Option<BTreeMap<String, Service>> {
+        if let Err(fault) = self.step(Kind::Child, || "ask supervisord".to_owned()) {
+            fault.words().await;
+            return None;
+        }
+        let known = self.inner().world.supervisord.clone()?;
+        let service = |state| Service {
+            state,
+            pid: Some(4),
+            detail: String::new(),
+        };
+        Some(
+            known
+                .into_iter()
+                .map(|(name, (_, state))| (name, service(state)))
+                .collect(),
+        )
+    }
+
+    async fn act(&self, action: ActionKind, listeners: &ListenerSettings) -> Result<(), String> {
+        let step = self.step(Kind::Child, || format!("{action:?}"));
+        let result = match step {
+            Ok(()) => Ok(true),
+            Err(Fault::Killed) => Err((Fault::Killed, Some(true))),
+            Err(fault @ (Fault::Hung | Fault::Stop { half: true })) => Err((fault, Some(false))),
+            Err(fault) => Err((fault, None)),
+        };
+        let whole = match result {
+            Ok(whole) => Some(whole),
+            Err((_, whole)) => whole,
+        };
+        if let Some(whole) = whole {
+            self.inner().act(&self.state, action, listeners, whole);
+        }
+        match result {
+            Ok(_) => Ok(()),
+            Err((fault, _)) => Err(fault.words().await),
+        }
+    }
+
+    fn workers(&self, _: i32) -> Vec<i32> {
+        Vec::new()
+    }
+
+    async fn prove(&self, probes: &[Probe], tag: &str, _: &[i32], within: Duration) -> Result<(), String> {
+        if let Err(fault) = self.step(Kind::Child, || format!("ask {} listeners", probes.len())) {
+            return Err(fault.words().await);
+        }
+        let served = self.inner().world.nginx.clone().unwrap_or_default();
+        match String::from_utf8_lossy(&served).contains(&format!("return 200 \"{tag}\"")) {
+            true => Ok(()),
+            false => Err(format!("not served within {within:?}")),
+        }
+    }
+
+    async fn settle(&self) {}
+}

@@ -1,0 +1,236 @@
+//! A machine and the processes on it that come and go, as `up` and the daemon use apply; and what has to hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use dstack_vpc::apply::{self, Applied, ApplyError, DiskError, Left, Order, generation};
+use dstack_vpc::desired::{Desired, Program};
+use dstack_vpc::plan::{Listeners, Present, ServiceState, plan};
+
+use super::edits::{Desires, Edit, Wish};
+use super::machine::{Kind, Model};
+
+/// A machine, what it is to be, and what was seen of it.
+#[derive(Clone)]
+pub struct Story<'a> {
+    pub model: Model,
+    pub desires: &'a Desires,
+    /// The generation that must not go: somebody may want to go back to it.
+    pub needed: Option<u32>,
+    /// The one that is held now.
+    pub again: Option<u32>,
+    /// Generations that served, proven.
+    pub proven: BTreeSet<u32>,
+}
+
+/// How a reconcile failed.
+#[derive(Debug)]
+pub enum Failed {
+    Look(#[allow(dead_code)] DiskError),
+    Recover(#[allow(dead_code)] DiskError),
+    Apply(ApplyError),
+}
+
+impl<'a> Story<'a> {
+    /// A machine with what an edit finds.
+    pub async fn before(edit: &Edit, desires: &'a Desires) -> Self {
+        let mut story = Self {
+            model: Model::new(desires.state()),
+            desires,
+            needed: edit.again,
+            again: None,
+            proven: BTreeSet::new(),
+        };
+        for (at, wish) in edit.before.iter().enumerate() {
+            match at {
+                0 => story.first_start(*wish).await.expect("a first start"),
+                _ => drop(story.reconcile(*wish).await.expect("an edit")),
+            }
+            story.is_right(*wish).await;
+        }
+        story.again = edit.again;
+        story
+    }
+
+    /// The whole edit.
+    pub async fn run(&mut self, edit: &Edit) -> Result<(), Failed> {
+        match edit.before {
+            [] => self.first_start(edit.wish).await,
+            _ => self.reconcile(edit.wish).await.map(drop),
+        }
+    }
+
+    /// `up`, then supervisord, then the daemon.
+    pub async fn first_start(&mut self, wish: Wish) -> Result<(), Failed> {
+        apply::recover(&self.model, self.desires.state()).map_err(Failed::Recover)?;
+        self.try_apply(wish, false).await?;
+        if !self.model.is_dead() {
+            self.model.boot();
+        }
+        self.daemon(wish).await.map(drop)
+    }
+
+    /// Whatever a container or supervisord starts where a process is gone.
+    pub async fn start(&mut self, wish: Wish) -> Result<(), Failed> {
+        match self.model.world().supervisord {
+            None => self.first_start(wish).await,
+            Some(_) => self.daemon(wish).await.map(drop),
+        }
+    }
+
+    /// The daemon starts.
+    pub async fn daemon(&mut self, wish: Wish) -> Result<Applied, Failed> {
+        apply::recover(&self.model, self.desires.state()).map_err(Failed::Recover)?;
+        self.reconcile(wish).await
+    }
+
+    /// The daemon, which is there already, looks again.
+    pub async fn reconcile(&mut self, wish: Wish) -> Result<Applied, Failed> {
+        self.try_apply(wish, true).await
+    }
+
+    async fn try_apply(&mut self, wish: Wish, daemon: bool) -> Result<Applied, Failed> {
+        let (model, state, desired) = (&self.model, self.desires.state(), self.desires.of(wish));
+        let mut present = apply::look(model, state).await.map_err(Failed::Look)?;
+        if daemon {
+            present.listeners = match model.world().listeners {
+                Some(settings) => Listeners::Open(Box::new(settings)),
+                None => Listeners::Closed,
+            };
+        }
+        let plan = plan(desired, &present);
+        let order = self.order();
+        let applied = apply::apply(model, state, desired, &present, &plan, &order).await;
+        self.note(&present, &applied);
+        applied.map_err(Failed::Apply)
+    }
+
+    /// Only two generations are kept, so that the oldest go all the time.
+    fn order(&self) -> Order {
+        Order {
+            cause: "test".into(),
+            keep: 2,
+            needed: self.needed.into_iter().collect(),
+            again: self.again,
+            probe_timeout: Duration::from_secs(1),
+        }
+    }
+
+    fn note(&mut self, before: &Present, result: &Result<Applied, ApplyError>) {
+        match result {
+            Ok(applied) if applied.proven => drop(self.proven.insert(applied.generation)),
+            Ok(_) => {}
+            // It had ended, but for what makes that durable.
+            Err(_) if self.model.is_dead() && !self.is_owed() => self.proven.extend(self.current()),
+            Err(error) => {
+                assert_ne!(error.failure.to_string(), "");
+                match &error.left {
+                    Left::Untouched => {
+                        assert_eq!(
+                            self.current(),
+                            before.generation,
+                            "{error:?}: untouched means untouched"
+                        );
+                    }
+                    Left::RolledBackTo(number) => assert_eq!(self.current(), Some(*number)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Reads what is there without counting as a step that may fail.
+    fn disk(&self) -> Model {
+        let disk = self.model.clone();
+        disk.start_anew();
+        disk.plan(None);
+        disk
+    }
+
+    pub fn current(&self) -> Option<u32> {
+        generation::current(&self.disk(), self.desires.state()).expect("a disk that works")
+    }
+
+    /// The live generation is complete, and its files are those of one of `wishes`; without one, it is the first start.
+    pub fn is_whole(&self, wishes: &[Wish], may_be_none: bool) {
+        let (disk, state) = (self.disk(), self.desires.state());
+        let Some(number) = self.current() else {
+            assert!(may_be_none, "no generation is live");
+            return;
+        };
+        let files = generation::files(&disk, state, number);
+        let manifest = generation::manifest(&disk, state, number).expect("a manifest");
+        assert_eq!(manifest.drifted(&files), [""; 0], "generation {number}");
+        let is = |wish: &Wish| bytes(self.desires.of(*wish)) == files;
+        assert!(wishes.iter().any(is), "generation {number} is another's");
+    }
+
+    /// All that runs uses the files of the live generation.
+    pub fn is_served(&self) {
+        let (disk, state, world) = (self.disk(), self.desires.state(), self.model.world());
+        let number = self.current().expect("a live generation");
+        let files = generation::files(&disk, state, number);
+        let text = |bytes: Option<&Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let now = text(world.nginx.as_ref());
+        assert_eq!(now, text(files.get("nginx/nginx.conf")), "nginx");
+        let now = text(world.headscale.as_ref());
+        assert_eq!(now, text(files.get("headscale/headscale.yaml")), "headscale");
+        let known = world.supervisord.expect("supervisord runs");
+        for (name, (_, state)) in &known {
+            assert_eq!(*state, ServiceState::Up, "{name}");
+        }
+        let sections: BTreeMap<_, _> = known.into_iter().map(|(name, (text, _))| (name, text)).collect();
+        assert_eq!(sections, Model::sections(&files["supervisor/supervisord.conf"]));
+        assert!(sections.contains_key(Program::Daemon.name()));
+    }
+
+    fn is_owed(&self) -> bool {
+        let journal = self.desires.state().run().join("journal.json");
+        self.model.paths().contains(&journal)
+    }
+
+    /// Something is staged or half removed.
+    pub fn is_staged(&self) -> bool {
+        let temporary = |path: &Path| path.extension().is_some_and(|it| it == "tmp");
+        self.model.paths().iter().any(|path| temporary(path))
+    }
+
+    /// Done, proven, nothing owed, nothing left over, and nothing more to do.
+    pub async fn is_right(&mut self, wish: Wish) {
+        let state = self.desires.state();
+        self.is_whole(&[wish], false);
+        self.is_served();
+        assert!(!self.is_staged(), "{:?}", self.model.paths());
+        let desired = self.desires.of(wish);
+        assert_eq!(self.model.world().listeners.as_ref(), Some(&desired.listeners));
+        assert!(!self.is_owed());
+        let root = generation::dir(state, self.current().expect("live"));
+        for (path, file) in &desired.files {
+            assert_eq!(self.model.mode(&root.join(path)), Some(file.mode), "{path}");
+        }
+        let all = generation::all(&self.disk(), state).expect("a disk that works");
+        let never: Vec<_> = all.iter().filter(|n| !self.proven.contains(n)).collect();
+        assert!(never.is_empty(), "{never:?} never served");
+        for number in &all {
+            let files = generation::files(&self.disk(), state, *number);
+            let manifest = generation::manifest(&self.disk(), state, *number).expect("a manifest");
+            assert_eq!(manifest.drifted(&files), [""; 0], "generation {number}");
+        }
+        assert!(self.needed.is_none_or(|needed| all.contains(&needed)), "{all:?}");
+
+        self.model.plan(None);
+        let applied = self.reconcile(wish).await.expect("a no-op");
+        assert!(!applied.changed && applied.proven, "{applied:?}");
+        let writes = self.model.steps().into_iter();
+        let writes: Vec<_> = writes.filter(|(kind, _)| *kind == Kind::Write).collect();
+        assert!(writes.is_empty(), "{writes:?}");
+    }
+}
+
+fn bytes(desired: &Desired) -> BTreeMap<String, Vec<u8>> {
+    let files = desired.files.iter();
+    files
+        .map(|(path, file)| (path.clone(), file.bytes.clone()))
+        .collect()
+}
