@@ -1,7 +1,7 @@
 //! One listening socket: opened, accepted from, moved away from.
 
 use std::cell::Cell;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -239,11 +239,14 @@ impl Door {
             );
         }
         self.full.set(full);
-        if full {
-            // It fails for a connection that is already gone, as does the other.
-            let _ = stream.try_write(reply::FULL.as_bytes());
-        } else if let Ok(stream) = stream.into_std() {
-            self.crew.least_busy(Job::Serve(stream, Arc::clone(&self.life)));
+        // It fails for a connection that is already gone.
+        match stream.into_std() {
+            Ok(mut stream) if full => drop(stream.write(reply::FULL.as_bytes())),
+            Ok(stream) => {
+                let (life, open) = (Arc::clone(&self.life), self.life.tasks.token());
+                self.crew.least_busy(Job::Serve(stream, life, open));
+            }
+            Err(_) => {}
         }
     }
 }

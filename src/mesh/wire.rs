@@ -1,8 +1,9 @@
 //! A client's connection below HTTP: what hyper does not look after.
 //!
 //! It counts what moves, so that a connection on which nothing does can be cut. It writes interim responses between the
-//! messages, for which hyper's server has no way. And it resets a connection whose answer broke off, where its end
-//! would look like the answer's.
+//! messages, for which hyper's server has no way. It keeps from hyper for a while that a client has sent its last byte,
+//! when that client waits for an answer: hyper would take it for gone. And it resets a connection whose answer broke
+//! off, where its end would look like the answer's.
 
 use std::io;
 use std::pin::Pin;
@@ -11,11 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::HeaderMap;
 use hyper::{StatusCode, Version};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::listener::Life;
@@ -23,6 +27,8 @@ use crate::spec::Limits;
 
 /// Interim responses that wait for a client that does not read, in bytes. What is more is left out: they are hints.
 const MAX_INTERIM: usize = 64 * 1024;
+/// How long a client that has sent its last byte is waited for while nothing moves.
+const LEFT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The socket, as hyper uses it.
 pub(super) struct Wire {
@@ -39,6 +45,16 @@ pub(super) struct Line {
     between: AtomicBool,
     interim: Mutex<Vec<u8>>,
     has_interim: AtomicBool,
+    /// An answer is due, in whole or in part.
+    due: AtomicBool,
+    /// The request's body is waited for.
+    starving: AtomicBool,
+    /// The client has sent its last byte.
+    ended: AtomicBool,
+    on_end: Notify,
+    /// It was seen while the body was waited for.
+    looked: AtomicBool,
+    on_change: AtomicWaker,
     /// The client speaks HTTP/1.0, where an answer may end with its connection.
     old: AtomicBool,
     broke_off: AtomicBool,
@@ -53,15 +69,25 @@ impl Line {
             between: AtomicBool::new(true),
             interim: Mutex::default(),
             has_interim: AtomicBool::new(false),
+            due: AtomicBool::new(false),
+            starving: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            on_end: Notify::new(),
+            looked: AtomicBool::new(false),
+            on_change: AtomicWaker::new(),
             old: AtomicBool::new(false),
             broke_off: AtomicBool::new(false),
         })
     }
 
-    /// A request has begun.
-    pub(super) fn asked(&self, version: Version) {
+    /// A request has begun. Over HTTP/1 its answer is due until what this returns is dropped.
+    pub(super) fn asked(self: &Arc<Self>, version: Version) -> Option<AnswerDue> {
         self.asked.store(true, Ordering::Relaxed);
         self.old.store(version < Version::HTTP_11, Ordering::Relaxed);
+        (version < Version::HTTP_2).then(|| {
+            self.due.store(true, Ordering::Relaxed);
+            AnswerDue(Arc::clone(self))
+        })
     }
 
     /// The connection ends before its time.
@@ -86,16 +112,39 @@ impl Line {
         self.has_interim.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the request's body is waited for: then its end must be known.
+    pub(super) fn starving(&self, starving: bool) {
+        if !self.starving.swap(starving, Ordering::Relaxed) && starving {
+            self.looked.store(false, Ordering::Relaxed);
+            self.on_change.wake();
+        }
+    }
+
+    fn hides_end(&self) -> bool {
+        self.due.load(Ordering::Relaxed) && !self.starving.load(Ordering::Relaxed)
+    }
+
     /// Returns when the client asked for nothing in time, or when nothing has moved for long.
     pub(super) async fn stalled(&self, limits: &Limits) {
         const PARTS: u32 = 4;
         sleep(limits.header_timeout).await;
-        if !self.asked.load(Ordering::Relaxed) {
-            return;
+        if self.asked.load(Ordering::Relaxed) {
+            let pause = (limits.stall_timeout / PARTS).max(Duration::from_millis(1));
+            self.still(pause, PARTS).await;
         }
-        let (mut seen, mut still) = (0, 0);
-        while still < PARTS {
-            sleep((limits.stall_timeout / PARTS).max(Duration::from_millis(1))).await;
+    }
+
+    /// Returns when a client that has sent its last byte has to be taken for gone: both look the same.
+    pub(super) async fn left(&self) {
+        self.on_end.notified().await;
+        self.still(LEFT_PATIENCE / 4, 4).await;
+    }
+
+    /// Waits until nothing has moved for so many pauses.
+    async fn still(&self, pause: Duration, pauses: u32) {
+        let (mut seen, mut still) = (self.moved.load(Ordering::Relaxed), 0);
+        while still < pauses {
+            sleep(pause).await;
             let moved = self.moved.load(Ordering::Relaxed);
             still = if moved == seen { still + 1 } else { 0 };
             seen = moved;
@@ -106,6 +155,50 @@ impl Line {
         let moved = self.moved.load(Ordering::Relaxed);
         self.moved
             .store(moved.wrapping_add(bytes as u64), Ordering::Relaxed);
+    }
+}
+
+/// An answer that is due, see [`Line::asked`].
+pub(super) struct AnswerDue(Arc<Line>);
+
+impl Drop for AnswerDue {
+    fn drop(&mut self) {
+        self.0.due.store(false, Ordering::Relaxed);
+        if self.0.ended.load(Ordering::Relaxed) {
+            self.0.on_change.wake();
+        }
+    }
+}
+
+/// A body that is due until it has ended.
+pub(super) struct Due<B> {
+    body: B,
+    _due: Option<AnswerDue>,
+}
+
+impl<B> Due<B> {
+    pub(super) fn new(body: B, due: Option<AnswerDue>) -> Self {
+        Self { body, _due: due }
+    }
+}
+
+impl<B: Body + Unpin> Body for Due<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -147,7 +240,25 @@ impl AsyncRead for Wire {
         let this = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        this.line.moved(buf.filled().len() - before);
+        let count = buf.filled().len() - before;
+        this.line.moved(count);
+        if count > 0 {
+            // Until it asks again, the body has something to go on.
+            this.line.starving.store(false, Ordering::Relaxed);
+        } else if buf.remaining() > 0 {
+            if !this.line.ended.swap(true, Ordering::Relaxed) {
+                this.line.on_end.notify_one();
+            }
+            this.line.on_change.register(cx.waker());
+            if this.line.hides_end() {
+                return Poll::Pending;
+            }
+            // The end of the body may be on its way to whoever waits for it: look again when that was delivered.
+            if this.line.due.load(Ordering::Relaxed) && !this.line.looked.swap(true, Ordering::Relaxed) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HeaderName, HeaderValue};
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -24,13 +24,14 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth::Auth;
 use super::listener::{Accepting, Life};
 use super::outbound::{Failure, Outbound};
 use super::reply::Body;
 use super::tally::Pen;
-use super::wire::{Line, Wire};
+use super::wire::{AnswerDue, Due, Line, Wire};
 use super::{Role, Shared};
 use crate::spec::Limits;
 
@@ -48,7 +49,8 @@ pub(super) const LAST: HeaderName = HeaderName::from_static("x-dstack-last");
 /// What a worker is asked to do.
 pub(super) enum Job {
     Accept(Accepting),
-    Serve(TcpStream, Arc<Life>),
+    /// With what counts it as open.
+    Serve(TcpStream, Arc<Life>, TaskTrackerToken),
 }
 
 /// The way to all workers.
@@ -140,9 +142,12 @@ async fn work(shared: Arc<Shared>, number: usize, mut inbox: UnboundedReceiver<J
             Some(Job::Accept(accepting)) => {
                 tasks.spawn_local(accepting.run(Arc::clone(&shared)));
             }
-            Some(Job::Serve(stream, life)) => {
+            Some(Job::Serve(stream, life, open)) => {
                 let worker = Rc::clone(&worker);
-                life.clone().tasks.spawn_local(worker.serve(stream, life));
+                tokio::task::spawn_local(async move {
+                    worker.serve(stream, life).await;
+                    drop(open);
+                });
             }
             // The runtime goes down with everything it still runs.
             None => return,
@@ -224,7 +229,11 @@ impl Worker {
         };
         let (http, line) = (self.http(), Line::new(Arc::clone(&life)));
         let (worker, its_line) = (Rc::clone(&self), Arc::clone(&line));
-        let service = service_fn(move |request| Rc::clone(&worker).answer(request, Arc::clone(&its_line)));
+        let service = service_fn(move |request: Request<Incoming>| {
+            // At once: hyper looks for more before it first asks for the answer.
+            let due = its_line.asked(request.version());
+            Rc::clone(&worker).answer(request, Arc::clone(&its_line), due)
+        });
         let stream = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
         let mut connection = pin!(http.builder.serve_connection_with_upgrades(stream, service));
         // What matters to the client was answered in HTTP.
@@ -248,6 +257,7 @@ impl Worker {
         let well = tokio::select! {
             well = served => well,
             () = line.stalled(&http.limits) => false,
+            () = line.left() => false,
         };
         if !well {
             line.broke_off();
@@ -259,9 +269,9 @@ impl Worker {
         self: Rc<Self>,
         request: Request<Incoming>,
         line: Arc<Line>,
-    ) -> Result<Response<Body>, Infallible> {
+        due: Option<AnswerDue>,
+    ) -> Result<Response<Due<Body>>, Infallible> {
         let (http1, life) = (request.version() < Version::HTTP_2, &line.life);
-        line.asked(request.version());
         let answer = async {
             match life.role {
                 Role::Client => self.outbound.answer(request, &line).await,
@@ -281,7 +291,9 @@ impl Worker {
             let last = HeaderValue::from_static("1");
             answer.headers_mut().insert(LAST, last);
         }
-        Ok(answer)
+        // A client that left looks like one that waits. Of a stream without an end nobody would be told in time.
+        let due = due.filter(|_| answer.body().size_hint().exact().is_some());
+        Ok(answer.map(|body| Due::new(body, due)))
     }
 }
 

@@ -2,6 +2,7 @@
 //! temporary directory, on free ports.
 
 pub mod agent;
+pub mod attacks;
 pub mod backend;
 pub mod etcd;
 pub mod gateway;

@@ -13,5 +13,6 @@ mod observe;
 mod peers;
 mod previews;
 mod rollout;
+mod smuggling;
 mod traffic;
 mod volume;

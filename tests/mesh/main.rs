@@ -1,13 +1,19 @@
 //! The mesh through its own doors: real listeners, real TLS peers, clients that write bytes.
 
+#[path = "../common/attacks.rs"]
+mod attacks;
 mod auth;
+mod floods;
+mod hops;
 mod http;
 mod http2;
 mod identity;
 mod impostors;
 mod kit;
+mod limits;
 mod live;
 mod openssl;
 mod pool;
 mod sessions;
+mod smuggling;
 mod streams;

@@ -130,6 +130,7 @@ impl Hop {
                     }
                 }
                 Err(Broken::TimedOut) => return Err(self.timed_out()),
+                Err(Broken::Flooded) => return Err(Failure::BadResponse { hop: self.far }),
             }
         }
     }

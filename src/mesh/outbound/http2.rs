@@ -48,6 +48,7 @@ impl Hop {
                     return Err(Failure::exchange(self.far, self.at(), &error));
                 }
                 Err(Broken::TimedOut) => return Err(self.timed_out()),
+                Err(Broken::Flooded) => return Err(Failure::BadResponse { hop: self.far }),
             }
             connection = self
                 .http2_connection()

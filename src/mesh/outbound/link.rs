@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -28,6 +28,9 @@ use super::metered::Metered;
 use super::upload::{Progress, Upload};
 use crate::spec::Limits;
 
+/// Interim responses may take so many times the limit of one head.
+const INTERIM_HEADS: u64 = 4;
+
 /// hyper's side of a connection; its own type has no public name.
 type Connection = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
 
@@ -38,8 +41,10 @@ pub(super) struct Link {
     bell: Arc<Bell>,
     /// `bell`, as the connection knows it.
     waker: Waker,
-    /// The peer sent something since the last request was begun.
-    heard: Arc<AtomicBool>,
+    /// What the peer sent since the last request was begun, in bytes.
+    heard: Arc<AtomicU64>,
+    /// How much of that may be interim responses.
+    patience: u64,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -51,6 +56,8 @@ pub(super) enum Broken {
     Lost { heard: bool, error: hyper::Error },
     /// No response in time.
     TimedOut,
+    /// Interim responses without end.
+    Flooded,
 }
 
 impl Broken {
@@ -68,7 +75,7 @@ impl Broken {
 
 impl Link {
     pub(super) async fn open(stream: Metered<Stream>, limits: &Limits) -> hyper::Result<Self> {
-        let heard = Arc::new(AtomicBool::new(false));
+        let heard = Arc::new(AtomicU64::new(0));
         let stream = Heard {
             stream,
             heard: Arc::clone(&heard),
@@ -86,6 +93,7 @@ impl Link {
             waker: Waker::from(Arc::clone(&bell)),
             bell,
             heard,
+            patience: u64::from(limits.header_bytes()) * INTERIM_HEADS,
             timer: Box::pin(sleep_until(Instant::now())),
         })
     }
@@ -97,7 +105,7 @@ impl Link {
         patience: Duration,
     ) -> Result<Response<Incoming>, Broken> {
         let upload = request.body().progress();
-        self.heard.store(false, Ordering::Relaxed);
+        self.heard.store(0, Ordering::Relaxed);
         let response = self.bell.mute(|| self.sender.try_send_request(request));
         // It comes out of the connection, which is polled right before it, so nothing else need wake us; nor may tokio
         // put it off, for nothing would wake us then.
@@ -109,6 +117,10 @@ impl Link {
             poll_connection(&mut self.connection, &self.waker);
             if let Poll::Ready(result) = response.as_mut().poll(&mut quiet) {
                 return Poll::Ready(result.map_err(|failed| Broken::from_failed(failed, self.heard())));
+            }
+            // A peer that always has more to say would keep this thread from its timers.
+            if self.heard.load(Ordering::Relaxed) > self.patience {
+                return Poll::Ready(Err(Broken::Flooded));
             }
             if deadline.is_none()
                 && upload
@@ -128,7 +140,7 @@ impl Link {
 
     /// Something came since the last request was begun.
     pub(super) fn heard(&self) -> bool {
-        self.heard.load(Ordering::Relaxed)
+        self.heard.load(Ordering::Relaxed) > 0
     }
 
     /// Moves bytes in both directions as far as they go now.
@@ -207,7 +219,7 @@ fn poll_deadline(timer: &mut Pin<Box<Sleep>>, deadline: Instant, cx: &mut Contex
 /// A stream that notes when it receives something.
 struct Heard {
     stream: Metered<Stream>,
-    heard: Arc<AtomicBool>,
+    heard: Arc<AtomicU64>,
 }
 
 impl AsyncRead for Heard {
@@ -215,9 +227,9 @@ impl AsyncRead for Heard {
         let this = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
-            this.heard.store(true, Ordering::Relaxed);
-        }
+        let count = (buf.filled().len() - before) as u64;
+        let heard = this.heard.load(Ordering::Relaxed);
+        this.heard.store(heard.saturating_add(count), Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }

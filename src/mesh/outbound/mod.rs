@@ -104,7 +104,7 @@ impl Outbound {
             let settings = self.shared.settings.load();
             (settings.limits.continue_timeout, settings.access_log)
         };
-        let body = Upload::new(body, parts.version, &parts.headers, patience);
+        let body = Upload::new(body, line, parts.version, &parts.headers, patience);
         let entry = log.then(|| Entry::new(began, &id, &parts, body.progress()));
         let grpc = parts.version == Version::HTTP_2 && headers::is_grpc(&parts.headers);
         let mut request = Request::from_parts(parts, body);

@@ -15,6 +15,7 @@ use hyper::header::{self, HeaderMap};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::headers;
+use crate::mesh::wire::Line;
 
 /// How much of a refused request's body is read, in bytes, and for how long.
 const DISCARD: usize = 4 * 1024 * 1024;
@@ -26,6 +27,8 @@ pub(super) struct Upload(Option<Streaming>);
 
 struct Streaming {
     body: Incoming,
+    /// Where it comes from.
+    line: Arc<Line>,
     progress: Arc<Progress>,
     /// Until the peer says `100 Continue`.
     held: Option<Pin<Box<Sleep>>>,
@@ -44,7 +47,13 @@ pub(in crate::mesh) struct Progress {
 impl Upload {
     /// The body of a request with these headers. If the client expects `100 Continue`, nothing is read before
     /// [`Progress::go_on`], or for `patience`: a peer need not say it (RFC 9110 §10.1.1).
-    pub(super) fn new(body: Incoming, version: Version, headers: &HeaderMap, patience: Duration) -> Self {
+    pub(super) fn new(
+        body: Incoming,
+        line: &Arc<Line>,
+        version: Version,
+        headers: &HeaderMap,
+        patience: Duration,
+    ) -> Self {
         let expectation = headers
             .get(header::EXPECT)
             .filter(|_| version >= Version::HTTP_11);
@@ -54,6 +63,7 @@ impl Upload {
         }
         Self(Some(Streaming {
             body,
+            line: Arc::clone(line),
             progress: Arc::default(),
             held: held.then(|| Box::pin(sleep(patience))),
         }))
@@ -72,11 +82,16 @@ impl Upload {
     /// writes would take the answer from it.
     pub(super) async fn discard(self) {
         let Some(Streaming {
-            mut body, held: None, ..
+            mut body,
+            line,
+            held: None,
+            ..
         }) = self.0
         else {
             return; // The client waits for `100 Continue`, and the refusal is as good.
         };
+        // It is waited for without an end of our own.
+        line.starving(true);
         let read = async {
             let mut left = DISCARD;
             while let Some(Ok(frame)) = body.frame().await {
@@ -148,7 +163,9 @@ impl Body for Upload {
             return Poll::Ready(None);
         };
         ready!(streaming.poll_wanted(cx));
-        let mut frame = ready!(Pin::new(&mut streaming.body).poll_frame(cx));
+        let frame = Pin::new(&mut streaming.body).poll_frame(cx);
+        streaming.line.starving(frame.is_pending());
+        let mut frame = ready!(frame);
         if let Some(Ok(frame)) = &mut frame {
             let bytes = frame.data_ref().map_or(0, Bytes::len);
             streaming.progress.count(bytes);
