@@ -142,7 +142,8 @@ impl Problems {
         if let Some(more @ 1..) = self.list.len().checked_sub(SHOWN) {
             out += &format!("… and {more} more\n\n");
         }
-        out
+        // The renderer makes harmless what stands before U+0080 only, and U+009B begins an order to a terminal, too.
+        out.replace(|c| ('\u{80}'..='\u{9f}').contains(&c), "\u{fffd}")
     }
 
     fn group<'a>(&'a self, problem: &'a Problem) -> Group<'a> {
