@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use super::report::visible;
 use super::{Plan, Present, Report, back, plan};
 use crate::desired::{Desired, File, Launch, Reader, Templates, desired};
 use crate::facts::Facts;
@@ -42,9 +43,8 @@ pub fn plan_diff(data: &[u8]) {
     let report = Report::from(&forth);
     assert_eq!(report.files.len(), forth.files.len());
     for (shown, change) in report.files.iter().zip(&forth.files) {
-        let text = |bytes: &Option<Vec<u8>>| {
-            String::from_utf8_lossy(bytes.as_deref().unwrap_or_default()).into_owned()
-        };
+        let text =
+            |bytes: &Option<Vec<u8>>| visible(&String::from_utf8_lossy(bytes.as_deref().unwrap_or_default()));
         let (before, after) = (text(&change.before), text(&change.after));
         assert_eq!(shown.diff.is_empty(), before == after, "{}", shown.diff);
         assert_eq!(patched(&before, &shown.diff), after, "{}", shown.diff);

@@ -67,13 +67,11 @@ fn file(change: &FileChange) -> FileReport {
     let text = |bytes: &Option<Vec<u8>>| {
         bytes
             .as_ref()
-            .map(|b| String::from_utf8_lossy(b).into_owned())
+            .map(|b| visible(&String::from_utf8_lossy(b)))
             .unwrap_or_default()
     };
     let (before, after) = (text(&change.before), text(&change.after));
-    let diff = similar::TextDiff::configure()
-        .newline_terminated(true)
-        .diff_slices(&lines(&before), &lines(&after))
+    let diff = similar::TextDiff::from_lines(&before, &after)
         .unified_diff()
         .context_radius(2)
         .header(&format!("live/{}", change.path), &format!("new/{}", change.path))
@@ -135,9 +133,16 @@ fn sections(bytes: &Option<Vec<u8>>) -> BTreeMap<String, Vec<String>> {
     sections
 }
 
-/// A line ends with a line feed and nothing else, as for everybody who reads a diff.
-fn lines(text: &str) -> Vec<&str> {
-    text.split_inclusive('\n').collect()
+/// A file that somebody changed may hold anything. Control characters become pictures of themselves: a diff shows them, no
+/// terminal obeys them, and a line ends with a line feed only.
+pub(super) fn visible(text: &str) -> String {
+    let picture = |c: char| match c {
+        '\n' | '\t' => c,
+        '\0'..='\x1f' => char::from_u32(0x2400 + u32::from(c)).unwrap_or('\u{fffd}'),
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(picture).collect()
 }
 
 /// Whom it concerns, what happens, what traffic notices.
@@ -221,8 +226,7 @@ impl Report {
             line(String::new());
             line(file.diff.trim_end().to_owned());
         }
-        // A file that somebody changed may hold anything; a terminal obeys none of it.
-        out.replace(|c: char| c.is_control() && !"\n\t".contains(c), "\u{fffd}")
+        visible(&out)
     }
 }
 
