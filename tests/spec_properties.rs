@@ -129,7 +129,12 @@ fn another(key: &str) -> (&'static str, &'static str) {
         "supervisor.output" => ("\"files\"", "files"),
         "log.level" => ("\"debug\"", "debug"),
         "log.format" => ("\"json\"", "json"),
-        "server.join_key_reusable" => ("true", "true"),
+        "server.join_key_reusable" | "mesh.access_log" => ("true", "true"),
+        "metrics.listen" => ("\"127.0.0.1:4000\"", "127.0.0.1:4000"),
+        "limits.header_kib" | "limits.headers" | "limits.streams" => ("50", "50"),
+        "limits.connections" | "limits.targets" | "limits.idle_connections" | "limits.idle_per_target" => {
+            ("50", "50")
+        }
         "node.accept_dns" => ("false", "false"),
         "server.requests_per_hour" | "server.registrations_per_hour" => ("0", "0"),
         "tailscale.device" => ("\"vpc0\"", "vpc0"),
