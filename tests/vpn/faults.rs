@@ -12,14 +12,15 @@ fn the_server_is_killed_and_comes_back() {
     run(async {
         let mut vpc = Vpc::shared().await;
         let before = vpc.until_whole().await;
-        // The server is also the relay, and a path that was just found may still lead over it.
+        // The server is also the relay, and a path that was just found may still lead over it, in one direction.
         vpc.until_direct("db-1", "web-1").await;
+        vpc.until_direct("web-1", "db-1").await;
         vpc.server.machine.crash();
-        // Who is connected stays so.
-        vpc.nodes[0]
-            .ping("web-1")
-            .await
-            .expect("the VPN goes on without its server");
+        // Who is connected stays so; a packet may be lost while tailscaled notices that the relay is gone.
+        let goes_on = until(PATIENCE, "the VPN goes on without its server", || {
+            vpc.nodes[0].ping("web-1")
+        });
+        goes_on.await.expect("db-1 and web-1 need no server");
         vpc.nodes[0]
             .ask(&vpc.server.id, "/api/nodes")
             .await
