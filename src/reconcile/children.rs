@@ -9,6 +9,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::readable::readable;
+
 /// Watches a changing set of processes.
 pub(super) struct Children {
     watched: BTreeMap<i32, AbortHandle>,
@@ -75,10 +77,5 @@ impl Children {
 
 /// `None` where the kernel has no pidfd, or the process is gone already: the timer finds out then.
 fn open(pid: i32) -> Option<AsyncFd<OwnedFd>> {
-    let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
-    // SAFETY: the descriptor has to stay open, and the same, while it is registered. `AsyncFd` owns the `OwnedFd`,
-    // nobody else has it, and it is deregistered before it is closed.
-    #[allow(unsafe_code)]
-    let fd = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
-    fd.ok()
+    readable(pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?)
 }

@@ -10,6 +10,7 @@ pub mod control;
 mod history;
 pub mod lock;
 mod orders;
+mod readable;
 mod rollout;
 mod round;
 mod source;

@@ -10,6 +10,7 @@ use super::attempt::Fingerprint;
 use super::control::Answer;
 use super::source::Wish;
 use super::tell::{Around, Round};
+use super::watch::Made;
 use super::{Daemon, UNEASY};
 use crate::apply::{self, Applied, DiskError, Left, Machine, Order, generation};
 use crate::desired::{Desired, OVERRIDES, desired};
@@ -63,7 +64,8 @@ impl Daemon {
             tokio::time::sleep(LET_GO).await;
         }
         let cause = causes.iter().cloned().collect::<Vec<_>>().join(", ");
-        self.watch.look(self.source.path.as_deref());
+        self.watch
+            .look(self.source.path.as_deref(), self.source.templates().as_deref());
         let file = self.source.now().map(|loaded| self.source.wish(loaded));
         let wished = match self.decide(file.as_ref().ok()) {
             Some(held) => Some((held, Aim::Held)),
@@ -268,20 +270,24 @@ impl Daemon {
 
     /// Watches what is live now: files by name, programs by pid.
     async fn look_around(&mut self) {
-        let state = &self.state;
-        let mut folders = vec![state.root().to_owned()];
-        if let Ok(Some(number)) = generation::current(&*self.machine, state) {
-            let root = generation::dir(state, number);
-            let inner = std::fs::read_dir(&root)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| entry.path());
-            folders.extend(inner.filter(|path| path.is_dir()));
-            folders.push(root);
-        }
-        folders.extend(self.source.templates().filter(|dir| dir.is_dir()));
-        self.watch.follow(self.source.path.as_deref(), folders);
+        let link = self.state.current();
+        let target = self.machine.read_link(&link).ok().flatten();
+        let root = target.as_ref().map(|target| self.state.root().join(target));
+        let inner = root
+            .iter()
+            .filter_map(|root| std::fs::read_dir(root).ok())
+            .flatten()
+            .flatten();
+        let inner: Vec<_> = inner
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir())
+            .collect();
+        let folders = root.into_iter().chain(inner).collect();
+        self.watch.follow(Made {
+            link,
+            target,
+            folders,
+        });
         let pids = self.machine.pids().await;
         self.children.follow(pids);
     }

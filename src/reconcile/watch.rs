@@ -1,208 +1,215 @@
 //! Noticing that something changed: inotify where it works, a cheap look once a second where it does not.
 //!
 //! An event is only a hint to look again: what is done depends on what is found, so that a lost or a
-//! doubled event changes nothing.
+//! doubled event changes nothing. No event tells of a mount, nor of a file system that somebody else writes to. What
+//! only a look finds counts when the next look finds the same, or half a file might be read.
 
-use std::collections::BTreeMap;
+mod events;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, ModifyKind};
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often the file is looked at where no event comes (network file systems, a replaced folder).
+use events::{Events, Heed, What};
+
+/// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Follows files and folders through renames, link swaps and replaced parents.
+/// As many links as the kernel follows on one way.
+const LINKS: usize = 40;
+
+/// Follows files and folders through renames, link swaps, mounts and replaced parents.
 pub(super) struct Watch {
-    watcher: Option<RecommendedWatcher>,
-    /// What is watched, with the inode it was when the watch was set.
-    set: BTreeMap<PathBuf, Option<(u64, u64)>>,
-    /// The file whose signature is polled.
-    file: Option<PathBuf>,
-    seen: Option<Signature>,
-    events: mpsc::Receiver<()>,
+    events: Events,
+    wished: Wished,
+    made: Made,
+    /// What was there when it was last read.
+    seen: Picture,
+    /// What the last look found, where that was something else.
+    doubtful: Option<Picture>,
     tick: tokio::time::Interval,
 }
 
-type Signature = (u64, u64, i64, i64, u64);
+/// Where it says what is wished.
+#[derive(Default)]
+struct Wished {
+    file: Option<PathBuf>,
+    folder: Option<PathBuf>,
+}
+
+/// What was made of it: nobody else has any business there.
+#[derive(Default)]
+pub(super) struct Made {
+    /// Leads to what is live.
+    pub(super) link: PathBuf,
+    /// Where it leads to.
+    pub(super) target: Option<PathBuf>,
+    pub(super) folders: Vec<PathBuf>,
+}
+
+type Picture = BTreeMap<PathBuf, Signature>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Signature {
+    inode: (u64, u64),
+    size: u64,
+    /// Unlike the time of the last write, nobody can set it back.
+    changed: (i64, i64),
+}
 
 impl Watch {
-    /// Watches nothing until [`Watch::follow`].
+    /// Watches nothing until [`Watch::look`].
     pub(super) fn new() -> Self {
-        // One waiting hint is enough: the reader looks at everything anyway.
-        let (sender, events) = mpsc::channel(1);
-        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            if event.map_or(true, |event| matters(&event)) {
-                let _ = sender.try_send(());
-            }
-        });
-        let watcher = watcher
-            .inspect_err(
-                |error| tracing::warn!(%error, "no file events here: files are looked at once a second"),
-            )
-            .ok();
+        Self::hearing(Events::new())
+    }
+
+    fn hearing(events: Events) -> Self {
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            watcher,
-            set: BTreeMap::new(),
-            file: None,
-            seen: None,
             events,
+            wished: Wished::default(),
+            made: Made::default(),
+            seen: Picture::new(),
+            doubtful: None,
             tick,
         }
     }
 
-    /// The file is about to be read: whatever becomes of it from now on is a change. Said before reading, because a
-    /// swap of a folder above it, which no event tells, may come while what was read is being brought about.
-    pub(super) fn look(&mut self, file: Option<&Path>) {
-        self.file = file.map(Path::to_owned);
-        self.seen = self.file.as_deref().and_then(signature);
+    /// The file and what is in the folder are about to be read: whatever becomes of them from now on is a change.
+    pub(super) fn look(&mut self, file: Option<&Path>, folder: Option<&Path>) {
+        self.wished = Wished {
+            file: file.map(Path::to_owned),
+            folder: folder.map(Path::to_owned),
+        };
+        self.listen();
+        self.seen = self.picture();
+        self.doubtful = None;
     }
 
-    /// Follows `file` (through every link that leads to it) and the given folders.
-    pub(super) fn follow(&mut self, file: Option<&Path>, folders: impl IntoIterator<Item = PathBuf>) {
-        let mut wanted: Vec<PathBuf> = file.map(folders_on_the_way).unwrap_or_default();
-        wanted.extend(folders);
-        let wanted: BTreeMap<_, _> = wanted
-            .into_iter()
-            .map(|path| (inode(&path), path))
-            .map(|(i, p)| (p, i))
-            .collect();
-        let Some(watcher) = &mut self.watcher else { return };
-        let gone: Vec<_> = self
-            .set
-            .iter()
-            .filter(|(path, inode)| wanted.get(*path) != Some(inode))
-            .collect();
-        for (path, _) in gone {
-            let _ = watcher.unwatch(path);
-        }
-        for (path, inode) in &wanted {
-            if self.set.get(path) != Some(inode) {
-                // What cannot be watched is still looked at once a second.
-                let _ = watcher.watch(path, RecursiveMode::NonRecursive);
-            }
-        }
-        self.set = wanted;
+    /// This was made, and is to stay as it is now.
+    pub(super) fn follow(&mut self, made: Made) {
+        self.made = made;
+        self.listen();
+        self.seen.retain(|path, _| self.wished.has(path));
+        self.seen.extend(self.made.picture());
     }
 
     /// Returns when something may have changed. Cancel safe.
     pub(super) async fn changed(&mut self) {
         loop {
             tokio::select! {
-                event = self.events.recv() => match event {
-                    Some(()) => return,
-                    None => std::future::pending().await,
-                },
+                // Our own switch is an event, too.
+                () = self.events.next(|path| *path != self.made.link || self.made.is_left()) => return,
                 _ = self.tick.tick() => {
-                    let now = self.file.as_deref().and_then(signature);
-                    let replaced = self.set.iter().any(|(path, was)| inode(path) != *was);
-                    if now != self.seen || replaced {
-                        self.seen = now;
+                    let now = self.picture();
+                    if now != self.seen && self.doubtful.as_ref() == Some(&now) {
                         return;
                     }
+                    self.doubtful = Some(now);
                 }
             }
         }
     }
-}
 
-/// Reading is not a change; everything else, an overflow of the queue included, may be one. A file that is being
-/// written is half a file: its close tells, and the look once a second finds the writer that never closes.
-fn matters(event: &Event) -> bool {
-    match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
-        EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_)) => event.need_rescan(),
-        _ => true,
+    fn picture(&self) -> Picture {
+        let mut picture = self.wished.picture();
+        picture.extend(self.made.picture());
+        picture
+    }
+
+    /// Hears of what is wished and made, and of nothing else.
+    fn listen(&mut self) {
+        let mut heed = Vec::new();
+        let wished = self.wished.file.iter().chain(&self.wished.folder);
+        for path in wished.clone().flat_map(|path| way(path)) {
+            heed.extend(Heed::name(&path, What::Arrival));
+        }
+        // The file as well as its name: one that is mounted has no folder that would tell of it.
+        heed.extend(wished.map(|path| Heed::all(path, What::Arrival)));
+        heed.extend(Heed::name(&self.made.link, What::Any));
+        heed.extend(self.made.folders.iter().map(|path| Heed::all(path, What::Any)));
+        self.events.listen(heed);
     }
 }
 
-/// The folder of the file and of each link on the way to it: a change in any of them may be a new content.
-fn folders_on_the_way(file: &Path) -> Vec<PathBuf> {
-    let mut folders = Vec::new();
-    let mut path = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    for _ in 0..16 {
-        let Some(parent) = path.parent().map(Path::to_owned) else {
-            break;
-        };
-        let target = std::fs::read_link(&path);
-        folders.push(parent.clone());
-        match target {
-            Ok(target) => path = parent.join(target),
-            Err(_) => break,
+impl Wished {
+    fn picture(&self) -> Picture {
+        let folder = self.folder.iter().flat_map(|folder| inside(folder));
+        signatures(self.file.iter().cloned().chain(folder))
+    }
+
+    fn has(&self, path: &Path) -> bool {
+        self.file.as_deref() == Some(path) || self.folder.as_deref() == path.parent()
+    }
+}
+
+impl Made {
+    fn picture(&self) -> Picture {
+        let folders = self.folders.iter().flat_map(|folder| inside(folder));
+        signatures(folders.chain([self.link.clone()]))
+    }
+
+    fn is_left(&self) -> bool {
+        std::fs::read_link(&self.link).ok() != self.target
+    }
+}
+
+/// Every name that is passed on the way to a path, through all links: what is put in the place of any of them may be
+/// a new content.
+fn way(path: &Path) -> Vec<PathBuf> {
+    let parts = |path: &Path| -> Vec<OsString> { path.iter().map(OsString::from).collect() };
+    let mut way = Vec::new();
+    let mut at = PathBuf::from("/");
+    let mut ahead: VecDeque<_> = parts(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned())).into();
+    let mut links = 0;
+    while let Some(part) = ahead.pop_front() {
+        match Path::new(&part).components().next() {
+            Some(Component::RootDir) => at = PathBuf::from("/"),
+            Some(Component::ParentDir) => drop(at.pop()),
+            Some(Component::Normal(name)) => {
+                let here = at.join(name);
+                way.push(here.clone());
+                match std::fs::read_link(&here) {
+                    Ok(target) if links < LINKS => {
+                        links += 1;
+                        parts(&target)
+                            .into_iter()
+                            .rev()
+                            .for_each(|part| ahead.push_front(part));
+                    }
+                    _ => at = here,
+                }
+            }
+            _ => {}
         }
     }
-    folders
+    way
 }
 
-fn inode(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+fn inside(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
 
-fn signature(path: &Path) -> Option<Signature> {
-    let meta = std::fs::metadata(path).ok()?;
-    Some((
-        meta.dev(),
-        meta.ino(),
-        meta.mtime(),
-        meta.mtime_nsec(),
-        meta.size(),
-    ))
+/// Of those that are there, behind whatever links.
+fn signatures(paths: impl Iterator<Item = PathBuf>) -> Picture {
+    paths
+        .filter_map(|path| {
+            let meta = std::fs::metadata(&path).ok()?;
+            let signature = Signature {
+                inode: (meta.dev(), meta.ino()),
+                size: meta.size(),
+                changed: (meta.ctime(), meta.ctime_nsec()),
+            };
+            Some((path, signature))
+        })
+        .collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
-    async fn noticed(watch: &mut Watch) -> bool {
-        tokio::time::timeout(Duration::from_secs(20), watch.changed())
-            .await
-            .is_ok()
-    }
-
-    #[tokio::test]
-    async fn a_folder_swapped_while_the_file_is_brought_about_is_a_change() {
-        let home = tempfile::tempdir().unwrap();
-        let (old, new, conf) = (
-            home.path().join("1"),
-            home.path().join("2"),
-            home.path().join("conf"),
-        );
-        for dir in [&old, &new] {
-            fs::create_dir(dir).unwrap();
-            fs::write(dir.join("vpc.toml"), "").unwrap();
-        }
-        symlink(&old, &conf).unwrap();
-        let file = conf.join("vpc.toml");
-        let mut watch = Watch::new();
-        watch.look(Some(&file));
-        // Here the file is read and made live.
-        symlink(&new, home.path().join("next")).unwrap();
-        fs::rename(home.path().join("next"), &conf).unwrap();
-        watch.follow(Some(&file), []);
-        assert!(noticed(&mut watch).await);
-    }
-
-    #[tokio::test]
-    async fn a_file_counts_when_its_writer_is_done() {
-        let home = tempfile::tempdir().unwrap();
-        let file = home.path().join("vpc.toml");
-        fs::write(&file, "role").unwrap();
-        let mut watch = Watch::new();
-        watch.look(Some(&file));
-        watch.follow(Some(&file), []);
-        let mut writer = fs::OpenOptions::new().append(true).open(&file).unwrap();
-        std::io::Write::write_all(&mut writer, b" = ").unwrap();
-        // Only what events tell is asked for here, not the look once a second.
-        assert!(tokio::time::timeout(LOOK / 2, watch.events.recv()).await.is_err());
-        drop(writer);
-        assert!(noticed(&mut watch).await);
-    }
-}
+mod tests;

@@ -1,0 +1,421 @@
+//! Each way a file changes in the wild, heard by events alone, found by looks alone, and by both.
+
+use super::*;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::process::Command;
+use std::time::Instant;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use tempfile::TempDir;
+use tokio::time::{interval_at, timeout};
+
+/// Enough for a machine that is busy with other tests.
+const LIMIT: Duration = Duration::from_secs(60);
+/// As the daemon waits for a burst to end.
+const QUIET: Duration = Duration::from_millis(50);
+const BURST: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Events,
+    Looks,
+    Both,
+}
+
+/// A folder `conf` with a `vpc.toml`, and one who follows it.
+struct Wild {
+    home: TempDir,
+    watch: Watch,
+    /// What was read each time: `None`, no file.
+    reads: Vec<Option<String>>,
+}
+
+impl Wild {
+    fn new(by: By) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join("conf")).unwrap();
+        fs::write(home.path().join("conf/vpc.toml"), "old").unwrap();
+        Self::of(home, by)
+    }
+
+    fn of(home: TempDir, by: By) -> Self {
+        let mut watch = match by {
+            By::Looks => Watch::hearing(Events::deaf()),
+            By::Events | By::Both => Watch::new(),
+        };
+        if by == By::Events {
+            let never = Duration::from_secs(1_000_000);
+            watch.tick = interval_at(tokio::time::Instant::now() + never, never);
+        }
+        let mut wild = Self {
+            home,
+            watch,
+            reads: Vec::new(),
+        };
+        wild.read();
+        wild.reads.clear();
+        wild
+    }
+
+    fn file(&self) -> PathBuf {
+        self.home.path().join("conf/vpc.toml")
+    }
+
+    fn read(&mut self) {
+        let file = self.file();
+        self.watch
+            .look(Some(&file), Some(&self.home.path().join("conf/templates")));
+        self.reads.push(fs::read_to_string(&file).ok());
+        self.watch.follow(Made::default());
+    }
+
+    async fn noticed(&mut self) -> bool {
+        timeout(LIMIT, self.watch.changed()).await.is_ok()
+    }
+
+    /// Follows as the daemon does until it has read this.
+    async fn reads(&mut self, last: Option<&str>) {
+        let end = Instant::now() + LIMIT;
+        while self.reads.last().map(Option::as_deref) != Some(last) {
+            assert!(self.noticed().await, "{last:?} was never seen: {:?}", self.reads);
+            let first = Instant::now();
+            while first.elapsed() < BURST && timeout(QUIET, self.watch.changed()).await.is_ok() {}
+            self.read();
+            assert!(Instant::now() < end, "{last:?} was never seen: {:?}", self.reads);
+        }
+    }
+}
+
+/// What somebody does in the folder above `conf`, so that the file says `new` in the end. How long it is half a file.
+type Way = fn(&Path) -> Duration;
+
+const AT_ONCE: Duration = Duration::ZERO;
+/// Between two steps of somebody who is slow.
+const SLOW: Duration = Duration::from_millis(200);
+
+fn halves(home: &Path) -> Duration {
+    let mut file = File::create(home.join("conf/vpc.toml")).unwrap();
+    file.write_all(b"ne").unwrap();
+    let begun = Instant::now();
+    std::thread::sleep(SLOW);
+    file.write_all(b"w").unwrap();
+    begun.elapsed()
+}
+
+/// With a backup, as it is set up by default.
+fn vim(home: &Path) -> Duration {
+    let (file, backup) = (home.join("conf/vpc.toml"), home.join("conf/vpc.toml~"));
+    fs::rename(&file, &backup).unwrap();
+    let begun = Instant::now();
+    halves(home);
+    fs::remove_file(backup).unwrap();
+    begun.elapsed()
+}
+
+fn sed(home: &Path) -> Duration {
+    let sed = Command::new("sed")
+        .args(["-i", "s/old/new/"])
+        .arg(home.join("conf/vpc.toml"))
+        .status();
+    assert!(sed.expect("sed").success());
+    AT_ONCE
+}
+
+fn deleted_and_made_again(home: &Path) -> Duration {
+    fs::remove_file(home.join("conf/vpc.toml")).unwrap();
+    let begun = Instant::now();
+    std::thread::sleep(SLOW);
+    halves(home);
+    begun.elapsed()
+}
+
+fn folder_moved_into_place(home: &Path) -> Duration {
+    fs::create_dir(home.join("next")).unwrap();
+    fs::write(home.join("next/vpc.toml"), "new").unwrap();
+    fs::rename(home.join("conf"), home.join("former")).unwrap();
+    fs::rename(home.join("next"), home.join("conf")).unwrap();
+    AT_ONCE
+}
+
+fn folder_moved_away_and_back(home: &Path) -> Duration {
+    fs::rename(home.join("conf"), home.join("former")).unwrap();
+    fs::write(home.join("former/vpc.toml"), "new").unwrap();
+    fs::rename(home.join("former"), home.join("conf")).unwrap();
+    AT_ONCE
+}
+
+/// `link`, in `folder`, leads elsewhere from one moment to the next.
+fn swap(folder: &Path, target: &str, link: &str) {
+    symlink(target, folder.join("..tmp")).unwrap();
+    fs::rename(folder.join("..tmp"), folder.join(link)).unwrap();
+}
+
+/// As Kubernetes mounts a ConfigMap: `vpc.toml` → `..data/vpc.toml`, `..data` → `..1`.
+fn config_map(home: &Path) {
+    let conf = home.join("conf");
+    fs::create_dir(conf.join("..1")).unwrap();
+    fs::rename(conf.join("vpc.toml"), conf.join("..1/vpc.toml")).unwrap();
+    swap(&conf, "..1", "..data");
+    swap(&conf, "..data/vpc.toml", "vpc.toml");
+}
+
+fn config_map_updated(home: &Path) -> Duration {
+    let conf = home.join("conf");
+    fs::create_dir(conf.join("..2")).unwrap();
+    fs::write(conf.join("..2/vpc.toml"), "new").unwrap();
+    swap(&conf, "..2", "..data");
+    fs::remove_dir_all(conf.join("..1")).unwrap();
+    AT_ONCE
+}
+
+fn linked_folder(home: &Path) {
+    fs::rename(home.join("conf"), home.join("release-1")).unwrap();
+    swap(home, "release-1", "conf");
+}
+
+fn linked_folder_swapped(home: &Path) -> Duration {
+    fs::create_dir(home.join("release-2")).unwrap();
+    fs::write(home.join("release-2/vpc.toml"), "new").unwrap();
+    swap(home, "release-2", "conf");
+    AT_ONCE
+}
+
+fn hard_link(home: &Path) -> Duration {
+    fs::write(home.join("conf/other"), "new").unwrap();
+    fs::remove_file(home.join("conf/vpc.toml")).unwrap();
+    fs::hard_link(home.join("conf/other"), home.join("conf/vpc.toml")).unwrap();
+    AT_ONCE
+}
+
+/// The same size, and with the times of the old one.
+fn times_set_back(home: &Path) -> Duration {
+    let path = home.join("conf/vpc.toml");
+    let before = fs::metadata(&path).unwrap().modified().unwrap();
+    fs::write(&path, "new").unwrap();
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(before)
+        .unwrap();
+    AT_ONCE
+}
+
+fn nothing(_: &Path) {}
+
+const WAYS: [(&str, fn(&Path), Way); 10] = [
+    ("in two halves", nothing, halves),
+    ("vim", nothing, vim),
+    ("sed -i", nothing, sed),
+    ("deleted and made again", nothing, deleted_and_made_again),
+    ("folder moved into place", nothing, folder_moved_into_place),
+    ("folder moved away and back", nothing, folder_moved_away_and_back),
+    ("ConfigMap", config_map, config_map_updated),
+    ("linked folder", linked_folder, linked_folder_swapped),
+    ("hard link", nothing, hard_link),
+    ("times set back", nothing, times_set_back),
+];
+
+#[tokio::test]
+async fn every_way_to_change_a_file_is_noticed_once_it_is_whole() {
+    let mut all = tokio::task::JoinSet::new();
+    for by in [By::Events, By::Looks, By::Both] {
+        for (name, before, change) in WAYS {
+            all.spawn(async move {
+                let home = Wild::new(by).home;
+                before(home.path());
+                let mut wild = Wild::of(home, by);
+                let place = wild.home.path().to_owned();
+                let change = tokio::task::spawn_blocking(move || change(&place));
+                wild.reads(Some("new")).await;
+                let half = change.await.unwrap();
+                // A look takes for whole what is the same for a second.
+                if by == By::Events || half < LOOK {
+                    let whole = |read: &Option<String>| {
+                        read.as_deref().is_none_or(|read| read == "old" || read == "new")
+                    };
+                    assert!(wild.reads.iter().all(whole), "{name} by {by:?}: {:?}", wild.reads);
+                }
+                assert!(wild.reads.len() <= 4, "{name} by {by:?}: {:?}", wild.reads);
+            });
+        }
+    }
+    while let Some(result) = all.join_next().await {
+        result.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_goes_and_what_is_made_bit_by_bit_is_found_by_looks() {
+    let mut wild = Wild::new(By::Both);
+    fs::remove_dir_all(wild.home.path().join("conf")).unwrap();
+    wild.reads(None).await;
+    fs::create_dir(wild.home.path().join("conf")).unwrap();
+    fs::write(wild.file(), "new").unwrap();
+    wild.reads(Some("new")).await;
+    // From now on events tell of the new folder.
+    wild.watch.tick.reset_after(LIMIT * 100);
+    fs::write(wild.file(), "newer").unwrap();
+    wild.reads(Some("newer")).await;
+    fs::write(wild.file(), "").unwrap();
+    wild.reads(Some("")).await;
+}
+
+#[tokio::test]
+async fn another_mode_and_another_time_are_reasons_to_look() {
+    for by in [By::Events, By::Looks] {
+        let mut wild = Wild::new(by);
+        fs::set_permissions(wild.file(), fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(wild.noticed().await, "{by:?}");
+        wild.read();
+        File::options()
+            .append(true)
+            .open(wild.file())
+            .unwrap()
+            .set_modified(std::time::SystemTime::now())
+            .unwrap();
+        assert!(wild.noticed().await, "{by:?}");
+    }
+}
+
+#[tokio::test]
+async fn templates_beside_the_file_count() {
+    for by in [By::Events, By::Looks] {
+        let mut wild = Wild::new(by);
+        let next = wild.home.path().join("next");
+        fs::create_dir(&next).unwrap();
+        fs::write(next.join("nginx.conf"), "1").unwrap();
+        let templates = wild.home.path().join("conf/templates");
+        fs::rename(next, &templates).unwrap();
+        assert!(wild.noticed().await, "{by:?}: the folder");
+        wild.read();
+        fs::write(templates.join("nginx.conf"), "2").unwrap();
+        assert!(wild.noticed().await, "{by:?}: a file in it");
+    }
+}
+
+#[tokio::test]
+async fn neighbours_and_readers_are_nothing_to_wake_for() {
+    let mut wild = Wild::new(By::Events);
+    fs::write(wild.home.path().join("conf/neighbour"), "noise").unwrap();
+    fs::read(wild.file()).unwrap();
+    assert!(timeout(LOOK / 4, wild.watch.changed()).await.is_err());
+}
+
+#[tokio::test]
+async fn ten_thousand_changes_in_a_second_are_a_few_and_the_last_is_not_missed() {
+    let mut wild = Wild::new(By::Events);
+    let file = wild.file();
+    fs::write(&file, "").unwrap();
+    let writer = tokio::task::spawn_blocking(move || {
+        let begun = Instant::now();
+        for _ in 0..10_000 {
+            let mut file = File::options().append(true).open(&file).unwrap();
+            file.write_all(b"x").unwrap();
+        }
+        begun.elapsed()
+    });
+    wild.reads(Some(&"x".repeat(10_000))).await;
+    let took = writer.await.unwrap();
+    let most = took.div_duration_f64(QUIET) + 2.0;
+    assert!(
+        (wild.reads.len() as f64) < most,
+        "{} in {took:?}",
+        wild.reads.len()
+    );
+}
+
+#[tokio::test]
+async fn a_queue_that_overflows_is_a_reason_to_look() {
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let limit: usize = limit.trim().parse().unwrap();
+    let mut wild = Wild::new(By::Events);
+    // Nobody reads events meanwhile. Only one that differs from the one before it takes a place in the queue.
+    let names = ["a", "b"].map(|name| wild.home.path().join("conf").join(name));
+    for name in names.iter().cycle().take(limit + 100) {
+        File::create(name).unwrap();
+    }
+    fs::write(wild.file(), "new").unwrap();
+    wild.reads(Some("new")).await;
+    fs::write(wild.file(), "newer").unwrap();
+    wild.reads(Some("newer")).await;
+}
+
+/// Runs in a mount namespace of its own.
+fn with_mounts(test: impl AsyncFnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS)
+            .expect("a mount namespace can be made by root only: run this test as root");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(test());
+    });
+    thread.join().unwrap();
+}
+
+fn bind(from: &Path, to: &Path) {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+}
+
+#[test]
+fn mounts_are_followed() {
+    with_mounts(async || {
+        let mut wild = Wild::new(By::Both);
+        let other = wild.home.path().join("other");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("vpc.toml"), "mounted").unwrap();
+        // The file alone, as `docker run -v vpc.toml:/etc/vpc.toml`.
+        bind(&other.join("vpc.toml"), &wild.file());
+        wild.reads(Some("mounted")).await;
+        // What is written to it outside is an event inside.
+        wild.watch.tick.reset_after(LIMIT * 100);
+        fs::write(other.join("vpc.toml"), "edited outside").unwrap();
+        wild.reads(Some("edited outside")).await;
+        wild.watch.tick.reset();
+
+        let whole = wild.home.path().join("whole");
+        fs::create_dir(&whole).unwrap();
+        fs::write(whole.join("vpc.toml"), "of another folder").unwrap();
+        bind(&whole, &wild.home.path().join("conf"));
+        wild.reads(Some("of another folder")).await;
+        nix::mount::umount2(&wild.home.path().join("conf"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        wild.reads(Some("edited outside")).await;
+    });
+}
+
+#[test]
+fn a_file_system_that_tells_nothing_is_looked_at() {
+    with_mounts(async || {
+        let home = tempfile::tempdir().unwrap();
+        // An overlay tells nothing of what is written to the folder below it.
+        let tmpfs = Some("tmpfs");
+        mount(tmpfs, home.path(), tmpfs, MsFlags::empty(), None::<&str>).unwrap();
+        let [below, above, work, conf] =
+            ["below", "above", "work", "conf"].map(|name| home.path().join(name));
+        for folder in [&below, &above, &work, &conf] {
+            fs::create_dir(folder).unwrap();
+        }
+        fs::write(below.join("vpc.toml"), "old").unwrap();
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            below.display(),
+            above.display(),
+            work.display()
+        );
+        let overlay = Some("overlay");
+        mount(overlay, &conf, overlay, MsFlags::empty(), Some(options.as_str())).expect("an overlay");
+
+        let mut wild = Wild::of(home, By::Events);
+        fs::write(below.join("vpc.toml"), "new").unwrap();
+        assert!(timeout(LOOK, wild.watch.changed()).await.is_err(), "it does tell");
+        wild.watch.tick = interval(LOOK);
+        wild.reads(Some("new")).await;
+    });
+}
