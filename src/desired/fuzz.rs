@@ -4,6 +4,7 @@ mod readers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -12,7 +13,9 @@ use super::{Desired, Launch, Program, Templates, desired, server_url};
 use crate::facts::{Facts, assume};
 use crate::paths::StateDir;
 use crate::plan::{Present, plan};
-use crate::spec::{AllowedApps, ConfigText, Derp, Problems, Severity, Spec, load};
+use crate::spec::{
+    AllowedApps, ChildOutput, ConfigText, Derp, LogFormat, Problems, Severity, Spec, Tun, load,
+};
 
 /// `data` is `vpc.toml`, after a line `=== env` variables, and after a line `=== facts` what `render` is told to assume
 /// of the machine (and where its `state_dir` and this `exe` are). Whatever is accepted reads back: by ourselves as the
@@ -47,7 +50,17 @@ pub fn configuration(data: &[u8]) {
         exe: path("exe", "/usr/local/bin/dstack-vpc").into(),
         config: None,
     };
-    if let Ok(facts) = assume(&facts, spec, &state) {
+    if let Ok(mut facts) = assume(&facts, spec, &state) {
+        let programs = &mut facts.programs;
+        for (program, place) in [
+            (&mut programs.nginx, &spec.nginx.program),
+            (&mut programs.headscale, &spec.headscale.program),
+            (&mut programs.tailscaled, &spec.tailscale.program),
+        ] {
+            if let Some(fact) = program.as_mut().filter(|_| place.is_absolute()) {
+                fact.value.path.clone_from(place);
+            }
+        }
         rendered(spec, &facts, &state, &launch);
     }
 }
@@ -86,13 +99,9 @@ fn rendered(spec: &Spec, facts: &Facts, state: &StateDir, launch: &Launch) {
             .get(path)
             .map(|file| str::from_utf8(&file.bytes).unwrap())
     };
-    nginx_reads(text("nginx/nginx.conf").unwrap(), spec, state, &desired);
-    supervisord_reads(
-        text("supervisor/supervisord.conf").unwrap(),
-        state,
-        launch,
-        &desired,
-    );
+    nginx_reads(text("nginx/nginx.conf").unwrap(), spec, facts, state, &desired);
+    let conf = text("supervisor/supervisord.conf").unwrap();
+    supervisord_reads(conf, spec, facts, state, launch, &desired);
     if let Some(yaml) = text("headscale/headscale.yaml") {
         headscale_reads(yaml, spec, facts, state);
     }
@@ -100,12 +109,19 @@ fn rendered(spec: &Spec, facts: &Facts, state: &StateDir, launch: &Launch) {
     assert_eq!(plan.files.len(), desired.files.len());
 }
 
-fn nginx_reads(conf: &str, spec: &Spec, state: &StateDir, desired: &Desired) {
+fn nginx_reads(conf: &str, spec: &Spec, facts: &Facts, state: &StateDir, desired: &Desired) {
     let read = nginx(conf).unwrap_or_else(|| panic!("not nginx's: {conf}"));
     for directive in Directive::all(&read) {
         assert!(DIRECTIVES.contains(&directive.name), "{}: {conf}", directive.name);
     }
     let http = Directive::the_only(&read, "http");
+    nginx_reads_numbers(&read, spec);
+    let user = read.iter().find(|it| it.name == "user").map(|it| &it.args[0]);
+    match &spec.nginx.user {
+        Some(_) if !facts.host.root => assert_eq!(user, None),
+        Some(name) => assert_eq!(user, Some(name)),
+        None => {}
+    }
     let servers = |name: &str, expected: Vec<String>| {
         let upstream = http
             .block
@@ -187,7 +203,48 @@ fn nginx_reads(conf: &str, spec: &Spec, state: &StateDir, desired: &Desired) {
     );
 }
 
-fn supervisord_reads(conf: &str, state: &StateDir, launch: &Launch, desired: &Desired) {
+/// Where there are no strings.
+fn nginx_reads_numbers(read: &[Directive], spec: &Spec) {
+    let http = Directive::the_only(read, "http");
+    let rounded = |time: Duration| format!("{}s", time.as_millis().div_ceil(1000).max(1));
+    let workers = match spec.nginx.workers {
+        0 => "auto".to_owned(),
+        some => some.to_string(),
+    };
+    let stall = rounded(spec.limits.stall_timeout);
+    let buffers = format!("{}k", spec.limits.header_kib / 4);
+    for (block, name, expected) in [
+        (read, "worker_processes", &[workers][..]),
+        (
+            read,
+            "worker_shutdown_timeout",
+            &[rounded(spec.nginx.drain_timeout)],
+        ),
+        (
+            &http.block,
+            "client_header_timeout",
+            &[rounded(spec.limits.header_timeout)],
+        ),
+        (&http.block, "client_body_timeout", std::slice::from_ref(&stall)),
+        (&http.block, "proxy_read_timeout", std::slice::from_ref(&stall)),
+        (
+            &http.block,
+            "large_client_header_buffers",
+            &["4".to_owned(), buffers],
+        ),
+    ] {
+        assert_eq!(Directive::the_only(block, name).args, expected, "{name}");
+    }
+}
+
+fn supervisord_reads(
+    conf: &str,
+    spec: &Spec,
+    facts: &Facts,
+    state: &StateDir,
+    launch: &Launch,
+    desired: &Desired,
+) {
     let read = ini(conf).unwrap_or_else(|| panic!("not supervisord's: {conf}"));
     let root = state.root().to_str().unwrap();
     assert_eq!(read["supervisord"]["directory"], root);
@@ -208,6 +265,46 @@ fn supervisord_reads(conf: &str, state: &StateDir, launch: &Launch, desired: &De
         let program = &read[&format!("program:{name}")];
         assert_eq!(words(&program["command"]).as_ref(), Some(&argv), "{conf}");
         assert!(program.len() <= 15 && !program.contains_key("environment"));
+        let log = match spec.supervisor.output {
+            ChildOutput::Stdout => "/dev/fd/1".to_owned(),
+            // Which supervisord expands once more.
+            ChildOutput::Files => format!("{}/{name}.out.log", state.log().display()).replace('%', "%%"),
+        };
+        assert_eq!(program["stdout_logfile"], log);
+        let patience = Duration::from_secs(program["stopwaitsecs"].parse().unwrap());
+        assert!(patience > spec.mesh.drain_timeout || ["headscale", "tailscaled"].contains(&name));
+    }
+    let argv = |program| desired.programs.get(&program).map(|command| &command.argv[..]);
+    for (program, place) in [
+        (Program::Nginx, &spec.nginx.program),
+        (Program::Headscale, &spec.headscale.program),
+    ] {
+        if let Some(argv) = argv(program).filter(|_| place.is_absolute()) {
+            assert_eq!(argv[0], place.to_str().unwrap());
+        }
+    }
+    if let Some(argv) = argv(Program::Tailscaled) {
+        let tailscale = &spec.tailscale;
+        let device = spec.node.tun == Tun::Device || (spec.node.tun == Tun::Auto && facts.host.tun);
+        let tun = if device {
+            tailscale.device.as_str()
+        } else {
+            "userspace-networking"
+        };
+        let mut expected = vec![format!("--tun={tun}"), format!("--port={}", tailscale.port)];
+        if let Some(addr) = tailscale.proxy_listen.filter(|_| !device) {
+            expected.extend([
+                format!("--socks5-server={addr}"),
+                format!("--outbound-http-proxy-listen={addr}"),
+            ]);
+        }
+        if tailscale.program.is_absolute() {
+            expected.push(tailscale.program.to_str().unwrap().to_owned());
+        }
+        assert!(
+            expected.iter().all(|word| argv.contains(word)),
+            "{argv:?}: {expected:?}"
+        );
     }
 }
 
@@ -221,6 +318,14 @@ fn headscale_reads(yaml: &str, spec: &Spec, facts: &Facts, state: &StateDir) {
     assert_eq!(read["dns"]["base_domain"], spec.vpn.base_domain.as_str());
     let nameservers: Vec<_> = spec.vpn.nameservers.iter().map(ToString::to_string).collect();
     assert_eq!(read["dns"]["nameservers"]["global"], json!(nameservers));
+    let format = if spec.log.format == LogFormat::Json {
+        "json"
+    } else {
+        "text"
+    };
+    assert_eq!(read["log"]["format"], format);
+    let embedded = matches!(spec.vpn.derp, Derp::Auto | Derp::Embedded);
+    assert_eq!(read["derp"]["server"]["enabled"], embedded);
     assert_eq!(read["derp"]["urls"], json!([]));
     let paths = match &spec.vpn.derp {
         Derp::File(path) => json!([path]),

@@ -4,6 +4,8 @@
 pub(crate) mod fuzz;
 mod headscale;
 mod nginx;
+#[cfg(test)]
+mod properties;
 mod quote;
 mod settings;
 mod supervisord;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{ActionKind, Plan, Present};
+use super::{ActionKind, FileChange, Listeners, Plan, Present};
 use crate::desired::{Desired, OVERRIDES, Reader};
 use crate::facts::Facts;
 use crate::spec::{ConfigText, Spec, load};
@@ -108,7 +108,8 @@ fn causes(
         if let Some(name) = change.path.strip_prefix(OVERRIDES) {
             let name = name.trim_start_matches('/');
             let reader = Reader::of_template(name);
-            let files = plan.files.iter().filter(|file| file.reader == reader);
+            let own = |file: &&FileChange| file.path == change.path || file.reader == reader;
+            let files = plan.files.iter().filter(own);
             causes.push(Cause {
                 what: format!("the template {name} changed"),
                 values: None,
@@ -164,7 +165,10 @@ fn causes(
         .cloned()
         .collect();
     let facts = facts(before, after.facts);
-    let listeners = causes.is_empty();
+    let listeners = match &present.listeners {
+        Listeners::Open(now) => **now != as_before.listeners,
+        Listeners::Closed | Listeners::NotOurs => causes.is_empty(),
+    };
     match (facts.is_empty(), unexplained.is_empty()) {
         (false, nothing) if nothing && !listeners => {}
         (false, _) => causes.extend(facts.into_iter().map(|(what, values, source)| Cause {

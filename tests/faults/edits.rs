@@ -1,25 +1,26 @@
 //! What is edited: from which state to which.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 
 use dstack_vpc::desired::{Desired, Launch, Templates, desired};
-use dstack_vpc::facts::assume;
+use dstack_vpc::facts::{DerpMap, Fact, Facts, Installed, assume};
 use dstack_vpc::paths::StateDir;
-use dstack_vpc::spec::{ConfigText, load};
+use dstack_vpc::spec::{ConfigText, Loaded, Spec, load};
 
 /// All that a desired state depends on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Wish {
-    pub text: &'static str,
+pub struct Wish<'a> {
+    pub text: &'a str,
     /// How often the certificate was renewed.
     pub renewed: u32,
     /// Whether a template is overridden.
     pub overridden: bool,
 }
 
-impl Wish {
-    pub const fn new(text: &'static str) -> Self {
+impl<'a> Wish<'a> {
+    pub const fn new(text: &'a str) -> Self {
         Self {
             text,
             renewed: 0,
@@ -33,13 +34,13 @@ impl Wish {
 pub struct Edit {
     pub name: &'static str,
     /// What was wished before, oldest first; nothing at the first start.
-    pub before: &'static [Wish],
-    pub wish: Wish,
+    pub before: &'static [Wish<'static>],
+    pub wish: Wish<'static>,
     /// The kept generation to go back to.
     pub again: Option<u32>,
 }
 
-const fn edit(name: &'static str, before: &'static [Wish], wish: Wish) -> Edit {
+const fn edit(name: &'static str, before: &'static [Wish<'static>], wish: Wish<'static>) -> Edit {
     Edit {
         name,
         before,
@@ -48,28 +49,28 @@ const fn edit(name: &'static str, before: &'static [Wish], wish: Wish) -> Edit {
     }
 }
 
-pub const PLAIN: Wish = Wish::new("");
-pub const BACKEND: Wish = Wish::new("[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\n");
-pub const LIST: Wish = Wish::new(
+pub const PLAIN: Wish<'static> = Wish::new("");
+pub const BACKEND: Wish<'static> = Wish::new("[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\n");
+pub const LIST: Wish<'static> = Wish::new(
     "[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\n\
      allowed_apps = [\"aa00000000000000000000000000000000000002\"]\n",
 );
-pub const PORT: Wish = Wish::new("[mesh]\nhttp_listen = \"0.0.0.0:81\"\n");
-pub const SERVER: Wish = Wish::new("role = \"server\"\nallowed_apps = \"any\"\n");
-pub const DOMAIN: Wish =
+pub const PORT: Wish<'static> = Wish::new("[mesh]\nhttp_listen = \"0.0.0.0:81\"\n");
+pub const SERVER: Wish<'static> = Wish::new("role = \"server\"\nallowed_apps = \"any\"\n");
+pub const DOMAIN: Wish<'static> =
     Wish::new("role = \"server\"\nallowed_apps = \"any\"\n[vpn]\nbase_domain = \"other.internal\"\n");
-pub const NODE: Wish = Wish::new("role = \"node\"\n[node]\nname = \"n\"\n");
-pub const RENEWED: Wish = Wish {
+pub const NODE: Wish<'static> = Wish::new("role = \"node\"\n[node]\nname = \"n\"\n");
+pub const RENEWED: Wish<'static> = Wish {
     renewed: 1,
     ..BACKEND
 };
-pub const OVERRIDDEN: Wish = Wish {
+pub const OVERRIDDEN: Wish<'static> = Wish {
     overridden: true,
     ..BACKEND
 };
 
 /// Every wish, for those that go from any to any.
-pub const WISHES: &[Wish] = &[
+pub const WISHES: &[Wish<'static>] = &[
     PLAIN, BACKEND, LIST, PORT, SERVER, DOMAIN, NODE, RENEWED, OVERRIDDEN,
 ];
 
@@ -92,28 +93,44 @@ pub const EDITS: &[Edit] = &[
 ];
 
 /// What each wish comes to.
-pub struct Desires {
+pub struct Desires<'a> {
     state: StateDir,
-    made: BTreeMap<Wish, Desired>,
+    made: BTreeMap<Wish<'a>, Made>,
 }
 
-impl Desires {
+/// One wish, and what follows from it.
+pub struct Made {
+    pub loaded: Loaded,
+    pub facts: Facts,
+    pub desired: Desired,
+}
+
+impl Desires<'static> {
     /// For all tests of this process: rendering takes longer than all else.
     pub fn shared() -> &'static Self {
-        static SHARED: LazyLock<Desires> = LazyLock::new(|| Desires::new(&StateDir::new("/s")));
+        static SHARED: LazyLock<Desires<'static>> = LazyLock::new(|| Desires::new(WISHES));
         &SHARED
     }
+}
 
-    fn new(state: &StateDir) -> Self {
-        let made = WISHES.iter().map(|wish| (*wish, render(*wish, state))).collect();
+impl<'a> Desires<'a> {
+    pub fn new(wishes: &[Wish<'a>]) -> Self {
+        let state = StateDir::new("/s");
+        let made = wishes.iter().map(|wish| (*wish, make(*wish, &state)));
         Self {
-            state: state.clone(),
-            made,
+            made: made.collect(),
+            state,
         }
     }
 
-    pub fn of(&self, wish: Wish) -> &Desired {
-        &self.made[&wish]
+    pub fn of(&self, wish: Wish<'_>) -> &Desired {
+        &self.made(wish).desired
+    }
+
+    pub fn made(&self, wish: Wish<'_>) -> &Made {
+        let mut all = self.made.iter();
+        let (_, made) = all.find(|(key, _)| **key == wish).expect("a wish that was made");
+        made
     }
 
     pub fn state(&self) -> &StateDir {
@@ -121,26 +138,64 @@ impl Desires {
     }
 }
 
-pub fn render(wish: Wish, state: &StateDir) -> Desired {
+pub fn make(wish: Wish<'_>, state: &StateDir) -> Made {
     let text = ConfigText::new("vpc.toml", wish.text);
-    let spec = load(Some(&text), &BTreeMap::new()).expect("a right file").spec;
-    let app = "aa00000000000000000000000000000000000001".to_owned();
+    let loaded = load(Some(&text), &BTreeMap::new());
+    let loaded = loaded.unwrap_or_else(|problems| panic!("{problems}\n{}", wish.text));
+    let facts = facts(&loaded.spec, wish, state);
+    let desired = render(&loaded.spec, &facts, wish, state);
+    Made {
+        loaded,
+        facts,
+        desired,
+    }
+}
+
+/// What the machine says of itself; the programs are where they are looked for.
+fn facts(spec: &Spec, wish: Wish<'_>, state: &StateDir) -> Facts {
     let pairs = [
-        ("app_id".to_owned(), app),
-        ("gateway_domain".to_owned(), "apps.example.com:443".to_owned()),
+        ("app_id", "aa00000000000000000000000000000000000001"),
+        ("gateway_domain", "apps.example.com:443"),
     ];
-    let mut facts = assume(&pairs, &spec, state).expect("facts");
+    let pairs = pairs.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let mut facts = assume(&pairs, spec, state).expect("facts");
     let identity = facts.identity.as_mut().expect("a certificate");
     identity.value.dir = state.identity().join(format!("{:06}", 1 + wish.renewed));
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    if wish.overridden {
+    let programs = &mut facts.programs;
+    for (program, place) in [
+        (&mut programs.nginx, &spec.nginx.program),
+        (&mut programs.headscale, &spec.headscale.program),
+        (&mut programs.tailscaled, &spec.tailscale.program),
+        (&mut programs.tailscale, &spec.tailscale.client),
+    ] {
+        found_at(program, place);
+    }
+    let map = r#"{"Regions": {"1": {"RegionID": 1, "RegionCode": "nyc", "RegionName": "New York City", "Nodes": [
+        {"Name": "1a", "RegionID": 1, "HostName": "derp.example.com", "IPv4": "192.0.2.1"}]}}}"#;
+    let map = DerpMap::parse(map.as_bytes()).expect("a map of relays");
+    facts.derp_map = Some(Fact::now(Arc::new(map), "test"));
+    facts
+}
+
+fn found_at(program: &mut Option<Fact<Installed>>, place: &Path) {
+    if let Some(fact) = program.as_mut().filter(|_| place.is_absolute()) {
+        fact.value.path = PathBuf::from(place);
+    }
+}
+
+/// Other settings, with all else as it is for `wish`.
+pub fn render(spec: &Spec, facts: &Facts, wish: Wish<'_>, state: &StateDir) -> Desired {
+    static BUILT_IN: LazyLock<Templates> = LazyLock::new(Templates::builtin);
+    static OVERRIDDEN: LazyLock<Templates> = LazyLock::new(|| {
+        let folder = tempfile::tempdir().expect("a temporary directory");
         let odd = format!("{}\n# odd\n", include_str!("../../templates/nginx.conf.tera"));
         std::fs::write(folder.path().join("nginx.conf.tera"), odd).expect("a template");
-    }
+        Templates::with_overrides(folder.path()).expect("templates")
+    });
     let launch = Launch {
         exe: "/usr/bin/dstack-vpc".into(),
         config: None,
     };
-    let templates = Templates::with_overrides(folder.path()).expect("templates");
-    desired(&spec, &facts, state, &launch, &templates).expect("a desired state")
+    let templates = if wish.overridden { &OVERRIDDEN } else { &BUILT_IN };
+    desired(spec, facts, state, &launch, templates).expect("a desired state")
 }

@@ -10,7 +10,10 @@
 mod disk;
 mod edits;
 mod machine;
+mod minimal;
 mod pairs;
 mod properties;
 mod single;
+#[path = "../specs/mod.rs"]
+mod specs;
 mod story;

@@ -1,22 +1,70 @@
-//! What holds for any machine and any edits.
+//! What holds for any machine, any settings and any edits.
+//!
+//! `PROPTEST_CASES` (`make properties`) tries more than the few of each run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dstack_vpc::apply::{self, generation};
-use dstack_vpc::paths::StateDir;
-use dstack_vpc::plan::{ActionKind, Listeners, Plan, Present, plan};
+use dstack_vpc::apply::generation;
+use dstack_vpc::reconcile::before;
+use dstack_vpc::spec::{ConfigText, SECTIONS, load};
 use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{TestRng, TestRunner};
 use tokio::runtime::{Builder, Runtime};
 
-use super::edits::{Desires, EDITS, WISHES, Wish, render};
-use super::machine::{Fault, Model};
+use super::edits::{Desires, Wish, make};
+use super::machine::{Fault, Kind};
+use super::specs::{self, Change, File};
 use super::story::Story;
 
-fn any_wish() -> impl Strategy<Value = Wish> {
-    prop::sample::select(WISHES)
+/// Settings on a machine: how often its certificate was renewed, whether a template is overridden.
+pub type Settings = (File, u32, bool);
+
+fn settings() -> impl Strategy<Value = Settings> {
+    around(specs::file())
 }
 
-fn runtime() -> Runtime {
+/// Settings, and what they become.
+pub fn edit() -> impl Strategy<Value = (Settings, Settings)> {
+    (specs::edit(), machine(), machine())
+        .prop_map(|((a, b), on, then)| ((a, on.0, on.1), (b, then.0, then.1)))
+}
+
+fn around(file: impl Strategy<Value = File>) -> impl Strategy<Value = Settings> {
+    (file, machine()).prop_map(|(file, (renewed, overridden))| (file, renewed, overridden))
+}
+
+/// Mostly the same.
+fn machine() -> impl Strategy<Value = (u32, bool)> {
+    (
+        prop_oneof![3 => Just(0), 1 => 1..3_u32],
+        prop::bool::weighted(0.2),
+    )
+}
+
+/// For each of these settings what is wished.
+pub struct Texts(Vec<(String, u32, bool)>);
+
+impl Texts {
+    pub fn of<'s>(all: impl IntoIterator<Item = &'s Settings>) -> Self {
+        let texts = all
+            .into_iter()
+            .map(|(file, renewed, odd)| (file.text(), *renewed, *odd));
+        Self(texts.collect())
+    }
+
+    pub fn wishes(&self) -> Vec<Wish<'_>> {
+        let wishes = self.0.iter().map(|(text, renewed, overridden)| Wish {
+            text,
+            renewed: *renewed,
+            overridden: *overridden,
+        });
+        wishes.collect()
+    }
+}
+
+pub fn runtime() -> Runtime {
     let mut builder = Builder::new_current_thread();
     builder
         .enable_time()
@@ -26,21 +74,13 @@ fn runtime() -> Runtime {
 }
 
 /// A machine on which one wish after the other was brought about.
-async fn story<'a>(desires: &'a Desires, wishes: &[Wish]) -> Story<'a> {
-    let mut story = Story::before(&EDITS[0], desires).await;
+pub async fn story<'a>(desires: &'a Desires<'a>, wishes: &[Wish<'_>]) -> Story<'a> {
+    let mut story = Story::new(desires);
     story.first_start(wishes[0]).await.expect("a first start");
     for wish in &wishes[1..] {
         story.reconcile(*wish).await.expect("an edit");
     }
     story
-}
-
-/// What is there, as the daemon sees it.
-async fn present(model: &Model, state: &StateDir) -> Present {
-    let mut present = apply::look(model, state).await.expect("a look");
-    let settings = model.world().listeners.expect("open listeners");
-    present.listeners = Listeners::Open(Box::new(settings));
-    present
 }
 
 /// The live files, and what runs.
@@ -51,39 +91,60 @@ fn everything(story: &Story<'_>) -> (BTreeMap<String, Vec<u8>>, String) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(specs::cases(24))]
 
     #[test]
-    fn the_way_there_and_back_restores_every_byte(one: Vec<prop::sample::Index>, a in any_wish(), b in any_wish()) {
-        let desires = Desires::shared();
+    fn the_way_there_and_back_restores_every_byte(earlier in prop::collection::vec(settings(), 0..2), (a, b) in edit()) {
+        let texts = Texts::of(earlier.iter().chain([&a, &b]));
+        let wishes = texts.wishes();
+        let desires = Desires::new(&wishes);
+        let [start @ .., there] = &wishes[..] else { unreachable!() };
+        let back = start[start.len() - 1];
         runtime().block_on(async {
-            let earlier = one.iter().take(3).map(|at| *at.get(WISHES));
-            let wishes: Vec<Wish> = earlier.chain([a]).collect();
-            let mut story = story(desires, &wishes).await;
+            let mut story = story(&desires, start).await;
             let before = everything(&story);
-            story.reconcile(b).await.expect("there");
-            story.is_right(b).await;
-            story.reconcile(a).await.expect("back");
-            story.is_right(a).await;
+            story.reconcile(*there).await.expect("there");
+            story.is_right(*there).await;
+            story.reconcile(back).await.expect("back");
+            story.is_right(back).await;
             assert_eq!(everything(&story), before);
         });
     }
 
-    /// Edits that are refused by their reader, or come to nothing at any step, count for nothing.
+    /// Edits that nobody can read, that their reader refuses, or that come to nothing at any step, count for nothing.
     #[test]
     fn any_edits_end_in_the_last_valid_one(
-        edits in prop::collection::vec((any_wish(), prop::option::of(0..120_usize)), 1..8),
+        first in specs::file(),
+        edits in prop::collection::vec((specs::change(), machine(), what_comes_of_it()), 1..6),
     ) {
-        let desires = Desires::shared();
+        let mut now = first.clone();
+        let mut saved = vec![(first, 0, false)];
+        for (change, (renewed, overridden), _) in &edits {
+            now = Change::of(change, &now);
+            saved.push((now.clone(), *renewed, *overridden));
+        }
+        let texts = Texts::of(&saved);
+        let wishes = texts.wishes();
+        let desires = Desires::new(&wishes);
         runtime().block_on(async {
-            let mut last = WISHES[0];
-            let mut story = story(desires, &[last]).await;
-            for (wish, fails_at) in edits {
-                story.model.plan(fails_at.map(|at| (at, Fault::Exit1)));
-                let worked = story.reconcile(wish).await.is_ok_and(|applied| applied.proven);
+            let mut last = wishes[0];
+            let mut story = story(&desires, &[last]).await;
+            for (((file, ..), wish), (.., fate)) in saved.iter().zip(&wishes).skip(1).zip(&edits) {
+                let fails_at = match fate {
+                    Fate::Unreadable(how) => {
+                        let text = ConfigText::new("vpc.toml", file.broken(how));
+                        assert!(load(Some(&text), &BTreeMap::new()).is_err(), "{}", text.text);
+                        story.is_held(last).await;
+                        continue;
+                    }
+                    Fate::Fails(at, fault) => Some((*at, *fault)),
+                    Fate::Works => None,
+                };
+                story.model.plan(fails_at);
+                let worked = story.reconcile(*wish).await.is_ok_and(|applied| applied.proven);
                 story.model.plan(None);
                 match worked {
-                    true => last = wish,
+                    true => last = *wish,
                     // As the daemon does when the wish fails.
                     false => drop(story.reconcile(last).await.expect("the last good one")),
                 }
@@ -96,68 +157,83 @@ proptest! {
         });
     }
 
+    /// Nor does it matter in which order the file says it, or whether it is the file or what a generation keeps of it.
     #[test]
-    fn a_plan_is_minimal_and_empty_once_it_is_applied(a in any_wish(), b in any_wish()) {
-        let desires = Desires::shared();
-        runtime().block_on(async {
-            let mut story = story(desires, &[a]).await;
-            let state = desires.state();
-            let now = present(&story.model, state).await;
-            let to = plan(desires.of(b), &now);
-            assert_eq!(to.is_empty(), a == b);
-            every_action_has_its_cause(&to, desires.of(b), &now);
-            story.reconcile(b).await.expect("an edit");
-            assert!(plan(desires.of(b), &present(&story.model, state).await).is_empty());
-        });
-    }
-
-    #[test]
-    fn the_same_wish_is_rendered_to_the_same_bytes(wish in any_wish()) {
-        let desires = Desires::shared();
-        prop_assert_eq!(&render(wish, desires.state()), desires.of(wish));
+    fn the_same_wish_is_rendered_to_the_same_bytes((file, renewed, overridden) in settings()) {
+        let texts = [file.text(), file.backwards()];
+        let wish = |text| Wish { text, renewed, overridden };
+        let desires = Desires::new(&[wish(&texts[0])]);
+        let made = desires.made(wish(&texts[0]));
+        let kept = made.loaded.spec.to_toml();
+        for text in [&texts[0], &texts[1], &kept] {
+            prop_assert_eq!(&make(wish(text), desires.state()).desired, &made.desired);
+        }
     }
 }
 
-/// Take away the difference that an action is for, and the action is gone; nothing else brings it about.
-fn every_action_has_its_cause(to: &Plan, wanted: &dstack_vpc::desired::Desired, now: &Present) {
-    use dstack_vpc::desired::{Program, Reader};
-    let has = |plan: &Plan, kind: ActionKind| plan.actions.iter().any(|action| action.kind == kind);
-    for action in &to.actions {
-        assert!(!action.reason.is_empty());
-        let mut without = now.clone();
-        let reader = match action.kind {
-            ActionKind::UpdateListeners => {
-                without.listeners = Listeners::Open(Box::new(wanted.listeners.clone()));
-                None
-            }
-            ActionKind::UpdateSupervisor { .. } => Some(Reader::Supervisord),
-            ActionKind::ReloadNginx => Some(Reader::Nginx),
-            ActionKind::RestartHeadscale => Some(Reader::Headscale),
-            ActionKind::Start(program) => panic!("{program:?} runs"),
-        };
-        if let Some(reader) = reader {
-            without.files.retain(|path, _| Reader::of(path) != reader);
-            let same = wanted.files.iter().filter(|(_, file)| file.reader == reader);
-            without
-                .files
-                .extend(same.map(|(path, file)| (path.clone(), file.bytes.clone())));
+/// What becomes of an edit.
+#[derive(Debug, Clone)]
+enum Fate {
+    Works,
+    Unreadable(Index),
+    /// At this step, if there are so many.
+    Fails(usize, Fault),
+}
+
+fn what_comes_of_it() -> impl Strategy<Value = Fate> {
+    let faults = [Kind::Read, Kind::Write, Kind::Child].map(Kind::errors).concat();
+    prop_oneof![
+        Just(Fate::Works),
+        any::<Index>().prop_map(Fate::Unreadable),
+        (0..120_usize, prop::sample::select(faults)).prop_map(|(at, fault)| Fate::Fails(at, fault)),
+    ]
+}
+
+impl Story<'_> {
+    /// What the live generation keeps of its settings is what serves: a daemon that starts now, and can read nothing
+    /// else, changes nothing.
+    async fn is_held(&mut self, last: Wish<'_>) {
+        let present = self.present().await.expect("a look");
+        let kept = before(&self.model, self.desires.state(), &present);
+        let spec = &self.desires.made(last).loaded.spec;
+        assert_eq!(kept.spec.as_ref(), Some(spec));
+        assert!(kept.drifted.is_empty(), "{:?}", kept.drifted);
+        self.is_right(last).await;
+    }
+}
+
+/// What the generator leaves out is tested by nothing here.
+#[test]
+fn every_key_is_varied() {
+    let mut seen = BTreeMap::<String, BTreeSet<String>>::new();
+    let mut runner = TestRunner::new_with_rng(
+        ProptestConfig::default(),
+        TestRng::deterministic_rng(Default::default()),
+    );
+    for _ in 0..200 {
+        let file = specs::file().new_tree(&mut runner).expect("a file").current();
+        let text = ConfigText::new("vpc.toml", file.text());
+        let loaded = load(Some(&text), &BTreeMap::new());
+        let spec = loaded
+            .unwrap_or_else(|problems| panic!("{problems}\n{}", text.text))
+            .spec;
+        for (key, value) in spec.values() {
+            let key = match key.split_once("].") {
+                Some((_, key)) => format!("backends.{key}"),
+                None => key,
+            };
+            seen.entry(key).or_default().insert(value);
         }
-        if reader == Some(Reader::Supervisord) {
-            // It may have been for a program that supervisord does not know, too.
-            let services = without.services.as_mut().expect("supervisord runs");
-            let some = services[Program::Daemon.name()].clone();
-            for program in wanted.programs.keys() {
-                services
-                    .entry(program.name().to_owned())
-                    .or_insert_with(|| some.clone());
-            }
-        }
-        let left = plan(wanted, &without);
-        assert!(!has(&left, action.kind), "{action:?}");
-        // And the others are still there: no action stands for two differences, but that a program has to be known
-        // before it is told anything.
-        for other in to.actions.iter().filter(|other| other.kind != action.kind) {
-            assert!(has(&left, other.kind), "{action:?} took {other:?} along");
+    }
+    for section in SECTIONS {
+        for key in section.keys {
+            let path = section.path(key);
+            let expected = match path.as_str() {
+                "version" | "mesh.front" => 1,
+                _ => 2,
+            };
+            let values = seen.get(&path).map_or(0, BTreeSet::len);
+            assert!(values >= expected, "{path} has {values} values");
         }
     }
 }

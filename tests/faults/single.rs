@@ -106,7 +106,7 @@ pub async fn steps(before: &Story<'_>, edit: &Edit) -> Vec<(Kind, String)> {
 
 fn fails_well(story: &Story<'_>, edit: &Edit, outcome: &Result<(), Failed>) {
     let first = edit.before.is_empty();
-    let mut wishes: Vec<Wish> = edit.before.last().copied().into_iter().collect();
+    let mut wishes: Vec<Wish<'_>> = edit.before.last().copied().into_iter().collect();
     match outcome {
         Ok(()) => wishes = vec![edit.wish],
         Err(Failed::Apply(error)) if !first && matches!(error.left, Left::Unproven(_)) => {
@@ -121,7 +121,7 @@ fn fails_well(story: &Story<'_>, edit: &Edit, outcome: &Result<(), Failed>) {
     }
 }
 
-async fn again(mut story: Story<'_>, edit: &Edit, wish: Wish, goes_on: bool) {
+async fn again(mut story: Story<'_>, edit: &Edit, wish: Wish<'_>, goes_on: bool) {
     if wish != edit.wish {
         story.again = None;
     }
@@ -181,7 +181,7 @@ pub fn after_the_stop(story: &mut Story<'_>, edit: &Edit, loss: Option<Loss>) {
         None => story.model.start_anew(),
         Some(loss) => story.model.cut(loss),
     }
-    let wishes: Vec<Wish> = edit
+    let wishes: Vec<Wish<'_>> = edit
         .before
         .last()
         .copied()

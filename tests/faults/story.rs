@@ -15,7 +15,7 @@ use super::machine::{Kind, Model};
 #[derive(Clone)]
 pub struct Story<'a> {
     pub model: Model,
-    pub desires: &'a Desires,
+    pub desires: &'a Desires<'a>,
     /// The generation that must not go: somebody may want to go back to it.
     pub needed: Option<u32>,
     /// The one that is held now.
@@ -33,15 +33,21 @@ pub enum Failed {
 }
 
 impl<'a> Story<'a> {
-    /// A machine with what an edit finds.
-    pub async fn before(edit: &Edit, desires: &'a Desires) -> Self {
-        let mut story = Self {
+    /// An empty machine.
+    pub fn new(desires: &'a Desires<'a>) -> Self {
+        Self {
             model: Model::new(desires.state()),
             desires,
-            needed: edit.again,
+            needed: None,
             again: None,
             proven: BTreeSet::new(),
-        };
+        }
+    }
+
+    /// A machine with what an edit finds.
+    pub async fn before(edit: &Edit, desires: &'a Desires<'a>) -> Self {
+        let mut story = Self::new(desires);
+        story.needed = edit.again;
         for (at, wish) in edit.before.iter().enumerate() {
             match at {
                 0 => story.first_start(*wish).await.expect("a first start"),
@@ -62,7 +68,7 @@ impl<'a> Story<'a> {
     }
 
     /// `up`, then supervisord, then the daemon.
-    pub async fn first_start(&mut self, wish: Wish) -> Result<(), Failed> {
+    pub async fn first_start(&mut self, wish: Wish<'_>) -> Result<(), Failed> {
         apply::recover(&self.model, self.desires.state()).map_err(Failed::Recover)?;
         self.try_apply(wish, false).await?;
         if !self.model.is_dead() {
@@ -72,7 +78,7 @@ impl<'a> Story<'a> {
     }
 
     /// Whatever a container or supervisord starts where a process is gone.
-    pub async fn start(&mut self, wish: Wish) -> Result<(), Failed> {
+    pub async fn start(&mut self, wish: Wish<'_>) -> Result<(), Failed> {
         match self.model.world().supervisord {
             None => self.first_start(wish).await,
             Some(_) => self.daemon(wish).await.map(drop),
@@ -80,24 +86,21 @@ impl<'a> Story<'a> {
     }
 
     /// The daemon starts.
-    pub async fn daemon(&mut self, wish: Wish) -> Result<Applied, Failed> {
+    pub async fn daemon(&mut self, wish: Wish<'_>) -> Result<Applied, Failed> {
         apply::recover(&self.model, self.desires.state()).map_err(Failed::Recover)?;
         self.reconcile(wish).await
     }
 
     /// The daemon, which is there already, looks again.
-    pub async fn reconcile(&mut self, wish: Wish) -> Result<Applied, Failed> {
+    pub async fn reconcile(&mut self, wish: Wish<'_>) -> Result<Applied, Failed> {
         self.try_apply(wish, true).await
     }
 
-    async fn try_apply(&mut self, wish: Wish, daemon: bool) -> Result<Applied, Failed> {
+    async fn try_apply(&mut self, wish: Wish<'_>, daemon: bool) -> Result<Applied, Failed> {
         let (model, state, desired) = (&self.model, self.desires.state(), self.desires.of(wish));
-        let mut present = apply::look(model, state).await.map_err(Failed::Look)?;
-        if daemon {
-            present.listeners = match model.world().listeners {
-                Some(settings) => Listeners::Open(Box::new(settings)),
-                None => Listeners::Closed,
-            };
+        let mut present = self.present().await.map_err(Failed::Look)?;
+        if !daemon {
+            present.listeners = Listeners::NotOurs;
         }
         let plan = plan(desired, &present);
         let order = self.order();
@@ -106,8 +109,18 @@ impl<'a> Story<'a> {
         applied.map_err(Failed::Apply)
     }
 
+    /// What is there, as the daemon sees it.
+    pub async fn present(&self) -> Result<Present, DiskError> {
+        let mut present = apply::look(&self.model, self.desires.state()).await?;
+        present.listeners = match self.model.world().listeners {
+            Some(settings) => Listeners::Open(Box::new(settings)),
+            None => Listeners::Closed,
+        };
+        Ok(present)
+    }
+
     /// Only two generations are kept, so that the oldest go all the time.
-    fn order(&self) -> Order {
+    pub fn order(&self) -> Order {
         Order {
             cause: "test".into(),
             keep: 2,
@@ -153,7 +166,7 @@ impl<'a> Story<'a> {
     }
 
     /// The live generation is complete, and its files are those of one of `wishes`; without one, it is the first start.
-    pub fn is_whole(&self, wishes: &[Wish], may_be_none: bool) {
+    pub fn is_whole(&self, wishes: &[Wish<'_>], may_be_none: bool) {
         let (disk, state) = (self.disk(), self.desires.state());
         let Some(number) = self.current() else {
             assert!(may_be_none, "no generation is live");
@@ -162,27 +175,47 @@ impl<'a> Story<'a> {
         let files = generation::files(&disk, state, number);
         let manifest = generation::manifest(&disk, state, number).expect("a manifest");
         assert_eq!(manifest.drifted(&files), [""; 0], "generation {number}");
-        let is = |wish: &Wish| bytes(self.desires.of(*wish)) == files;
+        let is = |wish: &Wish<'_>| bytes(self.desires.of(*wish)) == files;
         assert!(wishes.iter().any(is), "generation {number} is another's");
     }
 
     /// All that runs uses the files of the live generation.
     pub fn is_served(&self) {
+        let unserved = self.unserved();
+        assert!(unserved.is_empty(), "{unserved:#?}");
+    }
+
+    /// What runs otherwise than the live generation says.
+    pub fn unserved(&self) -> Vec<String> {
         let (disk, state, world) = (self.disk(), self.desires.state(), self.model.world());
-        let number = self.current().expect("a live generation");
+        let Some(number) = self.current() else {
+            return vec!["no generation is live".to_owned()];
+        };
         let files = generation::files(&disk, state, number);
-        let text = |bytes: Option<&Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        let now = text(world.nginx.as_ref());
-        assert_eq!(now, text(files.get("nginx/nginx.conf")), "nginx");
-        let now = text(world.headscale.as_ref());
-        assert_eq!(now, text(files.get("headscale/headscale.yaml")), "headscale");
-        let known = world.supervisord.expect("supervisord runs");
-        for (name, (_, state)) in &known {
-            assert_eq!(*state, ServiceState::Up, "{name}");
+        let mut found = Vec::new();
+        for (program, read, path) in [
+            ("nginx", &world.nginx, "nginx/nginx.conf"),
+            ("headscale", &world.headscale, "headscale/headscale.yaml"),
+        ] {
+            let text =
+                |bytes: Option<&Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+            let (read, live) = (text(read.as_ref()), text(files.get(path)));
+            if read != live {
+                found.push(format!("{program} uses {read:?} and not {live:?}"));
+            }
         }
-        let sections: BTreeMap<_, _> = known.into_iter().map(|(name, (text, _))| (name, text)).collect();
-        assert_eq!(sections, Model::sections(&files["supervisor/supervisord.conf"]));
-        assert!(sections.contains_key(Program::Daemon.name()));
+        let Some(known) = world.supervisord else {
+            found.push("supervisord does not run".to_owned());
+            return found;
+        };
+        let down = known.iter().filter(|(_, (_, state))| *state != ServiceState::Up);
+        found.extend(down.map(|(name, _)| format!("{name} does not run")));
+        let known: BTreeMap<_, _> = known.into_iter().map(|(name, (text, _))| (name, text)).collect();
+        let wanted = Model::sections(&files["supervisor/supervisord.conf"]);
+        if known != wanted || !known.contains_key(Program::Daemon.name()) {
+            found.push(format!("supervisord runs {known:#?} and not {wanted:#?}"));
+        }
+        found
     }
 
     fn is_owed(&self) -> bool {
@@ -197,7 +230,7 @@ impl<'a> Story<'a> {
     }
 
     /// Done, proven, nothing owed, nothing left over, and nothing more to do.
-    pub async fn is_right(&mut self, wish: Wish) {
+    pub async fn is_right(&mut self, wish: Wish<'_>) {
         let state = self.desires.state();
         self.is_whole(&[wish], false);
         self.is_served();
@@ -228,7 +261,8 @@ impl<'a> Story<'a> {
     }
 }
 
-fn bytes(desired: &Desired) -> BTreeMap<String, Vec<u8>> {
+/// The files of a desired state.
+pub fn bytes(desired: &Desired) -> BTreeMap<String, Vec<u8>> {
     let files = desired.files.iter();
     files
         .map(|(path, file)| (path.clone(), file.bytes.clone()))
