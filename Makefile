@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test figures bench soak soak-streams shipped bench-registry fuzz kills faults run fmt lint ci image clean
+.PHONY: help setup build demo test figures bench soak soak-streams shipped bench-registry fuzz kills faults properties run fmt lint ci image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ kills: setup ## kill processes at random moments of edits, under traffic: KILLS 
 
 faults: ## let every step of a reconcile go wrong, in every way, and every pair of two (some minutes)
 	FAULTS=all cargo test --locked --test faults -- --nocapture
+
+properties: ## what holds for any vpc.toml, tried with PROPTEST_CASES (2000) generated ones (some minutes)
+	PROPTEST_CASES=$(or $(PROPTEST_CASES),2000) cargo test --locked --lib -- desired::properties
+	PROPTEST_CASES=$(or $(PROPTEST_CASES),2000) cargo test --locked --test faults -- properties minimal
 
 run: ## run the program: make run ARGS='check --help'
 	@cargo run --locked --quiet --bin dstack-vpc -- $(ARGS)

@@ -1,7 +1,7 @@
 //! Files of every kind: any key of `vpc.toml` with any value it may have, as far as they go together. All are accepted.
 #![allow(dead_code, unreachable_pub)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -76,33 +76,29 @@ impl Change {
             return self.other.clone();
         }
         let mut new = file.clone();
+        // Most changes are about what there is in either.
+        let keys: BTreeSet<_> = file.keys.keys().chain(self.other.keys.keys()).collect();
+        let names: BTreeSet<_> = file.backends.keys().chain(self.other.backends.keys()).collect();
         for at in &self.taken {
-            // Most changes are about what there is in either.
-            let (mut keys, mut names): (Vec<_>, Vec<_>) = (
-                file.keys.keys().chain(self.other.keys.keys()).collect(),
-                file.backends.keys().chain(self.other.backends.keys()).collect(),
-            );
-            (keys.sort_unstable(), names.sort_unstable());
-            (keys.dedup(), names.dedup());
-            if keys.len() + names.len() == 0 {
-                break;
-            }
-            match at.index(keys.len() + names.len()) {
-                at if at < keys.len() => put(&mut new.keys, keys[at], self.other.keys.get(keys[at])),
-                at => {
-                    let name = names[at - keys.len()];
-                    put(&mut new.backends, name, self.other.backends.get(name));
-                }
+            match at.index((keys.len() + names.len()).max(1)) {
+                at if at < keys.len() => put(&mut new.keys, &self.other.keys, keys.iter().nth(at)),
+                at => put(
+                    &mut new.backends,
+                    &self.other.backends,
+                    names.iter().nth(at - keys.len()),
+                ),
             }
         }
         new.agreeing()
     }
 }
 
-fn put<K: Ord + Clone, V: Clone>(map: &mut BTreeMap<K, V>, key: &K, value: Option<&V>) {
-    match value {
-        Some(value) => drop(map.insert(key.clone(), value.clone())),
-        None => drop(map.remove(key)),
+/// Takes over one entry, or that there is none.
+fn put<K: Ord + Clone, V: Clone>(map: &mut BTreeMap<K, V>, other: &BTreeMap<K, V>, key: Option<&&K>) {
+    let Some(key) = key else { return };
+    match other.get(key) {
+        Some(value) => drop(map.insert((*key).clone(), value.clone())),
+        None => drop(map.remove(*key)),
     }
 }
 
