@@ -2,7 +2,9 @@
 //! refused, or read back exactly by the program that the file is for.
 
 mod rendered;
+mod specs;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,8 +13,10 @@ use std::process::{Command, Output};
 use dstack_vpc::agent::dev::pki::Pki;
 use dstack_vpc::desired::{Desired, Launch, Reader, RenderError, Templates, check_command, desired};
 use dstack_vpc::facts::Facts;
+use dstack_vpc::names::Host;
 use dstack_vpc::paths::StateDir;
 use dstack_vpc::spec::*;
+use proptest::prelude::*;
 use rendered::*;
 
 const HOSTILE: &[&str] = &[
@@ -319,6 +323,58 @@ fn the_workers_user_cannot_add_a_directive() {
             said.contains(&format!("getpwnam(\"a{hostile}b\") failed")),
             "{hostile:?}: {said}"
         );
+    }
+}
+
+/// What nginx looks for on this machine when it reads its file is there.
+fn at_home(mut spec: Spec) -> Spec {
+    for listen in [&mut spec.mesh.http_listen, &mut spec.mesh.https_listen] {
+        if !listen.ip().is_loopback() && !listen.ip().is_unspecified() {
+            listen.set_ip([127, 0, 0, 1].into());
+        }
+    }
+    let hosts = spec.backends.iter_mut().flat_map(|backend| &mut backend.upstream);
+    for upstream in hosts.filter(|upstream| matches!(upstream.host, Host::Name(_))) {
+        upstream.host = Host::Ip([127, 0, 0, 1].into());
+    }
+    spec
+}
+
+proptest! {
+    #![proptest_config(specs::cases(16))]
+
+    /// Without a word of complaint.
+    #[test]
+    fn any_settings_are_read_by_nginx_and_supervisord_themselves(file in specs::file()) {
+        let spec = load(Some(&ConfigText::new("vpc.toml", file.text())), &BTreeMap::new()).unwrap().spec;
+        let spec = at_home(spec);
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StateDir::new(scratch.path());
+        identity(&Pki::new().unwrap(), app(1), &state.identity().join("000001"));
+        let mut facts = facts(&state);
+        facts.programs.nginx.as_mut().unwrap().value.path = program("nginx");
+        if spec.tailscale.program.is_absolute() {
+            facts.programs.tailscaled.as_mut().unwrap().value.path.clone_from(&spec.tailscale.program);
+        }
+        let desired = render(&spec, &facts, &state).unwrap();
+        for folder in desired.folders.keys() {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let generation = scratch.path().join("generation");
+        write(&desired, &generation);
+
+        let check = check_command(Reader::Nginx, &facts.programs, &generation, scratch.path()).unwrap().unwrap();
+        let output = run(&check.command.argv);
+        succeed(&output, &fs::read_to_string(generation.join("nginx/nginx.conf")).unwrap());
+        prop_assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+
+        let read = supervisor_reads(&generation.join("supervisor/supervisord.conf"));
+        let programs = read["programs"].as_object().unwrap();
+        prop_assert_eq!(programs.len(), desired.programs.len() + 1);
+        for (program, command) in &desired.programs {
+            prop_assert_eq!(&programs[program.name()]["argv"], &serde_json::json!(command.argv));
+        }
+        prop_assert_eq!(&programs["dstack-vpc"]["argv"], &serde_json::json!(daemon_argv(&launch(), &state)));
     }
 }
 

@@ -12,20 +12,21 @@ pub mod journal;
 mod machine;
 mod probe;
 mod real;
+mod roll_back;
 mod switch;
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::desired::{Desired, ListenerSettings, Probe, Program, Reader};
 use crate::paths::StateDir;
-use crate::plan::{self, ActionKind, Listeners, Plan, Present, Service, ServiceState};
+use crate::plan::{self, ActionKind, Listeners, Plan, Present, ServiceState};
 pub use built_in::Backends;
 pub use generation::DiskError;
 use journal::Journal;
 pub use journal::replace;
 pub use machine::Machine;
 pub use real::{Own, Real};
+use roll_back::roll_back;
 use switch::{discard, last_good, switch_over};
 pub use switch::{in_use, recover};
 
@@ -366,74 +367,4 @@ fn nginx_should_answer(plan: &Plan, present: &Present) -> bool {
         )
     });
     told && !held
-}
-
-/// What was up before and is stopped now was stopped by the apply that failed, or by the one before it that was cut
-/// off, and not by an operator.
-fn ours(mut now: BTreeMap<String, Service>, before: &Present) -> BTreeMap<String, Service> {
-    for (name, service) in &mut now {
-        let earlier = before.services.as_ref().and_then(|services| services.get(name));
-        let was_up = earlier.is_some_and(|service| service.state == ServiceState::Up);
-        if (was_up || before.owed) && service.state == ServiceState::StoppedByOperator {
-            service.state = ServiceState::Down;
-        }
-    }
-    now
-}
-
-/// The same mechanism backwards: the earlier generation's files are the desired ones now.
-async fn roll_back<M: Machine>(
-    machine: &M,
-    state: &StateDir,
-    before: &Present,
-    failed_listeners: &ListenerSettings,
-    failed: u32,
-    good: u32,
-    order: &Order,
-) -> Result<(), Failure> {
-    let owed = Journal::read(machine, state)?;
-    let journal = Journal {
-        from: Some(good),
-        to: failed,
-        kept: order.again == Some(failed) || owed.as_ref().is_some_and(|journal| journal.kept),
-        rolling_back: true,
-        failed: owed.map(|journal| journal.failed).unwrap_or_default(),
-        cause: order.cause.clone(),
-    };
-    journal.write(machine, state)?;
-    let (failed_files, good_files) = (
-        generation::files(machine, state, failed),
-        generation::files(machine, state, good),
-    );
-    generation::switch(machine, state, good)?;
-    let present = Present {
-        generation: Some(failed),
-        files: failed_files,
-        listeners: before.listeners.clone(),
-        services: machine.services().await.map(|now| ours(now, before)),
-        owed: true,
-    };
-    let plan = plan::back(&present, &good_files);
-    // Without it nothing could be proven.
-    let manifest = generation::manifest(machine, state, good)
-        .ok_or_else(|| Failure::Unproven(format!("generation {good} has no manifest that can be read")))?;
-    let (probes, tag) = (manifest.probes, manifest.tag);
-    // What served before serves again; listeners that were opened by the failed apply stay as they are.
-    let listeners = match &before.listeners {
-        Listeners::Open(listeners) => listeners,
-        Listeners::Closed | Listeners::NotOurs => failed_listeners,
-    };
-    let goal = Goal {
-        listeners,
-        probes: &probes,
-        tag: &tag,
-    };
-    carry_out(machine, &plan, &present, &goal, order, false).await?;
-    discard(
-        machine,
-        state,
-        &journal,
-        &[&[good], order.needed.as_slice()].concat(),
-    )?;
-    Ok(Journal::clear(machine, state)?)
 }

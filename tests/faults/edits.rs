@@ -82,6 +82,8 @@ pub const EDITS: &[Edit] = &[
     edit("mesh becomes server", &[PLAIN], SERVER),
     edit("server becomes node", &[SERVER], NODE),
     edit("node becomes mesh", &[NODE], PLAIN),
+    edit("node becomes server", &[NODE], SERVER),
+    edit("server becomes mesh", &[SERVER], PLAIN),
     edit("the VPN's domain changes", &[SERVER], DOMAIN),
     edit("the certificate is renewed", &[BACKEND], RENEWED),
     edit("a template is overridden", &[BACKEND], OVERRIDDEN),
