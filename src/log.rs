@@ -105,11 +105,43 @@ impl Style {
         S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
         W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
     {
-        let layer = fmt::layer().with_writer(writer).with_target(false);
+        let layer = fmt::layer().with_target(false);
         match self.json {
-            true => layer.json().flatten_event(true).boxed(),
-            false => layer.with_ansi(self.colour).boxed(),
+            true => layer.with_writer(writer).json().flatten_event(true).boxed(),
+            false => layer.with_writer(OneLine(writer)).with_ansi(self.colour).boxed(),
         }
+    }
+}
+
+/// Each event is one line: those of a message are joined by a sign. In JSON they are so by themselves.
+struct OneLine<M>(M);
+
+struct Joining<W>(W);
+
+impl<'w, M: MakeWriter<'w>> MakeWriter<'w> for OneLine<M> {
+    type Writer = Joining<M::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        Joining(self.0.make_writer())
+    }
+}
+
+impl<W: io::Write> io::Write for Joining<W> {
+    /// An event comes in one piece.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let mut lines = event.trim_ascii_end().split(|byte| *byte == b'\n');
+        let mut joined = lines.next().unwrap_or_default().to_vec();
+        for line in lines {
+            joined.extend_from_slice(" \u{23ce} ".as_bytes());
+            joined.extend_from_slice(line.trim_ascii());
+        }
+        joined.push(b'\n');
+        self.0.write_all(&joined)?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -126,4 +158,47 @@ fn filter(level: LogLevel) -> Targets {
         .with_default(level.min(LevelFilter::WARN))
         .with_target(env!("CARGO_CRATE_NAME"), level)
         .with_target(ACCESS, LevelFilter::OFF)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_line_in_both_formats() {
+        for json in [false, true] {
+            let page = Page::default();
+            let (level, colour) = (filter(LogLevel::Info), false);
+            let style = Style { level, json, colour };
+            let there = page.clone();
+            let log = tracing_subscriber::registry().with(style.layer(move || there.clone()));
+            tracing::subscriber::with_default(log, || {
+                tracing::error!(words = "three\nfour", "one\n   two\n");
+                tracing::info!("five");
+            });
+            let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+            let lines: Vec<_> = text.lines().collect();
+            assert_eq!(lines.len(), 2, "{text}");
+            for word in ["one", "two", "three", "four"] {
+                assert!(lines[0].contains(word), "{text}");
+            }
+            assert_eq!(serde_json::from_str::<serde_json::Value>(lines[0]).is_ok(), json);
+        }
+    }
 }

@@ -41,6 +41,14 @@ fn the_schema_beside_the_examples_is_current() {
     current("examples/vpc.schema.json", &format!("{:#}\n", spec::schema()));
 }
 
+#[test]
+fn the_schema_of_plans_is_current() {
+    current(
+        "docs/plan.schema.json",
+        &format!("{:#}\n", dstack_vpc::plan::report_schema()),
+    );
+}
+
 fn examples() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(root().join("examples"))
         .unwrap()

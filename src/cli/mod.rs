@@ -10,6 +10,7 @@ pub mod explain;
 mod healthcheck;
 mod history;
 pub mod init;
+mod limits;
 mod nodes;
 mod out;
 mod plan;
@@ -91,7 +92,7 @@ enum Command {
     Nodes(nodes::Args),
     /// Look at the machine and say what will not work, and how to mend it: exit 1 when there is such a thing
     Doctor(doctor::Args),
-    /// Exit 0 when the last generation is live and every service is healthy
+    /// For containers: exit 0 when it serves and every service is healthy, 1 when not
     Healthcheck,
     /// Fetch a new certificate now, without waiting until it is due
     Renew,
@@ -110,6 +111,7 @@ enum Command {
 
 /// The program, from its arguments to its exit code.
 pub fn main() -> ExitCode {
+    limits::no_core_files();
     let cli = Cli::parse();
     let context = match Context::new(&cli) {
         Ok(context) => context,

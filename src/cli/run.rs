@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::up::open_files;
+use super::limits::{keep_memory_private, open_files};
 use super::{Context, block_on};
 use crate::log;
 use crate::reconcile;
@@ -10,6 +10,7 @@ use crate::reconcile;
 pub(super) fn run(context: &Context) -> anyhow::Result<ExitCode> {
     let settings = context.load().map(|loaded| loaded.spec.log).ok();
     let _log = log::start_queued(settings.as_ref());
+    keep_memory_private();
     open_files();
     block_on(reconcile::run(
         context.source(),

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::{Context, block_on, out, vpn_status};
 use crate::reconcile::control::Daemon;
-use crate::reconcile::status::{Condition, ConditionKind, Status};
+use crate::reconcile::status::{Condition, ConditionKind, Status, Truth};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -37,7 +37,7 @@ pub(super) fn status(context: &Context, args: &Args) -> anyhow::Result<ExitCode>
         }
         let fine = status
             .condition(ConditionKind::Degraded)
-            .is_some_and(|condition| !condition.status);
+            .is_some_and(|condition| condition.status == Truth::False);
         Ok(if fine {
             ExitCode::SUCCESS
         } else {
@@ -74,10 +74,9 @@ fn text(status: &Status) -> String {
 fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
     let find = |kind| status.condition(kind);
     match find(ConditionKind::Ready) {
-        None => writeln!(out, "{BAD}starting{BAD:#}: the first reconcile has not ended")?,
-        Some(ready) => {
-            let degraded = find(ConditionKind::Degraded).filter(|condition| condition.status);
-            match (ready.status, degraded) {
+        Some(ready) if ready.status != Truth::Unknown => {
+            let degraded = find(ConditionKind::Degraded).filter(|condition| condition.holds());
+            match (ready.holds(), degraded) {
                 (true, None) => writeln!(out, "{GOOD}ready{GOOD:#}: {}", ready.message)?,
                 (true, Some(wrong)) => {
                     writeln!(
@@ -92,6 +91,7 @@ fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
                 }
             }
         }
+        _ => writeln!(out, "{BAD}starting{BAD:#}: the first reconcile has not ended")?,
     }
     writeln!(out)?;
     let generation = status
@@ -114,7 +114,11 @@ fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
         row(out, "unconfirmed", &message)?;
     }
     row(out, "role", &status.role)?;
-    row(out, "config", &status.config.source)?;
+    let pending = match status.config.generation > status.config.observed_generation {
+        true => " (has just changed: what stands here is not about it yet)",
+        false => "",
+    };
+    row(out, "config", &format!("{}{pending}", status.config.source))?;
     if let Some(identity) = &status.identity {
         row(out, "app id", identity.app_id.as_deref().unwrap_or("none"))?;
         row(out, "certificate", &format!("until {}", identity.not_after))?;
@@ -134,6 +138,9 @@ fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
     }
     for condition in &status.conditions {
         row(out, &format!("{:?}", condition.kind), &condition_text(condition))?;
+    }
+    for owed in &status.owed_actions {
+        row(out, "owed", owed)?;
     }
     if let Some(retry) = status.next_retry {
         row(out, "next retry", &format!("in {}", in_seconds(retry)))?;
@@ -163,7 +170,11 @@ fn in_seconds(at: Timestamp) -> String {
 }
 
 fn condition_text(condition: &Condition) -> String {
-    let word = if condition.status { "yes" } else { "no" };
+    let word = match condition.status {
+        Truth::True => "yes",
+        Truth::False => "no",
+        Truth::Unknown => "not known",
+    };
     format!(
         "{word}, {} since {}",
         condition.reason,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
+use super::limits::open_files;
 use super::{Context, block_on};
 use crate::apply::{self, Order, Real, generation};
 use crate::desired::desired;
@@ -38,17 +39,6 @@ pub(super) fn up(context: &Context) -> anyhow::Result<ExitCode> {
         .arg(&conf)
         .exec();
     Err(error).with_context(|| format!("cannot start {}", supervisord.display()))
-}
-
-/// nginx and the daemon keep a descriptor for each connection: they, and everything below supervisord, may have as many
-/// as the container allows.
-pub(super) fn open_files() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
 }
 
 /// Renders what is wished, or leaves what served last; returns where supervisord is.

@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::facts::{self, Observed};
 use crate::paths::StateDir;
 use crate::reconcile::control::{AskError, Daemon};
-use crate::reconcile::status::{ConditionKind, Status};
+use crate::reconcile::status::{ConditionKind, Status, Truth};
 use crate::spec::{Loaded, Spec};
 
 /// How long the agent and the gateways may take to say who we are; see also [`platform::PATIENCE`] and
@@ -251,10 +251,14 @@ fn daemon(state: &StateDir, asked: Result<&Status, &AskError>) -> Finding {
         }
     };
     match status.condition(ConditionKind::Degraded) {
-        Some(degraded) if degraded.status => Finding::error("daemon", "the daemon says that not all is well")
-            .why(degraded.message.clone())
-            .mend("dstack-vpc status"),
-        Some(_) => Finding::ok("daemon", "the daemon runs, and everything is as configured"),
-        None => Finding::note("daemon", "the daemon is starting").mend("dstack-vpc status --watch"),
+        Some(degraded) if degraded.holds() => {
+            Finding::error("daemon", "the daemon says that not all is well")
+                .why(degraded.message.clone())
+                .mend("dstack-vpc status")
+        }
+        Some(degraded) if degraded.status == Truth::False => {
+            Finding::ok("daemon", "the daemon runs, and everything is as configured")
+        }
+        _ => Finding::note("daemon", "the daemon is starting").mend("dstack-vpc status --watch"),
     }
 }

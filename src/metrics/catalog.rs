@@ -113,8 +113,17 @@ metrics! { RECONCILE:
     RECONCILE_TIME Histogram "dstack_vpc_reconcile_duration_seconds" ,
         "How long they took, with all that was done";
     CHANGES Counter "dstack_vpc_reconcile_changes"
-        ["outcome": "`applied`, `refused`, `rolled_back`"],
+        ["outcome": "`applied`; `refused`: nothing was touched; `rolled_back`; `failed`: not rolled back either, something is owed"],
         "What became of changes";
+    DECIDED Counter "dstack_vpc_rollout_decisions"
+        ["decision": "`confirmed`; `not_confirmed`: taken back because nobody confirmed it in time; `gone_back`: by dstack-vpc rollback"],
+        "What was decided over vpc.toml";
+    HELD Gauge "dstack_vpc_rollout_held" ,
+        "1 while an earlier generation is held instead of vpc.toml";
+    UNCONFIRMED Gauge "dstack_vpc_rollout_unconfirmed" ,
+        "1 while what serves waits to be confirmed";
+    CONFIG Gauge "dstack_vpc_config_generation" ,
+        "Versions of vpc.toml and its templates since the daemon started, the last reconciled one included";
     DRIFT Counter "dstack_vpc_reconcile_drift_repaired" ,
         "Times that rendered files were put right";
     STARTED Counter "dstack_vpc_reconcile_programs_started" ,

@@ -149,7 +149,7 @@ fn reconcile(page: &mut Page<'_>, status: &Status, sources: &Sources) -> fmt::Re
         Value::Level(status.generation.unwrap_or(0).into()),
     )?;
     let conditions = status.conditions.iter();
-    let conditions = conditions.map(|condition| ([format!("{:?}", condition.kind)], yes(condition.status)));
+    let conditions = conditions.map(|condition| ([format!("{:?}", condition.kind)], yes(condition.holds())));
     page.family(&catalog::CONDITION, conditions)?;
     let services = status.services.iter();
     let services = services.map(|(name, service)| ([name], yes(service.state == "up")));
@@ -162,9 +162,21 @@ fn reconcile(page: &mut Page<'_>, status: &Status, sources: &Sources) -> fmt::Re
         ("applied", counters.applied),
         ("refused", counters.refused),
         ("rolled_back", counters.rolled_back),
+        ("failed", counters.failed),
     ];
     let changes = changes.map(|(outcome, n)| ([outcome], Value::Count(n)));
     page.family(&catalog::CHANGES, changes)?;
+    let decided = [
+        ("confirmed", counters.confirmed),
+        ("not_confirmed", counters.not_confirmed),
+        ("gone_back", counters.gone_back),
+    ];
+    let decided = decided.map(|(decision, n)| ([decision], Value::Count(n)));
+    page.family(&catalog::DECIDED, decided)?;
+    page.one(&catalog::HELD, yes(status.rollout.held.is_some()))?;
+    page.one(&catalog::UNCONFIRMED, yes(status.rollout.unconfirmed.is_some()))?;
+    let version = status.config.observed_generation;
+    page.one(&catalog::CONFIG, Value::Level(version as f64))?;
     page.one(&catalog::DRIFT, Value::Count(counters.drift_repaired))?;
     page.one(&catalog::STARTED, Value::Count(counters.programs_started))?;
     let success = status

@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use super::effects::effect;
+use super::secrets::hide;
 use super::{ActionKind, FileChange, Listeners, Plan, Present};
 use crate::desired::{Desired, OVERRIDES, Reader};
 use crate::facts::Facts;
@@ -19,7 +22,7 @@ const ONE_BY_ONE: usize = 12;
 const LONGEST: usize = 80;
 
 /// One difference between what was live and what is wanted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cause {
     /// E.g. `backend "db" was added`.
     pub what: String,
@@ -29,6 +32,11 @@ pub struct Cause {
     /// `vpc.toml:14`, a variable, or who told us.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// What those who use the machine notice of it, beside what the actions cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effect: Option<String>,
+    /// Somebody who is served now will not be, or elsewhere.
+    pub breaks: bool,
     /// The files that differ because of it.
     pub files: Vec<String>,
     /// Whether the built-in listeners work otherwise because of it.
@@ -98,10 +106,9 @@ fn causes(
     for path in &before.drifted {
         causes.push(Cause {
             what: format!("somebody edited {path}"),
-            values: None,
-            source: None,
+            effect: Some("the edit is undone".to_owned()),
             files: vec![path.clone()],
-            listeners: false,
+            ..Cause::default()
         });
     }
     for change in &plan.files {
@@ -112,17 +119,20 @@ fn causes(
             let files = plan.files.iter().filter(own);
             causes.push(Cause {
                 what: format!("the template {name} changed"),
-                values: None,
-                source: None,
                 files: files.map(|file| file.path.clone()).collect(),
-                listeners: false,
+                ..Cause::default()
             });
         }
     }
     let Some(old) = &before.spec else {
         return causes;
     };
-    let (old, new) = (Document::of(old), Document::of(after.spec));
+    let (was, old, new) = (old, Document::of(old), Document::of(after.spec));
+    let cause = |change: &Change, files: Vec<String>, listeners| Cause {
+        files,
+        listeners,
+        ..cause(change, was, after)
+    };
     let changes = new.changes_since(&old);
     let all_files = || {
         plan.files
@@ -131,11 +141,7 @@ fn causes(
             .collect::<Vec<_>>()
     };
     if changes.len() > ONE_BY_ONE {
-        causes.extend(
-            changes
-                .iter()
-                .map(|change| cause(change, after.source, all_files(), true)),
-        );
+        causes.extend(changes.iter().map(|change| cause(change, all_files(), true)));
         return causes;
     }
     for change in &changes {
@@ -148,7 +154,7 @@ fn causes(
             // It cannot be put back alone.
             None => (all_files(), true),
         };
-        causes.push(cause(change, after.source, files, listeners));
+        causes.push(cause(change, files, listeners));
     }
     // What differs with the settings of before comes from the machine, or from this program's own version.
     let as_before = match changes.is_empty() {
@@ -177,13 +183,12 @@ fn causes(
             source: Some(source),
             files: unexplained.clone(),
             listeners,
+            ..Cause::default()
         })),
         (true, false) => causes.push(Cause {
             what: "this version of dstack-vpc renders it differently".to_owned(),
-            values: None,
-            source: None,
             files: unexplained,
-            listeners: false,
+            ..Cause::default()
         }),
         (true, true) => {}
     }
@@ -215,24 +220,29 @@ fn facts(before: &Before, now: &Facts) -> Vec<(String, String, String)> {
     .collect()
 }
 
-fn cause(
-    change: &Change,
-    source: &dyn Fn(&str) -> Option<String>,
-    files: Vec<String>,
-    listeners: bool,
-) -> Cause {
+fn cause(change: &Change, was: &Spec, after: &After<'_>) -> Cause {
     let values = match change {
-        Change::Value { old, new, .. } if old.len() + new.len() <= LONGEST => {
-            Some(format!("{new} (was {old})"))
+        Change::Value { key, old, new, .. } if old.len() + new.len() <= LONGEST => {
+            let (old, known) = hide(&format!("{key} = {old}"), None);
+            let (new, _) = hide(&format!("{key} = {new}"), Some(&known));
+            let value = |line: &str| {
+                line.strip_prefix(key.as_str())
+                    .unwrap_or(line)
+                    .trim_start_matches([' ', '='])
+                    .to_owned()
+            };
+            Some(format!("{} (was {})", value(&new), value(&old)))
         }
         _ => None,
     };
+    let effect = effect(change, was, after.spec);
     Cause {
         what: change.words(),
         values,
-        source: change.place().and_then(|key| source(&key)),
-        files,
-        listeners,
+        source: change.place().and_then(|key| (after.source)(&key)),
+        breaks: effect.as_ref().is_some_and(|effect| effect.breaks),
+        effect: effect.map(|effect| effect.text),
+        ..Cause::default()
     }
 }
 
@@ -244,13 +254,13 @@ struct Document {
 }
 
 #[derive(Clone, PartialEq)]
-struct Backend {
+pub(super) struct Backend {
     /// As TOML: quoted.
-    name: String,
+    pub(super) name: String,
     keys: Vec<(String, String)>,
 }
 
-enum Change {
+pub(super) enum Change {
     Value {
         /// Of this backend.
         backend: Option<(usize, String)>,

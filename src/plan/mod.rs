@@ -1,16 +1,18 @@
 //! The difference between desired and present, as the smallest ordered set of actions: a pure function.
 
 mod causes;
+mod effects;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod report;
+mod secrets;
 
 use std::collections::BTreeMap;
 
 use crate::desired::{Desired, ListenerSettings, Program, Reader};
 pub use causes::{After, Before, Cause};
-pub use report::Report;
 pub(crate) use report::words;
+pub use report::{Report, report_schema};
 
 /// What is there now, as far as it could be seen.
 #[derive(Debug, Clone, Default)]
@@ -193,6 +195,32 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
         actions,
         ..Plan::default()
     }
+}
+
+/// What an unfinished journal asks for: whoever may not have heard of the files is told again.
+pub fn owed(present: &Present) -> Vec<ActionKind> {
+    if !present.owed {
+        return Vec::new();
+    }
+    let up = |program: Program| {
+        let services = present.services.iter().flatten();
+        let mut named = services.filter(|(name, _)| *name == program.name());
+        named.any(|(_, service)| service.state == ServiceState::Up)
+    };
+    let mut owed = vec![ActionKind::UpdateSupervisor { interrupted: true }];
+    for (program, told) in [
+        (Program::Nginx, ActionKind::ReloadNginx),
+        (Program::Headscale, ActionKind::RestartHeadscale),
+    ] {
+        let reads = |path: &String| program.name() == path.split('/').next().unwrap_or_default();
+        if present.files.keys().any(reads) {
+            owed.push(match up(program) {
+                true => told,
+                false => ActionKind::Start(program),
+            });
+        }
+    }
+    owed
 }
 
 fn file_changes(desired: &Desired, present: &Present) -> Vec<FileChange> {

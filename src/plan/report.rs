@@ -1,67 +1,110 @@
 //! A plan for people (prose and diffs) and for machines (JSON).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::LazyLock;
 
-use serde::Serialize;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use utoipa::{PartialSchema, ToSchema};
 
+use super::secrets::hide;
 use super::{ActionKind, Cause, FileChange, Plan};
-use crate::desired::Reader;
+use crate::desired::{EFFECTIVE, Program, Reader};
 
-/// The serialisable form of a plan; holds no bytes, only text diffs.
-#[derive(Debug, Serialize)]
+/// What would be done and why, as `plan --json` prints it; the prose is made from this and nothing else. Secrets are not in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Report {
+    /// Whether there is anything to do.
     pub changes: bool,
+    /// Whether somebody who is served now is interrupted, or will not be served any more.
+    pub disturbs: bool,
+    /// What differs from what the live generation was made from; what disturbs somebody comes first.
     pub causes: Vec<Cause>,
-    pub files: Vec<FileReport>,
+    /// What is done to the programs, in this order.
     pub actions: Vec<ActionReport>,
+    pub files: Vec<FileReport>,
+    /// What cannot run, and what is left alone on purpose.
     pub notes: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FileReport {
+    /// Below the generation's folder.
     pub path: String,
-    pub change: &'static str,
+    /// `added`, `changed`, `removed`
+    pub change: String,
+    /// Unified.
     pub diff: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ActionReport {
-    /// `mesh`, `supervisord`, or the program's name.
-    pub target: &'static str,
-    pub action: &'static str,
+    /// `listeners` (the daemon's own), `supervisord`, or the program's name.
+    pub target: String,
+    pub action: String,
+    /// The causes, or what else makes it necessary.
     pub reason: String,
     /// What traffic notices.
     pub effect: String,
+    /// Somebody who is served now has to wait, or to connect anew.
+    pub interrupts: bool,
+}
+
+/// The JSON schema of [`Report`].
+pub fn report_schema() -> serde_json::Value {
+    let mut parts = vec![(Report::name().into_owned(), Report::schema())];
+    Report::schemas(&mut parts);
+    let parts: BTreeMap<_, _> = parts.into_iter().collect();
+    serde_json::json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$ref": format!("#/components/schemas/{}", Report::name()),
+        "components": { "schemas": parts },
+    })
 }
 
 impl From<&Plan> for Report {
     fn from(plan: &Plan) -> Self {
+        let actions: Vec<_> = plan
+            .actions
+            .iter()
+            .map(|action| {
+                let (target, verb, effect) = words(action.kind);
+                let (effect, interrupts) = match action.kind {
+                    ActionKind::UpdateSupervisor { .. } => {
+                        programs(plan).unwrap_or((effect.to_owned(), false))
+                    }
+                    ActionKind::RestartHeadscale => (effect.to_owned(), true),
+                    _ => (effect.to_owned(), false),
+                };
+                ActionReport {
+                    target: target.to_owned(),
+                    action: verb.to_owned(),
+                    reason: action.reason.clone(),
+                    effect,
+                    interrupts,
+                }
+            })
+            .collect();
+        let mut causes = plan.causes.clone();
+        causes.sort_by_key(|cause| !cause.breaks);
         Self {
             changes: !plan.is_empty(),
-            causes: plan.causes.clone(),
+            disturbs: causes.iter().any(|cause| cause.breaks) || actions.iter().any(|it| it.interrupts),
+            causes,
             files: plan.files.iter().map(file).collect(),
-            actions: plan
-                .actions
-                .iter()
-                .map(|action| {
-                    let (target, verb, effect) = words(action.kind);
-                    ActionReport {
-                        target,
-                        action: verb,
-                        reason: action.reason.clone(),
-                        effect: match action.kind {
-                            ActionKind::UpdateSupervisor { .. } => {
-                                programs(plan).unwrap_or(effect.to_owned())
-                            }
-                            _ => effect.to_owned(),
-                        },
-                    }
-                })
-                .collect(),
+            actions,
             notes: plan.missing.iter().chain(&plan.notes).cloned().collect(),
         }
     }
 }
+
+/// Where nginx.conf names itself.
+static TAG: LazyLock<Regex> = LazyLock::new(|| {
+    let answer =
+        r#"(location = /\.dstack-vpc/generation \{\s+keepalive_timeout 0;\s+return 200 ")[0-9a-f]{16}(";)"#;
+    Regex::new(answer).expect("a constant that is tested")
+});
 
 fn file(change: &FileChange) -> FileReport {
     let text = |bytes: &Option<Vec<u8>>| {
@@ -70,7 +113,14 @@ fn file(change: &FileChange) -> FileReport {
             .map(|b| visible(&String::from_utf8_lossy(b)))
             .unwrap_or_default()
     };
-    let (before, after) = (text(&change.before), text(&change.after));
+    let (before, known) = hide(&text(&change.before), None);
+    let (after, _) = hide(&text(&change.after), change.before.as_ref().map(|_| &known));
+    // The tag differs whenever anything does; what it is tells nobody anything.
+    let untagged = |text: &str| TAG.replace_all(text, "$1(tag)$2").into_owned();
+    let (before, after) = match (untagged(&before), untagged(&after)) {
+        (same, as_same) if same == as_same => (before, after),
+        untagged => untagged,
+    };
     let diff = similar::TextDiff::from_lines(&before, &after)
         .unified_diff()
         .context_radius(2)
@@ -82,40 +132,56 @@ fn file(change: &FileChange) -> FileReport {
             (None, _) => "added",
             (_, None) => "removed",
             _ => "changed",
-        },
+        }
+        .to_owned(),
         diff,
     }
 }
 
-/// What an update of supervisord does to its programs, by name.
-fn programs(plan: &Plan) -> Option<String> {
+/// What an update of supervisord does to its programs, and whether that interrupts anybody.
+fn programs(plan: &Plan) -> Option<(String, bool)> {
     let change = plan
         .files
         .iter()
         .find(|file| file.reader == Reader::Supervisord)?;
     let (before, after) = (sections(&change.before), sections(&change.after));
-    let name = |section: &str| Some(section.strip_prefix("program:")?.to_owned());
-    let pick = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
-        let all: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-        all.into_iter()
-            .filter(|it| wanted(it))
-            .filter_map(|it| name(it))
-            .collect()
-    };
-    let groups = [
-        ("starts", pick(&|it| !before.contains_key(it))),
-        ("ends", pick(&|it| !after.contains_key(it))),
-        (
-            "restarts",
-            pick(&|it| before.contains_key(it) && after.contains_key(it) && before[it] != after[it]),
-        ),
-    ];
-    let said: Vec<_> = groups
-        .iter()
-        .filter(|(_, names)| !names.is_empty())
-        .map(|(verb, names)| format!("it {verb} {}", names.join(", ")))
-        .collect();
-    (!said.is_empty()).then(|| format!("{}; other programs are left alone", said.join(", ")))
+    let all: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let mut said = Vec::new();
+    let mut interrupts = false;
+    for section in all {
+        let Some(name) = section.strip_prefix("program:") else {
+            continue;
+        };
+        match (before.get(section), after.get(section)) {
+            (None, _) if change.before.is_none() => {}
+            (None, _) => said.push(format!("{name} is started")),
+            (_, None) => {
+                interrupts = true;
+                said.push(format!("{name} ends"));
+            }
+            (Some(was), Some(is)) if was == is => {}
+            // It never ends the one that is asking.
+            _ if name == Program::Daemon.name() => {
+                said.push(format!(
+                    "{name} itself goes on, its new definition holds from its next start on"
+                ));
+            }
+            _ => {
+                interrupts = true;
+                said.push(format!("{name} is restarted: {}", pause(name)));
+            }
+        }
+    }
+    (!said.is_empty()).then(|| (said.join("; "), interrupts))
+}
+
+/// What a restart of a program means to those who use it.
+fn pause(name: &str) -> &'static str {
+    match name {
+        "nginx" => "new connections are refused until open requests have ended and it is up again",
+        "tailscaled" => "connections through the VPN pause for some seconds",
+        _ => words(ActionKind::RestartHeadscale).2,
+    }
 }
 
 /// The sections of an INI file by name.
@@ -162,78 +228,98 @@ pub(crate) fn words(kind: ActionKind) -> (&'static str, &'static str, &'static s
         ActionKind::RestartHeadscale => (
             "headscale",
             "restart",
-            "the VPN goes on; joining waits about two seconds",
+            "for about two seconds nobody can join and its relay carries nothing; else the VPN goes on",
         ),
         ActionKind::Start(program) => (program.name(), "start", "it begins to serve"),
     }
 }
 
 impl Report {
-    /// Prose first (what will happen), then the diffs.
+    /// For people: what somebody notices first, then what is done, then the files.
     pub fn to_text(&self) -> String {
         let mut out = String::new();
-        let mut line = |text: String| {
-            out.push_str(&text);
-            out.push('\n');
-        };
-        if !self.changes {
-            line("Nothing to do: the machine is the way the configuration says.".into());
-        } else {
-            if !self.causes.is_empty() {
-                line("What is different:".into());
-            }
-            for cause in &self.causes {
-                let values = cause
-                    .values
-                    .as_ref()
-                    .map(|it| format!(": {it}"))
-                    .unwrap_or_default();
-                let source = cause
-                    .source
-                    .as_ref()
-                    .map(|it| format!(" ({it})"))
-                    .unwrap_or_default();
-                line(format!("  {}{values}{source}", cause.what));
-            }
-            line(format!(
-                "{} and {}:",
-                count(self.files.len(), "file changes", "files change"),
-                count(self.actions.len(), "action follows", "actions follow")
-            ));
-            for action in &self.actions {
-                line(format!(
-                    "  {}: {}, because {}; {}.",
-                    action.target, action.action, action.reason, action.effect
-                ));
-            }
-            for file in &self.files {
-                let causes = self
-                    .causes
-                    .iter()
-                    .filter(|cause| cause.files.contains(&file.path));
-                let causes: Vec<_> = causes.map(|cause| cause.what.as_str()).collect();
-                let because = match causes.is_empty() {
-                    true => String::new(),
-                    false => format!(", because {}", causes.join(", ")),
-                };
-                line(format!("  {}: {}{because}", file.path, file.change));
-            }
+        match self.changes {
+            false => out += "Nothing to do: the machine is the way the configuration says.\n",
+            true => self.write(&mut out),
         }
         for note in &self.notes {
-            line(format!("  note: {note}"));
+            let _ = writeln!(out, "\nnote: {note}");
         }
-        for file in &self.files {
-            line(String::new());
-            line(file.diff.trim_end().to_owned());
+        // The settings are told above.
+        for file in self
+            .files
+            .iter()
+            .filter(|file| file.path != EFFECTIVE || self.causes.is_empty())
+        {
+            let _ = writeln!(out, "\n{}", file.diff.trim_end());
         }
         visible(&out)
     }
+
+    fn write(&self, out: &mut String) {
+        let changes = match self.causes.len() {
+            0 => count(self.files.len(), "file"),
+            causes => count(causes, "change"),
+        };
+        let cost = match self.disturbs {
+            true => "somebody who is served now notices what is marked with !",
+            false => "nobody who is served now is interrupted or loses anything",
+        };
+        let mark = |is| if is { '!' } else { ' ' };
+        let _ = writeln!(out, "{changes}; {cost}.\n");
+        for cause in &self.causes {
+            let values = cause
+                .values
+                .as_ref()
+                .map(|it| format!(": {it}"))
+                .unwrap_or_default();
+            let source = cause
+                .source
+                .as_ref()
+                .map(|it| format!(", {it}"))
+                .unwrap_or_default();
+            let _ = writeln!(out, "{} {}{values}{source}", mark(cause.breaks), cause.what);
+            if let Some(effect) = &cause.effect {
+                let _ = writeln!(out, "    {effect}");
+            }
+        }
+        if !self.causes.is_empty() {
+            out.push('\n');
+        }
+        if self.actions.is_empty() {
+            *out += "No program has to be told.\n";
+        }
+        for action in &self.actions {
+            let _ = writeln!(
+                out,
+                "{} {}: {}, because {}\n    {}",
+                mark(action.interrupts),
+                action.target,
+                action.action,
+                action.reason,
+                action.effect
+            );
+        }
+        let _ = writeln!(out);
+        for file in &self.files {
+            let causes = self
+                .causes
+                .iter()
+                .filter(|cause| cause.files.contains(&file.path));
+            let causes: Vec<_> = causes.map(|cause| cause.what.as_str()).collect();
+            // With a single cause there is nothing to tell apart.
+            let because = match causes.is_empty() || self.causes.len() == 1 {
+                true => String::new(),
+                false => format!(", because {}", causes.join(", ")),
+            };
+            let _ = writeln!(out, "  {}: {}{because}", file.path, file.change);
+        }
+    }
 }
 
-fn count(n: usize, one: &str, many: &str) -> String {
+fn count(n: usize, what: &str) -> String {
     match n {
-        0 => format!("no {many}"),
-        1 => format!("1 {one}"),
-        n => format!("{n} {many}"),
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
     }
 }

@@ -96,7 +96,7 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
     node(status);
     api(status);
 
-    let fails = |kind| status.condition(kind).is_some_and(|condition| !condition.status);
+    let fails = |kind| status.condition(kind).is_some_and(|condition| !condition.holds());
     let serves = present.generation.is_some() && !present.owed;
     let needed = [IdentityValid, ServicesHealthy, VpnJoined, ApiServing];
     let ready = serves && !needed.into_iter().any(fails);
@@ -111,7 +111,7 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         .filter_map(|kind| {
             status
                 .condition(kind)
-                .filter(|c| !c.status)
+                .filter(|c| !c.holds())
                 .map(|c| c.message.clone())
         })
         .chain(

@@ -24,6 +24,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::source::Source;
 use super::status::Status;
 use crate::api::NodeRow;
 use crate::apply::Real;
@@ -93,19 +94,33 @@ const MAX_ANSWER: usize = 1 << 30;
 /// How long a watcher hears nothing when nothing changes.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// What the socket's answers are made from.
 #[derive(Clone)]
-struct Shared {
-    status: watch::Receiver<Status>,
-    asks: mpsc::Sender<Ask>,
-    machine: Arc<Real>,
+pub(super) struct Shared {
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) asks: mpsc::Sender<Ask>,
+    pub(super) machine: Arc<Real>,
+    pub(super) source: Source,
+}
+
+impl Shared {
+    /// The status, and whether what is wished has changed since: whoever saves a file and asks at once is not told of the
+    /// one before as if it were this.
+    async fn status(self) -> Json<Status> {
+        // A file system that hangs must not hold up others who ask.
+        let now = tokio::task::spawn_blocking(move || self.source.fingerprint()).await;
+        let mut status = self.status.borrow().clone();
+        if now.is_ok_and(|now| now != status.config.fingerprint) {
+            status.config.generation += 1;
+        }
+        Json(status)
+    }
 }
 
 /// Serves until cancelled. The socket is there when this returns its future.
 pub(super) fn serve(
     state: &StateDir,
-    status: watch::Receiver<Status>,
-    asks: mpsc::Sender<Ask>,
-    machine: Arc<Real>,
+    shared: Shared,
     cancel: CancellationToken,
 ) -> io::Result<impl Future<Output = io::Result<()>> + use<>> {
     let path = state.daemon_socket();
@@ -118,17 +133,13 @@ pub(super) fn serve(
     let app = Router::new()
         .route(
             "/status",
-            get(async |State(shared): State<Shared>| Json(shared.status.borrow().clone())),
+            get(async |State(shared): State<Shared>| shared.status().await),
         )
         .route("/status/next", get(next_status))
         .route("/do", post(order))
         .route("/renew", post(renew))
         .route("/nodes", get(nodes))
-        .with_state(Shared {
-            status,
-            asks,
-            machine,
-        });
+        .with_state(shared);
     Ok(async move {
         axum::serve(listener, app.into_make_service_with_connect_info::<Caller>())
             .with_graceful_shutdown(cancel.cancelled_owned())
@@ -157,8 +168,7 @@ async fn next_status(State(mut shared): State<Shared>) -> Json<Status> {
     shared.status.mark_unchanged();
     // A quiet daemon answers all the same, so that a watcher sees that it lives.
     let _ = tokio::time::timeout(QUIET, shared.status.changed()).await;
-    let status = shared.status.borrow().clone();
-    Json(status)
+    shared.status().await
 }
 
 async fn order(

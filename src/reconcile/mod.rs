@@ -134,8 +134,13 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
     apply::recover(&*machine, &state)?;
 
     let (asks, mut asked) = mpsc::channel(8);
-    let control =
-        control::serve(&state, statuses, asks, machine.clone(), cancel.clone()).map_err(RunError::Socket)?;
+    let around = control::Shared {
+        status: statuses,
+        asks,
+        machine: machine.clone(),
+        source: source.clone(),
+    };
+    let control = control::serve(&state, around, cancel.clone()).map_err(RunError::Socket)?;
     let control = tokio::spawn(control);
     let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;

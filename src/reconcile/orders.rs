@@ -69,6 +69,7 @@ impl Daemon {
                     unconfirmed.back_to
                 );
                 self.teller.remember("confirmed", &order.by, message.clone());
+                self.teller.count(|counters| counters.confirmed += 1);
                 self.teller.rollout(&self.rollout);
                 Err(Answer {
                     live: true,
@@ -89,6 +90,7 @@ impl Daemon {
                     self.rollout = before;
                     self.keep_rollout();
                 } else if let Some(held) = &self.rollout.held {
+                    self.teller.count(|counters| counters.gone_back += 1);
                     answer.message += &format!(
                         "\nthe settings of generation {} are held until the configuration changes, or `dstack-vpc apply`",
                         held.generation

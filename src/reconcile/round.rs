@@ -66,6 +66,7 @@ impl Daemon {
         let cause = causes.iter().cloned().collect::<Vec<_>>().join(", ");
         self.watch
             .look(self.source.path.as_deref(), self.source.templates().as_deref());
+        self.source.count();
         let file = self.source.now().map(|loaded| self.source.wish(loaded));
         let wished = match self.decide(file.as_ref().ok()) {
             Some(held) => Some((held, Aim::Held)),
@@ -144,6 +145,9 @@ impl Daemon {
         let before = self.rollout.clone();
         let text = self.source.digest();
         let held = self.rollout.decide(&*self.machine, &self.state, text, file);
+        if before.unconfirmed.is_some() && self.rollout.unconfirmed.is_none() && self.rollout.held.is_some() {
+            self.teller.count(|counters| counters.not_confirmed += 1);
+        }
         if self.rollout != before {
             self.keep_rollout();
         }

@@ -80,6 +80,8 @@ pub struct Source {
     pub path: Option<PathBuf>,
     pub env: BTreeMap<String, String>,
     seen: Option<Seen>,
+    /// The newest version of what is wished, and how many there were.
+    version: (String, u64),
     /// When the file was first found empty after it had not been.
     emptied: Option<Instant>,
 }
@@ -106,6 +108,7 @@ impl Source {
             path,
             env,
             seen: None,
+            version: Default::default(),
             emptied: None,
         }
     }
@@ -129,6 +132,41 @@ impl Source {
     /// Folder of template overrides: `templates` beside the file.
     pub fn templates(&self) -> Option<PathBuf> {
         Some(self.path.as_deref()?.parent()?.join("templates"))
+    }
+
+    /// Stands for the file and the templates as they are now; the environment stays as it is while a program runs.
+    pub(super) fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        match self.read() {
+            Ok(text) => hash.update(text.map(|text| text.hash).unwrap_or_default()),
+            Err(error) => hash.update(error.to_string()),
+        }
+        let folder = self.templates().and_then(|dir| std::fs::read_dir(dir).ok());
+        let mut paths: Vec<_> = folder
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|it| it.path())
+            .collect();
+        paths.sort_unstable();
+        for path in paths {
+            hash.update(path.as_os_str().as_encoded_bytes());
+            hash.update(Sha256::digest(std::fs::read(&path).unwrap_or_default()));
+        }
+        hex::encode(hash.finalize())
+    }
+
+    /// Counts the version that is there now. Before it is read, so that what changes meanwhile is a later one.
+    pub(super) fn count(&mut self) {
+        let now = self.fingerprint();
+        if self.version.0 != now {
+            self.version = (now, self.version.1 + 1);
+        }
+    }
+
+    /// The version that was counted last.
+    pub(super) fn version(&self) -> (String, u64) {
+        self.version.clone()
     }
 
     /// Digest of the text that was last read.

@@ -35,6 +35,9 @@ pub struct Status {
     pub next_retry: Option<Timestamp>,
     /// Actions that were begun and are not proven yet.
     pub owed: bool,
+    /// Which those are.
+    #[serde(default)]
+    pub owed_actions: Vec<String>,
     /// What an operator decided over the file.
     pub rollout: Rollout,
     /// What is left out or left alone on purpose.
@@ -48,23 +51,58 @@ pub struct Status {
 pub struct ConfigStatus {
     /// The file, or `environment`.
     pub source: String,
+    /// Which version of the file and the templates beside it is there now: counted by the daemon, from 1 at its start.
+    #[serde(default)]
+    pub generation: u64,
+    /// Which version was reconciled last: made live, refused, or held back. As long as it is less than `generation`,
+    /// what is said here is about an earlier version.
+    #[serde(default, rename = "observedGeneration")]
+    pub observed_generation: u64,
+    /// Stands for the version that `generation` counted.
+    #[serde(skip)]
+    pub(super) fingerprint: String,
     /// Digest of what was last read.
     pub observed: String,
     /// Digest of what serves. The same as `observed` unless that was refused.
     pub live: String,
 }
 
-/// In the manner of Kubernetes: `True`, `False` or `Unknown`, since when, and why.
+/// In the manner of Kubernetes: whether it is so, why, and since when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Condition {
     #[serde(rename = "type")]
     pub kind: ConditionKind,
-    pub status: bool,
+    pub status: Truth,
     /// One word for machines.
     pub reason: String,
     /// A sentence for people.
     pub message: String,
+    /// When `status` last changed.
     pub since: Timestamp,
+}
+
+impl Condition {
+    /// Whether it is known to be so.
+    pub fn holds(&self) -> bool {
+        self.status == Truth::True
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Truth {
+    True,
+    False,
+    /// The first reconcile has not ended.
+    Unknown,
+}
+
+impl From<bool> for Truth {
+    fn from(is: bool) -> Self {
+        match is {
+            true => Self::True,
+            false => Self::False,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,13 +154,22 @@ pub struct LastError {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
     pub reconciles: u64,
     pub applied: u64,
     pub refused: u64,
     pub rolled_back: u64,
+    /// Neither live nor rolled back: something is owed.
+    pub failed: u64,
     pub drift_repaired: u64,
     pub programs_started: u64,
+    /// By operators, with `dstack-vpc confirm`.
+    pub confirmed: u64,
+    /// Taken back because nobody confirmed it.
+    pub not_confirmed: u64,
+    /// By operators, with `dstack-vpc rollback`.
+    pub gone_back: u64,
 }
 
 /// One line of history.
@@ -141,7 +188,16 @@ pub struct Event {
 }
 
 impl Status {
-    /// The condition of one kind, once the first reconcile has ended.
+    /// What is known before the first reconcile has ended: nothing.
+    pub(super) fn starting(&mut self) {
+        use ConditionKind::{Configured, Degraded, IdentityValid, Ready, ServicesHealthy};
+        for kind in [Configured, IdentityValid, ServicesHealthy, Ready, Degraded] {
+            let message = "the first reconcile has not ended";
+            self.put(kind, Truth::Unknown, "Starting", message.to_owned());
+        }
+    }
+
+    /// The condition of one kind; `None` where the role has no such thing.
     pub fn condition(&self, kind: ConditionKind) -> Option<&Condition> {
         self.conditions.iter().find(|condition| condition.kind == kind)
     }
@@ -151,16 +207,19 @@ impl Status {
         self.conditions.retain(|condition| condition.kind != kind);
     }
 
-    /// Sets a condition; `since` moves only when `status` or `reason` changes.
-    pub fn set(&mut self, kind: ConditionKind, status: bool, reason: &str, message: impl Into<String>) {
-        let message = message.into();
+    /// Sets a condition; `since` moves only when it becomes another one.
+    pub fn set(&mut self, kind: ConditionKind, is: bool, reason: &str, message: impl Into<String>) {
+        self.put(kind, is.into(), reason, message.into());
+    }
+
+    fn put(&mut self, kind: ConditionKind, status: Truth, reason: &str, message: String) {
         match self
             .conditions
             .iter_mut()
             .find(|condition| condition.kind == kind)
         {
             Some(condition) => {
-                if condition.status != status || condition.reason != reason {
+                if condition.status != status {
                     condition.since = Timestamp::now();
                 }
                 condition.status = status;
@@ -175,5 +234,59 @@ impl Status {
                 since: Timestamp::now(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_moves_with_the_status_alone() {
+        let mut status = Status::default();
+        status.starting();
+        let past = Timestamp::UNIX_EPOCH;
+        let mut after = |is, reason: &str| {
+            let kind = ConditionKind::Ready;
+            let condition = status.conditions.iter_mut().find(|it| it.kind == kind).unwrap();
+            condition.since = past;
+            status.set(kind, is, reason, format!("because of {reason}"));
+            let condition = status.condition(kind).unwrap().clone();
+            assert_eq!(condition.reason, reason);
+            (condition.status, condition.since == past)
+        };
+        assert_eq!(
+            after(false, "NotServing"),
+            (Truth::False, false),
+            "it was unknown"
+        );
+        assert_eq!(after(false, "Other"), (Truth::False, true));
+        assert_eq!(after(true, "Serving"), (Truth::True, false));
+        assert_eq!(after(true, "Serving"), (Truth::True, true));
+    }
+
+    #[test]
+    fn conditions_are_written_as_those_of_kubernetes() {
+        let mut status = Status::default();
+        status.starting();
+        status.set(ConditionKind::Ready, true, "Serving", "generation 1 serves");
+        let json = serde_json::to_value(&status).unwrap();
+        let said: Vec<_> = json["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| (it["type"].as_str().unwrap(), it["status"].as_str().unwrap()))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                ("Configured", "Unknown"),
+                ("IdentityValid", "Unknown"),
+                ("ServicesHealthy", "Unknown"),
+                ("Ready", "True"),
+                ("Degraded", "Unknown")
+            ]
+        );
+        assert_eq!(json["config"]["observedGeneration"], 0);
     }
 }

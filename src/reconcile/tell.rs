@@ -13,7 +13,8 @@ use super::rollout::Rollout;
 use super::round::{Aim, Attempt};
 use super::source::Source;
 use super::status::{
-    ConditionKind, ConfigStatus, Event, FactStatus, IdentityStatus, LastError, ServiceStatus, Status,
+    Condition, ConditionKind, ConfigStatus, Counters, Event, FactStatus, IdentityStatus, LastError,
+    ServiceStatus, Status,
 };
 use super::wall;
 use crate::api::ApiStatus;
@@ -91,6 +92,7 @@ impl Teller {
             status.pid = std::process::id();
             status.started_at = Some(Timestamp::now());
             status.config.source = source.to_string();
+            status.starting();
         });
         Self { status, history }
     }
@@ -102,6 +104,11 @@ impl Teller {
             status.rollout.clone_from(rollout);
             news
         });
+    }
+
+    /// Counts what is not a reconcile.
+    pub(super) fn count(&mut self, count: impl FnOnce(&mut Counters)) {
+        self.status.send_modify(|status| count(&mut status.counters));
     }
 
     /// Takes something into the history that is not a reconcile.
@@ -145,6 +152,7 @@ impl Teller {
         status.role = live.map(|spec| spec.role.to_string()).unwrap_or_default();
         status.generation = present.generation;
         status.owed = present.owed;
+        status.owed_actions = owed(present);
         status.rollout.clone_from(around.rollout);
         status.next_retry = retry.map(wall);
         status.services = services(present);
@@ -186,9 +194,22 @@ impl Teller {
 
 fn config(config: &mut ConfigStatus, source: &Source, live: bool) {
     source.digest().clone_into(&mut config.observed);
+    (config.fingerprint, config.generation) = source.version();
+    if source.look_again().is_none() {
+        config.observed_generation = config.generation;
+    }
     if live {
         config.live.clone_from(&config.observed);
     }
+}
+
+fn owed(present: &Present) -> Vec<String> {
+    let owed = crate::plan::owed(present).into_iter();
+    owed.map(|kind| {
+        let (target, verb, _) = crate::plan::words(kind);
+        format!("{target}: {verb}")
+    })
+    .collect()
 }
 
 fn services(present: &Present) -> BTreeMap<String, ServiceStatus> {
@@ -250,8 +271,9 @@ fn happened(status: &mut Status, round: &Round<'_>) -> usize {
             Left::Unproven(_) => "failed",
         };
         match left {
+            Left::Untouched => status.counters.refused += 1,
             Left::RolledBackTo(_) => status.counters.rolled_back += 1,
-            _ => status.counters.refused += 1,
+            Left::Unproven(_) => status.counters.failed += 1,
         }
         tracing::error!(
             cause = round.cause,
@@ -345,7 +367,7 @@ fn summary(plan: &Plan) -> String {
 
 fn answer(status: &Status, round: &Round<'_>) -> Answer {
     let configured = status.condition(ConditionKind::Configured);
-    let wished = configured.is_some_and(|condition| condition.status);
+    let wished = configured.is_some_and(Condition::holds);
     let held = matches!(round.live, Some((_, _, Aim::Held)));
     let live = wished || held;
     let changed = round.live.as_ref().is_some_and(|(applied, ..)| applied.changed);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dstack_vpc::agent::dev::Issued;
 use dstack_vpc::paths::StateDir;
-use dstack_vpc::reconcile::status::{ConditionKind, Status};
+use dstack_vpc::reconcile::status::{Condition, ConditionKind, Status};
 use http_body_util::Empty;
 use hyper::Request;
 use hyper::body::Body;
@@ -453,7 +453,7 @@ pub struct Saved {
 
 /// Whether a condition is there and true.
 pub fn holds(status: &Status, kind: ConditionKind) -> bool {
-    status.condition(kind).is_some_and(|condition| condition.status)
+    status.condition(kind).is_some_and(Condition::holds)
 }
 
 /// Live, or refused with a reason.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dstack_vpc::reconcile::status::ConditionKind::{IdentityValid, Ready};
-use dstack_vpc::reconcile::status::Status;
+use dstack_vpc::reconcile::status::{Status, Truth};
 
 use crate::common::agent::Agent;
 use crate::common::backend::Backend;
@@ -57,7 +57,7 @@ fn an_agent_that_is_away_at_start_is_waited_for() {
             status
                 .conditions
                 .iter()
-                .any(|c| c.kind == IdentityValid && !c.status)
+                .any(|c| c.kind == IdentityValid && c.status == Truth::False)
         };
         let status = machine
             .until(Duration::from_secs(60), "it says what it waits for", waits)

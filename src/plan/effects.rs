@@ -1,0 +1,200 @@
+//! What a change costs those who use the machine: no diff of a file says it, so it is said of the settings.
+
+use super::causes::Change;
+use crate::spec::{AllowedApps, Backend, Role, ServerUrl, Spec};
+
+/// More apps than these are counted.
+const APPS: usize = 3;
+
+/// What somebody notices of a change, beyond the actions that it takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Effect {
+    pub(super) text: String,
+    /// Somebody who is served now will not be, or elsewhere.
+    pub(super) breaks: bool,
+}
+
+fn breaks(text: impl Into<String>) -> Option<Effect> {
+    let (text, breaks) = (text.into(), true);
+    Some(Effect { text, breaks })
+}
+
+fn harmless(text: impl Into<String>) -> Option<Effect> {
+    let (text, breaks) = (text.into(), false);
+    Some(Effect { text, breaks })
+}
+
+/// `None`: nobody notices.
+pub(super) fn effect(change: &Change, old: &Spec, new: &Spec) -> Option<Effect> {
+    let named = |spec: &Spec, quoted: &str| {
+        let mut backends = spec.backends.iter();
+        backends.find(|it| format!("\"{}\"", it.name) == quoted).cloned()
+    };
+    match change {
+        Change::Added(..) => None,
+        Change::Removed(backend) => hosts(&named(old, &backend.name)?, new),
+        Change::Value {
+            backend: Some((_, name)),
+            key,
+            ..
+        } => of_backend(key, &named(old, name)?, &named(new, name)?, new),
+        Change::Value { key, .. } => of_key(key, old, new),
+    }
+}
+
+fn of_key(key: &str, old: &Spec, new: &Spec) -> Option<Effect> {
+    let (server, node) = (old.role.server && new.role.server, old.role.node && new.role.node);
+    match key {
+        "role" => role(old.role, new.role),
+        "allowed_apps" if server => apps("the VPC API", &old.allowed_apps, &new.allowed_apps).map(|effect| {
+            let stay = match effect.breaks {
+                true => "; its nodes that have joined stay in the VPN",
+                false => "",
+            };
+            let text = effect.text + stay;
+            Effect { text, ..effect }
+        }),
+        "dstack.gateway_domain" => harmless("calls to other apps take the new way from the next one on"),
+        "mesh.http_listen" => breaks(format!(
+            "local apps are refused at {} from now on; open requests may finish",
+            old.mesh.http_listen
+        )),
+        "mesh.client_listen" => breaks(format!(
+            "local apps that call the proxy without nginx are refused at {} from now on; open requests may finish",
+            old.mesh.client_listen
+        )),
+        "mesh.https_listen" => breaks(format!(
+            "peers are refused at {} from now on; open connections may finish",
+            old.mesh.https_listen
+        )),
+        "metrics.listen" => breaks(format!(
+            "the metrics can be read at {} no longer",
+            old.metrics.listen?
+        )),
+        "server.url" if server => new_url(),
+        "server.headscale_listen" if server => match new.server.url {
+            ServerUrl::Auto if old.server.headscale_listen.port() != new.server.headscale_listen.port() => {
+                new_url()
+            }
+            _ => breaks(format!(
+                "nodes are cut off from Headscale unless server.url leads to {}; those that have joined still reach each other",
+                new.server.headscale_listen
+            )),
+        },
+        "vpn.prefix" if server => harmless(format!(
+            "nodes that have joined keep their addresses; those that join from now on get one of {}",
+            new.vpn.prefix
+        )),
+        "vpn.base_domain" if server => breaks(format!(
+            "nodes are named <node>.{} from now on; names below {} are found no longer",
+            new.vpn.base_domain, old.vpn.base_domain
+        )),
+        "vpn.nameservers" if server => harmless("nodes ask these resolvers for all names outside the VPN"),
+        "vpn.derp" | "vpn.derp_map_url" if server => {
+            harmless("what nodes send through a relay pauses until they have found another one")
+        }
+        "registry.store" | "registry.endpoints" if server => breaks(
+            "nodes are known again once they have announced themselves, within their heartbeat; \
+             who owns which record is not taken over",
+        ),
+        "node.name" if node => breaks("others find this node by its new name only"),
+        "node.type" if node => {
+            let said = |spec: &Spec| spec.node.node_type.as_ref().map(ToString::to_string);
+            match (said(old), said(new)) {
+                (Some(was), Some(now)) => {
+                    breaks(format!("it is discovered as {now}, and as {was} no longer"))
+                }
+                (Some(was), None) => breaks(format!("it is discovered as {was} no longer")),
+                (None, Some(now)) => harmless(format!("it is discovered as {now}")),
+                (None, None) => None,
+            }
+        }
+        "node.server_app_id" if node => breaks(
+            "this node leaves the VPN that it is in, and joins that of the new server under another address",
+        ),
+        "log.format" => harmless("it holds from the next start of the daemon on"),
+        "supervisor.program" => harmless("it holds from the next start of the machine on"),
+        key if key.starts_with("identity.") => harmless("it holds from the next certificate on"),
+        _ => None,
+    }
+}
+
+fn new_url() -> Option<Effect> {
+    breaks(
+        "nodes go on at the old URL as long as it answers; when it does not, they register again within some two minutes, \
+         and still reach each other until then",
+    )
+}
+
+fn role(old: Role, new: Role) -> Option<Effect> {
+    let mut said = Vec::new();
+    match (old.server, new.server) {
+        (true, false) => said.push(
+            "nobody can join the VPN or discover nodes here any more; nodes that have joined still reach each other",
+        ),
+        (false, true) => said.push("Headscale and the VPC API begin to serve"),
+        _ => {}
+    }
+    match (old.node, new.node) {
+        (true, false) => said.push(
+            "this machine leaves the VPN and what it has open there breaks; its key is kept, so that it can come back as \
+             the same node",
+        ),
+        (false, true) => said.push("this machine joins the VPN"),
+        _ => {}
+    }
+    let text = said.join("; ");
+    let breaks = (old.server && !new.server) || (old.node && !new.node);
+    Some(Effect { text, breaks })
+}
+
+fn of_backend(key: &str, old: &Backend, new: &Backend, all: &Spec) -> Option<Effect> {
+    match key {
+        "server_name" => hosts(old, all),
+        "allowed_apps" => apps("this backend", &old.allowed_apps, &new.allowed_apps),
+        "upstream" => harmless("new requests go there; those under way end where they are"),
+        _ => None,
+    }
+}
+
+/// What becomes of requests for a backend that does not answer to its Host any more.
+fn hosts(old: &Backend, new: &Spec) -> Option<Effect> {
+    let host = match &old.server_name {
+        Some(name) => format!("peers that ask for Host {name}"),
+        None => "peers that ask for a Host that no backend names".to_owned(),
+    };
+    let takes_over =
+        |backend: &&Backend| backend.server_name == old.server_name || backend.server_name.is_none();
+    match new.backends.iter().find(takes_over) {
+        Some(other) => breaks(format!("{host} are answered by backend \"{}\"", other.name)),
+        None => breaks(format!("{host} get 421")),
+    }
+}
+
+/// Whom a list lets in no longer, or from now on.
+fn apps(what: &str, old: &AllowedApps, new: &AllowedApps) -> Option<Effect> {
+    use AllowedApps::{Any, Only};
+    let name = |apps: Vec<String>| match apps.len() {
+        more if more > APPS => format!("{more} apps"),
+        1 => format!("app {}", apps.join("")),
+        _ => format!("apps {}", apps.join(", ")),
+    };
+    match (old, new) {
+        (Any, Any) => None,
+        (Any, Only(apps)) => {
+            let some = name(apps.iter().map(ToString::to_string).collect());
+            breaks(format!("only {some} may call {what}, every other gets 403"))
+        }
+        (Only(_), Any) => harmless(format!("every app may call {what}")),
+        (Only(old), Only(new)) => {
+            let lost: Vec<_> = old.difference(new).map(ToString::to_string).collect();
+            match lost.is_empty() {
+                true => harmless(format!(
+                    "{} may call {what}, too",
+                    name(new.difference(old).map(ToString::to_string).collect())
+                )),
+                false => breaks(format!("{}: 403 from {what} from now on", name(lost))),
+            }
+        }
+    }
+}
