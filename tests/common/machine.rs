@@ -26,6 +26,7 @@ use super::netns::{Host, Namespace};
 use super::poll;
 use super::ports::Port;
 use super::process::{self, Process, Watchdog};
+use super::secrets::Secrets;
 use super::tls::Caller;
 
 /// How long a machine may take to serve: the test machine is small and runs other tests meanwhile.
@@ -350,6 +351,11 @@ impl Machine {
         self.watchdog = Some(Watchdog::over(self.child.id()));
     }
 
+    /// Where the secrets of this machine, or of others, stand and must not.
+    pub fn leaks(&self, secrets: &Secrets) -> Vec<String> {
+        secrets.leaks(self.dir.path(), self.state.root(), &self.processes())
+    }
+
     /// What `up` and everything below it wrote.
     pub fn logs(&self) -> String {
         let text = fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default();
@@ -373,8 +379,11 @@ impl Drop for Machine {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
+            return self.end();
         }
+        let leaks = self.leaks(&Secrets::of(self.state.root()));
         self.end();
+        assert!(leaks.is_empty(), "{leaks:#?}");
     }
 }
 

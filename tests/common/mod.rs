@@ -14,6 +14,7 @@ pub mod netns;
 pub mod pair;
 pub mod ports;
 pub mod process;
+pub mod secrets;
 pub mod tls;
 
 use std::future::Future;

@@ -106,24 +106,36 @@ fn status_tells_of_a_dead_nginx_and_a_hanging_daemon() {
     run(async {
         let pair = Pair::start().await;
         let found = pair.server.processes();
+        let daemon = found
+            .iter()
+            .find(|p| p.command.ends_with(" run"))
+            .expect("the daemon");
         let nginx = found
             .iter()
             .find(|p| p.command.contains("nginx: master"))
             .expect("nginx");
         kill(Pid::from_raw(nginx.pid), Signal::SIGKILL).unwrap();
-        // supervisord starts it again a second later.
+        let another = |status: &Status| {
+            let pid = status.services.get("nginx").and_then(|nginx| nginx.pid);
+            holds(status, Ready) && pid.is_some_and(|pid| pid != nginx.pid)
+        };
+        pair.server
+            .until(Duration::from_secs(60), "another nginx serves", another)
+            .await;
+
+        // Stopped it stays stopped, so that there is time to ask.
         let down = |status: &Status| !holds(status, Ready);
+        let supervisor = dstack_vpc::supervisor::Supervisor::new(pair.server.state.supervisor_socket());
+        supervisor.stop("nginx", None).await.unwrap();
         pair.server
             .until(Duration::from_secs(60), "it is not ready", down)
             .await;
         let cli = pair.server.cli(&["healthcheck"]);
         assert_eq!(cli.status.code(), Some(1), "{cli:?}");
+        assert!(String::from_utf8_lossy(&cli.stderr).contains("nginx"), "{cli:?}");
+        supervisor.start("nginx", None).await.unwrap();
         pair.server.until_ready().await;
 
-        let daemon = found
-            .iter()
-            .find(|p| p.command.ends_with(" run"))
-            .expect("the daemon");
         kill(Pid::from_raw(daemon.pid), Signal::SIGSTOP).unwrap();
         let cli = pair.server.cli(&["status"]);
         kill(Pid::from_raw(daemon.pid), Signal::SIGCONT).unwrap();

@@ -13,6 +13,7 @@ mod observe;
 mod peers;
 mod previews;
 mod rollout;
+mod secrets;
 mod smuggling;
 mod traffic;
 mod volume;
