@@ -1,6 +1,6 @@
 //! The secrets of a machine, and the places where they must not be: every machine of every test is searched at its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,9 +24,9 @@ const KEPT: [&str; 6] = [
 /// Shorter ones could be found by chance.
 const SHORTEST: usize = 20;
 
-/// What is secret, and what it is.
+/// What is secret, and where it was found.
 #[derive(Debug, Clone, Default)]
-pub struct Secrets(BTreeMap<String, String>);
+pub struct Secrets(BTreeMap<String, BTreeSet<String>>);
 
 impl Secrets {
     /// Those that a machine keeps at this moment.
@@ -49,8 +49,12 @@ impl Secrets {
 
     /// One that was had in another way.
     pub fn add(&mut self, what: &str, secret: &str) {
-        if secret.len() >= SHORTEST {
-            self.0.insert(secret.to_owned(), what.to_owned());
+        let is_set = secret.bytes().any(|byte| byte != b'0');
+        if secret.len() >= SHORTEST && is_set {
+            self.0
+                .entry(secret.to_owned())
+                .or_default()
+                .insert(what.to_owned());
         }
     }
 
@@ -82,9 +86,8 @@ impl Secrets {
 
     fn of_field(&mut self, what: &str, name: &str, value: &Value) {
         let Some(text) = value.as_str() else { return };
-        match name.contains("key") {
-            true => self.add(what, text.trim_start_matches("privkey:")),
-            false => {}
+        if name.contains("key") {
+            self.add(what, text.trim_start_matches("privkey:"));
         }
         // tailscaled keeps JSON and keys in base64.
         let inner = STANDARD.decode(text).unwrap_or_default();
@@ -95,20 +98,16 @@ impl Secrets {
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// The kinds of places that they come from.
     pub fn have(&self, words: &str) -> bool {
-        self.0.values().any(|what| what.contains(words))
+        self.0.values().flatten().any(|what| what.contains(words))
     }
 
     /// Says which of them stand in `text`.
     pub fn in_text(&self, place: &str, text: &str) -> Vec<String> {
         let found = self.0.iter().filter(|(secret, _)| text.contains(secret.as_str()));
         found
-            .map(|(_, what)| format!("what is secret in {what} stands in {place}"))
+            .map(|(_, what)| format!("what is secret in {what:?} stands in {place}"))
             .collect()
     }
 

@@ -69,7 +69,7 @@ fn secrets_stay_where_they_belong() {
         }
 
         for (member, change) in [
-            (&server, "[vpn]\nbase_domain = \"vpc.internal\"\n"),
+            (&server, "[headscale]\napi_key_lifetime = \"80d\"\n"),
             (&node, "[reconcile]\nkeep = 5\n"),
         ] {
             let machine = &member.machine;
