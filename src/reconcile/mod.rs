@@ -44,10 +44,11 @@ pub use history::History;
 pub use lock::{Lock, LockError};
 use orders::Then;
 pub use rollout::Rollout;
-pub use round::before;
+pub use round::{Aim, Attempt, before};
 pub use source::{Source, Wish};
 use status::Status;
 use tell::Teller;
+pub use tell::{Around, Round, Told};
 use watch::Watch;
 
 /// The longest a burst of changes may hold back a reconcile.

@@ -25,7 +25,7 @@ const LET_GO: Duration = Duration::from_millis(50);
 
 /// Whose settings a round tries to bring about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Aim {
+pub enum Aim {
     /// Those of the file and the environment.
     File,
     /// Those of an earlier generation, because an operator wants it so.
@@ -35,7 +35,7 @@ pub(super) enum Aim {
 }
 
 /// How trying to bring about one wish ended.
-pub(super) enum Attempt {
+pub enum Attempt {
     Live {
         applied: Applied,
         plan: Plan,

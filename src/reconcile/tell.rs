@@ -28,7 +28,7 @@ use crate::spec::Spec;
 const HISTORY: usize = 50;
 
 /// What one reconcile gathers for the telling.
-pub(super) struct Round<'a> {
+pub struct Round<'a> {
     cause: &'a str,
     pub(super) seen: &'a Observed,
     /// Why the configuration could not be read.
@@ -42,7 +42,8 @@ pub(super) struct Round<'a> {
 }
 
 impl<'a> Round<'a> {
-    pub(super) fn new(cause: &'a str, seen: &'a Observed, invalid: Option<String>) -> Self {
+    /// Nothing was tried yet; `invalid` is why the file cannot be read.
+    pub fn new(cause: &'a str, seen: &'a Observed, invalid: Option<String>) -> Self {
         Self {
             cause,
             seen,
@@ -54,7 +55,8 @@ impl<'a> Round<'a> {
         }
     }
 
-    pub(super) fn tried(&mut self, attempt: Attempt, aim: Aim) {
+    /// A wish was tried.
+    pub fn tried(&mut self, attempt: Attempt, aim: Aim) {
         match attempt {
             Attempt::Live {
                 applied,
@@ -71,10 +73,10 @@ impl<'a> Round<'a> {
 }
 
 /// What there is to tell beside what the round did.
-pub(super) struct Around<'a> {
-    pub(super) rollout: &'a Rollout,
-    pub(super) node: NodeStatus,
-    pub(super) api: Option<ApiStatus>,
+pub struct Around<'a> {
+    pub rollout: &'a Rollout,
+    pub node: NodeStatus,
+    pub api: Option<ApiStatus>,
 }
 
 /// Owns the published status.
@@ -147,7 +149,48 @@ impl Teller {
         round: Round<'_>,
         retry: Option<Instant>,
     ) -> Answer {
-        let mut status = self.status.borrow().clone();
+        let old = self.status.borrow().clone();
+        let told = old.told(source, live, present, around, &round, retry);
+        let Told {
+            status,
+            answer,
+            events,
+        } = told;
+        self.status.send_if_modified(|old| {
+            // The count of looks alone is nothing to wake anybody for.
+            let mut quiet = status.clone();
+            quiet.counters.reconciles = old.counters.reconciles;
+            quiet.facts.clone_from(&old.facts);
+            quiet.last_success = old.last_success;
+            let news = quiet != *old;
+            *old = status;
+            news
+        });
+        self.write_history(events);
+        answer
+    }
+}
+
+/// What a round comes to, for those who watch and for the one who asked.
+pub struct Told {
+    pub status: Status,
+    pub answer: Answer,
+    /// How many events of the history are new.
+    events: usize,
+}
+
+impl Status {
+    /// What is so after a round. It depends on nothing else, so that it can be held against any machine.
+    pub fn told(
+        self,
+        source: &Source,
+        live: Option<&Spec>,
+        present: &Present,
+        around: Around<'_>,
+        round: &Round<'_>,
+        retry: Option<Instant>,
+    ) -> Told {
+        let mut status = self;
         status.counters.reconciles += 1;
         status.role = live.map(|spec| spec.role.to_string()).unwrap_or_default();
         status.generation = present.generation;
@@ -170,25 +213,17 @@ impl Teller {
             source,
             matches!(round.live, Some((.., Aim::File))),
         );
-        let events = happened(&mut status, &round);
+        let events = happened(&mut status, round);
         if matches!(&round.live, Some((applied, _, Aim::File)) if applied.proven) {
             status.last_success = Some(Timestamp::now());
         }
-        conditions(&mut status, present, &round);
-
-        let answer = answer(&status, &round);
-        self.status.send_if_modified(|old| {
-            // The count of looks alone is nothing to wake anybody for.
-            let mut quiet = status.clone();
-            quiet.counters.reconciles = old.counters.reconciles;
-            quiet.facts.clone_from(&old.facts);
-            quiet.last_success = old.last_success;
-            let news = quiet != *old;
-            *old = status;
-            news
-        });
-        self.write_history(events);
-        answer
+        conditions(&mut status, present, round);
+        let answer = answer(&status, round);
+        Told {
+            status,
+            answer,
+            events,
+        }
     }
 }
 

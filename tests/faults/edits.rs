@@ -1,13 +1,15 @@
 //! What is edited: from which state to which.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use dstack_vpc::desired::{Desired, Launch, Templates, desired};
 use dstack_vpc::facts::{DerpMap, Fact, Facts, Installed, assume};
 use dstack_vpc::paths::StateDir;
-use dstack_vpc::spec::{ConfigText, Loaded, Spec, load};
+use dstack_vpc::reconcile::Source;
+use dstack_vpc::spec::{Loaded, Spec};
 
 /// All that a desired state depends on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,7 +104,9 @@ pub struct Desires<'a> {
 
 /// One wish, and what follows from it.
 pub struct Made {
-    pub loaded: Loaded,
+    /// Its file, read.
+    pub source: Source,
+    pub loaded: Arc<Loaded>,
     pub facts: Facts,
     pub desired: Desired,
 }
@@ -141,12 +145,15 @@ impl<'a> Desires<'a> {
 }
 
 pub fn make(wish: Wish<'_>, state: &StateDir) -> Made {
-    let text = ConfigText::new("vpc.toml", wish.text);
-    let loaded = load(Some(&text), &BTreeMap::new());
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(wish.text.as_bytes()).expect("a write");
+    let mut source = Source::new(Some(file.path().to_owned()), BTreeMap::new());
+    let loaded = source.now();
     let loaded = loaded.unwrap_or_else(|problems| panic!("{problems}\n{}", wish.text));
     let facts = facts(&loaded.spec, wish, state);
     let desired = render(&loaded.spec, &facts, wish, state);
     Made {
+        source,
         loaded,
         facts,
         desired,

@@ -17,3 +17,4 @@ mod single;
 #[path = "../specs/mod.rs"]
 mod specs;
 mod story;
+mod told;

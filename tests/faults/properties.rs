@@ -74,7 +74,7 @@ pub fn runtime() -> Runtime {
 }
 
 /// A machine on which one wish after the other was brought about.
-pub async fn story<'a>(desires: &'a Desires<'a>, wishes: &[Wish<'_>]) -> Story<'a> {
+pub async fn story<'a>(desires: &'a Desires<'a>, wishes: &[Wish<'a>]) -> Story<'a> {
     let mut story = Story::new(desires);
     story.first_start(wishes[0]).await.expect("a first start");
     for wish in &wishes[1..] {
@@ -189,10 +189,10 @@ fn what_comes_of_it() -> impl Strategy<Value = Fate> {
     ]
 }
 
-impl Story<'_> {
+impl<'a> Story<'a> {
     /// What the live generation keeps of its settings is what serves: a daemon that starts now, and can read nothing
     /// else, changes nothing.
-    async fn is_held(&mut self, last: Wish<'_>) {
+    async fn is_held(&mut self, last: Wish<'a>) {
         let present = self.present().await.expect("a look");
         let kept = before(&self.model, self.desires.state(), &present);
         let spec = &self.desires.made(last).loaded.spec;

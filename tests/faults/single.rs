@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dstack_vpc::apply::Left;
+use dstack_vpc::apply::{Applied, Left};
 
 use super::disk::Loss;
 use super::edits::{Desires, EDITS, Edit, Wish};
@@ -75,6 +75,9 @@ async fn whatever_step_fails_a_whole_generation_serves_and_the_next_look_puts_it
                 let outcome = story.run(edit).await;
                 story.model.plan(None);
                 fails_well(&story, edit, &outcome);
+                if !edit.before.is_empty() {
+                    story.clone().tells(edit.wish, outcome).await;
+                }
                 let name = match fault {
                     Fault::Errno(errno) => format!("{errno:?}"),
                     other => format!("{other:?}"),
@@ -104,11 +107,11 @@ pub async fn steps(before: &Story<'_>, edit: &Edit) -> Vec<(Kind, String)> {
     steps
 }
 
-fn fails_well(story: &Story<'_>, edit: &Edit, outcome: &Result<(), Failed>) {
+fn fails_well(story: &Story<'_>, edit: &Edit, outcome: &Result<Applied, Failed>) {
     let first = edit.before.is_empty();
-    let mut wishes: Vec<Wish<'_>> = edit.before.last().copied().into_iter().collect();
+    let mut wishes: Vec<Wish<'static>> = edit.before.last().copied().into_iter().collect();
     match outcome {
-        Ok(()) => wishes = vec![edit.wish],
+        Ok(_) => wishes = vec![edit.wish],
         Err(Failed::Apply(error)) if !first && matches!(error.left, Left::Unproven(_)) => {
             panic!("one fault is too much for it: {error:?}");
         }
@@ -121,13 +124,13 @@ fn fails_well(story: &Story<'_>, edit: &Edit, outcome: &Result<(), Failed>) {
     }
 }
 
-async fn again(mut story: Story<'_>, edit: &Edit, wish: Wish<'_>, goes_on: bool) {
+async fn again(mut story: Story<'_>, edit: &Edit, wish: Wish<'static>, goes_on: bool) {
     if wish != edit.wish {
         story.again = None;
     }
     // Where `up` failed, the container starts again.
     let outcome = match goes_on && story.model.world().supervisord.is_some() {
-        true => story.reconcile(wish).await.map(drop),
+        true => story.reconcile(wish).await,
         false => {
             story.model.start_anew();
             story.start(wish).await

@@ -7,6 +7,7 @@ use std::time::Duration;
 use dstack_vpc::apply::{self, Applied, ApplyError, DiskError, Left, Order, generation};
 use dstack_vpc::desired::{Desired, Program};
 use dstack_vpc::plan::{Listeners, Present, ServiceState, plan};
+use dstack_vpc::reconcile::status::Status;
 
 use super::edits::{Desires, Edit, Wish};
 use super::machine::{Kind, Model};
@@ -22,12 +23,16 @@ pub struct Story<'a> {
     pub again: Option<u32>,
     /// Generations that served, proven.
     pub proven: BTreeSet<u32>,
+    /// What serves, as long as nothing goes wrong.
+    pub live: Option<Wish<'a>>,
+    /// What the daemon told last.
+    pub status: Status,
 }
 
 /// How a reconcile failed.
 #[derive(Debug)]
 pub enum Failed {
-    Look(#[allow(dead_code)] DiskError),
+    Look(DiskError),
     Recover(#[allow(dead_code)] DiskError),
     Apply(ApplyError),
 }
@@ -41,6 +46,8 @@ impl<'a> Story<'a> {
             needed: None,
             again: None,
             proven: BTreeSet::new(),
+            live: None,
+            status: Status::default(),
         }
     }
 
@@ -51,8 +58,8 @@ impl<'a> Story<'a> {
         for (at, wish) in edit.before.iter().enumerate() {
             match at {
                 0 => story.first_start(*wish).await.expect("a first start"),
-                _ => drop(story.reconcile(*wish).await.expect("an edit")),
-            }
+                _ => story.reconcile(*wish).await.expect("an edit"),
+            };
             story.is_right(*wish).await;
         }
         story.again = edit.again;
@@ -60,43 +67,44 @@ impl<'a> Story<'a> {
     }
 
     /// The whole edit.
-    pub async fn run(&mut self, edit: &Edit) -> Result<(), Failed> {
+    pub async fn run(&mut self, edit: &Edit) -> Result<Applied, Failed> {
         match edit.before {
             [] => self.first_start(edit.wish).await,
-            _ => self.reconcile(edit.wish).await.map(drop),
+            _ => self.reconcile(edit.wish).await,
         }
     }
 
     /// `up`, then supervisord, then the daemon.
-    pub async fn first_start(&mut self, wish: Wish<'_>) -> Result<(), Failed> {
+    pub async fn first_start(&mut self, wish: Wish<'a>) -> Result<Applied, Failed> {
         apply::recover(&self.model, self.desires.state()).map_err(Failed::Recover)?;
         self.try_apply(wish, false).await?;
         if !self.model.is_dead() {
             self.model.boot();
         }
-        self.daemon(wish).await.map(drop)
+        self.daemon(wish).await
     }
 
     /// Whatever a container or supervisord starts where a process is gone.
-    pub async fn start(&mut self, wish: Wish<'_>) -> Result<(), Failed> {
+    pub async fn start(&mut self, wish: Wish<'a>) -> Result<Applied, Failed> {
         match self.model.world().supervisord {
             None => self.first_start(wish).await,
-            Some(_) => self.daemon(wish).await.map(drop),
+            Some(_) => self.daemon(wish).await,
         }
     }
 
     /// The daemon starts.
-    pub async fn daemon(&mut self, wish: Wish<'_>) -> Result<Applied, Failed> {
+    pub async fn daemon(&mut self, wish: Wish<'a>) -> Result<Applied, Failed> {
+        self.status = Status::default();
         apply::recover(&self.model, self.desires.state()).map_err(Failed::Recover)?;
         self.reconcile(wish).await
     }
 
     /// The daemon, which is there already, looks again.
-    pub async fn reconcile(&mut self, wish: Wish<'_>) -> Result<Applied, Failed> {
+    pub async fn reconcile(&mut self, wish: Wish<'a>) -> Result<Applied, Failed> {
         self.try_apply(wish, true).await
     }
 
-    async fn try_apply(&mut self, wish: Wish<'_>, daemon: bool) -> Result<Applied, Failed> {
+    async fn try_apply(&mut self, wish: Wish<'a>, daemon: bool) -> Result<Applied, Failed> {
         let (model, state, desired) = (&self.model, self.desires.state(), self.desires.of(wish));
         let mut present = self.present().await.map_err(Failed::Look)?;
         if !daemon {
@@ -154,7 +162,7 @@ impl<'a> Story<'a> {
     }
 
     /// Reads what is there without counting as a step that may fail.
-    fn disk(&self) -> Model {
+    pub fn disk(&self) -> Model {
         let disk = self.model.clone();
         disk.start_anew();
         disk.plan(None);
@@ -218,7 +226,7 @@ impl<'a> Story<'a> {
         found
     }
 
-    fn is_owed(&self) -> bool {
+    pub fn is_owed(&self) -> bool {
         let journal = self.desires.state().run().join("journal.json");
         self.model.paths().contains(&journal)
     }
@@ -230,7 +238,7 @@ impl<'a> Story<'a> {
     }
 
     /// Done, proven, nothing owed, nothing left over, and nothing more to do.
-    pub async fn is_right(&mut self, wish: Wish<'_>) {
+    pub async fn is_right(&mut self, wish: Wish<'a>) {
         let state = self.desires.state();
         self.is_whole(&[wish], false);
         self.is_served();
@@ -258,6 +266,8 @@ impl<'a> Story<'a> {
         let writes = self.model.steps().into_iter();
         let writes: Vec<_> = writes.filter(|(kind, _)| *kind == Kind::Write).collect();
         assert!(writes.is_empty(), "{writes:?}");
+        self.live = Some(wish);
+        self.tells(wish, Ok(applied)).await;
     }
 }
 
