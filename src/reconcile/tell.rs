@@ -208,13 +208,10 @@ impl Status {
             .as_ref()
             .map(|(_, plan, _)| plan.notes.clone())
             .unwrap_or_default();
-        config(
-            &mut status.config,
-            source,
-            matches!(round.live, Some((.., Aim::File))),
-        );
+        let proven = matches!(&round.live, Some((applied, _, Aim::File)) if applied.proven);
+        config(&mut status.config, source, proven);
         let events = happened(&mut status, round);
-        if matches!(&round.live, Some((applied, _, Aim::File)) if applied.proven) {
+        if proven {
             status.last_success = Some(Timestamp::now());
         }
         conditions(&mut status, present, round);

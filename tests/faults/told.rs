@@ -25,6 +25,7 @@ impl<'a> Story<'a> {
         let seen = observed(made);
         let mut round = Round::new("test", &seen, None);
         let mut failure = None;
+        let proven = outcome.as_ref().is_ok_and(|applied| applied.proven);
         let mut live = Some(wish);
         let before = self.status.config.live.clone();
         match outcome {
@@ -61,9 +62,10 @@ impl<'a> Story<'a> {
         assert_eq!(config.observed, made.source.digest());
         match &failure {
             None => {
-                assert_eq!(config.live, config.observed);
                 assert_eq!(self.status.last_error, None);
-                assert!(told.answer.live, "{:?}", told.answer);
+                assert_eq!(told.answer.live, proven, "{:?}", told.answer);
+                assert_eq!(holds(&self.status, ConditionKind::Configured), proven);
+                assert_eq!(&config.live, if proven { &config.observed } else { &before });
             }
             Some((message, left)) => {
                 assert_eq!(config.live, before);
@@ -125,7 +127,9 @@ impl<'a> Story<'a> {
 
 fn holds(status: &Status, kind: ConditionKind) -> bool {
     let condition = status.condition(kind);
-    condition.unwrap_or_else(|| panic!("{kind:?} is not told")).status
+    condition
+        .unwrap_or_else(|| panic!("{kind:?} is not told"))
+        .holds()
 }
 
 /// As the daemon says it.
