@@ -39,6 +39,30 @@ fn an_edit_goes_live_and_no_request_fails() {
     });
 }
 
+/// Whoever saves and asks at once is never told of the file before as if it were this one.
+#[test]
+fn status_knows_which_version_of_the_file_it_is_about() {
+    run(async {
+        let pair = Pair::start().await;
+        let machine = &pair.server;
+        let mut last = 0;
+        for round in 0..8 {
+            let text = fs::read_to_string(&machine.config).unwrap();
+            let is_good = round % 2 == 0;
+            let text = match is_good {
+                true => text.replace("\n[nonsense]\n", &format!("\n# {round}\n")) + &format!("\n# {round}\n"),
+                false => text + "\n[nonsense]\n",
+            };
+            replace(&machine.config, text.as_bytes());
+            let observed = |status: &Status| status.config.observed_generation == status.config.generation;
+            let status = machine.until(EDIT, "it has been observed", observed).await;
+            assert_eq!(holds(&status, Configured), is_good, "{status:#?}");
+            assert!(status.config.generation > last, "{status:#?}");
+            last = status.config.generation;
+        }
+    });
+}
+
 #[test]
 fn who_may_call_changes_in_place() {
     run(async {

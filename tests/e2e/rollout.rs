@@ -127,6 +127,12 @@ fn what_is_not_confirmed_in_time_goes_back() {
         assert_eq!(code, Some(0), "{text}");
         let status = pair.server.status().await.expect("the daemon answers");
         assert_eq!(status.rollout.unconfirmed, None);
+        let counters = &status.counters;
+        assert_eq!(
+            (counters.not_confirmed, counters.confirmed),
+            (1, 1),
+            "{counters:?}"
+        );
         assert!(!is_let_in(&pair).await);
         let (code, text) = said(&pair.server.cli(&["apply", "--confirm", "1s"]));
         assert_eq!(code, Some(0), "{text}");
@@ -174,6 +180,8 @@ fn a_template_is_gone_back_from_as_well() {
         let (code, text) = said(&pair.server.cli(&["rollback"]));
         assert_eq!(code, Some(0), "{text}");
         assert!(!overridden(&pair.server), "the templates of then");
+        let status = pair.server.status().await.expect("the daemon answers");
+        assert_eq!(status.counters.gone_back, 1, "{status:#?}");
         assert_eq!(pair.call(get("/")).await.status, 200);
     });
 }

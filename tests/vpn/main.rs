@@ -13,6 +13,7 @@ mod hand;
 mod harness;
 mod load;
 mod old_protocol;
+mod promises;
 mod secrets;
 mod site;
 mod story;

@@ -240,6 +240,22 @@ fn the_machine_and_the_daemon_are_told_as_they_are() {
             (applied, status.counters.applied as f64),
             (refused, status.counters.refused as f64),
             ("dstack_vpc_reconcile_drift_repaired_total{}", 0.0),
+            (
+                "dstack_vpc_reconcile_changes_total{outcome=\"failed\"}",
+                status.counters.failed as f64,
+            ),
+            ("dstack_vpc_rollout_decisions_total{decision=\"confirmed\"}", 0.0),
+            (
+                "dstack_vpc_rollout_decisions_total{decision=\"not_confirmed\"}",
+                0.0,
+            ),
+            ("dstack_vpc_rollout_decisions_total{decision=\"gone_back\"}", 0.0),
+            ("dstack_vpc_rollout_held{}", 0.0),
+            ("dstack_vpc_rollout_unconfirmed{}", 0.0),
+            (
+                "dstack_vpc_config_generation{}",
+                status.config.observed_generation as f64,
+            ),
             ("dstack_vpc_log_dropped_lines_total{log=\"daemon\"}", 0.0),
             (
                 &format!(
