@@ -31,22 +31,23 @@ pub(super) async fn roll_back<M: Machine>(
         cause: order.cause.clone(),
     };
     journal.write(machine, state)?;
-    let (failed_files, good_files) = (
-        generation::files(machine, state, failed),
-        generation::files(machine, state, good),
-    );
     generation::switch(machine, state, good)?;
+    // Without it nothing could be proven.
+    let manifest = generation::manifest(machine, state, good)
+        .ok_or_else(|| Failure::Unproven(format!("generation {good} has no manifest that can be read")))?;
+    let mut good_files = generation::files(machine, state, good);
+    for path in manifest.files.keys() {
+        // What cannot be read at the moment is not gone: its reader is told, as of any change.
+        good_files.entry(path.clone()).or_default();
+    }
     let present = Present {
         generation: Some(failed),
-        files: failed_files,
+        files: generation::files(machine, state, failed),
         listeners: before.listeners.clone(),
         services: machine.services().await.map(|now| ours(now, before)),
         owed: true,
     };
     let plan = plan::back(&present, &good_files);
-    // Without it nothing could be proven.
-    let manifest = generation::manifest(machine, state, good)
-        .ok_or_else(|| Failure::Unproven(format!("generation {good} has no manifest that can be read")))?;
     let (probes, tag) = (manifest.probes, manifest.tag);
     // What served before serves again; listeners that were opened by the failed apply stay as they are.
     let listeners = match &before.listeners {

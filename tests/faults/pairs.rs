@@ -2,7 +2,7 @@
 //!
 //! There are too many to try all of them in each run: `FAULTS=all` (`make faults`) does, else one in [`STRIDE`] is tried.
 
-use super::edits::{Desires, EDITS};
+use super::edits::{DOMAIN, Desires, EDITS};
 use super::machine::{Fault, Kind};
 use super::single::{Here, Tally, after_the_stop, everything, steps};
 use super::story::Story;
@@ -69,6 +69,39 @@ async fn a_second_fault_on_the_way_back_is_put_right_as_well() {
     }
     let points = tally.print("pairs");
     assert!(points > 300, "{points}");
+}
+
+/// Headscale is stopped for its restart, which comes to nothing; and then something of the generation to go back to
+/// cannot be read.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_on_the_way_back_is_not_taken_for_gone() {
+    let desires = Desires::shared();
+    let edit = EDITS.iter().find(|edit| edit.wish == DOMAIN).expect("an edit");
+    let before = Story::before(edit, desires).await;
+    let all = steps(&before, edit).await;
+    let at = all.iter().position(|(_, what)| what == "RestartHeadscale");
+    let first = (at.expect("a restart"), Fault::Hung);
+    let mut once = before.clone();
+    once.model.plan(Some(first));
+    once.run(edit).await.expect_err("a failed restart");
+    let mut points = 0;
+    for (second, (kind, then)) in once.model.steps().into_iter().enumerate().skip(first.0 + 1) {
+        if kind != Kind::Read {
+            continue;
+        }
+        let _here = Here::new(format!("step {second} ({then})"));
+        let mut story = before.clone();
+        story.model.plan_both(first, (second, error(kind)));
+        let _ = story.run(edit).await;
+        story.model.plan(None);
+        story
+            .reconcile(edit.before[0])
+            .await
+            .expect("nothing goes wrong any more");
+        story.is_right(edit.before[0]).await;
+        points += 1;
+    }
+    assert!(points > 10, "{points}");
 }
 
 fn error(kind: Kind) -> Fault {
