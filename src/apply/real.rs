@@ -299,7 +299,13 @@ impl Machine for Real {
             return Ok(());
         }
         let words = [output.stdout, output.stderr].concat();
-        Err(String::from_utf8_lossy(&words).trim_end().to_owned())
+        match String::from_utf8_lossy(&words).trim_end() {
+            "" => Err(format!(
+                "its check ended with {} and without a word",
+                output.status
+            )),
+            words => Err(words.to_owned()),
+        }
     }
 
     fn end_orphans(&self) -> bool {

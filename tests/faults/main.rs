@@ -7,6 +7,7 @@
 
 #![allow(unreachable_pub)]
 
+mod children;
 mod disk;
 mod edits;
 mod machine;
