@@ -11,7 +11,8 @@ use super::machine::Machine;
 use crate::desired::{Desired, Probe};
 use crate::paths::StateDir;
 
-const MANIFEST: &str = "manifest.json";
+/// Describes a generation, beside its files.
+pub const MANIFEST: &str = "manifest.json";
 
 /// What a generation says of itself, beside its files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +199,11 @@ pub(super) fn switch<M: Machine>(machine: &M, state: &StateDir, number: u32) -> 
     let new = link.with_extension("tmp");
     let target = Path::new("generations").join(format!("{number:06}"));
     machine.remove(&new).map_err(doing("removing", &new))?;
+    let now = machine.read_link(&link).map_err(doing("reading", &link))?;
+    if now.is_none() {
+        // Somebody's folder: no link could be renamed to it.
+        machine.remove(&link).map_err(doing("removing", &link))?;
+    }
     let linked = machine
         .symlink(&target, &new)
         .map_err(doing("linking", &new))

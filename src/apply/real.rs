@@ -314,7 +314,7 @@ impl Machine for Real {
         };
         // supervisord gives each program a process group of its own, so the workers are in their master's. QUIT lets
         // them close their listeners at once and finish what they have begun.
-        kill(master, None) == Err(Errno::ESRCH) && killpg(master, Signal::SIGQUIT).is_ok()
+        has_ended(master) && killpg(master, Signal::SIGQUIT).is_ok()
     }
 
     async fn services(&self) -> Option<BTreeMap<String, Service>> {
@@ -386,6 +386,14 @@ impl Machine for Real {
     }
 }
 
+/// Also one that its parent has not asked after yet, which supervisord does once a second.
+fn has_ended(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in brackets may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state == Some('Z') || kill(pid, None) == Err(Errno::ESRCH)
+}
+
 /// Whether a pid from a file that may be old is still that of an nginx.
 fn is_nginx(master: Pid) -> bool {
     let title = fs::read(format!("/proc/{master}/cmdline")).unwrap_or_default();
@@ -407,6 +415,7 @@ fn service(info: &ProcessInfo) -> Service {
     };
     Service {
         state,
+        process: info.state,
         pid: info.pid,
         detail: detail.clone(),
     }

@@ -124,8 +124,9 @@ metrics! { RECONCILE:
         "1 while what serves waits to be confirmed";
     CONFIG Gauge "dstack_vpc_config_generation" ,
         "Versions of vpc.toml and its templates since the daemon started, the last reconciled one included";
-    DRIFT Counter "dstack_vpc_reconcile_drift_repaired" ,
-        "Times that rendered files were put right";
+    DRIFT Counter "dstack_vpc_reconcile_drift_repaired"
+        ["kind": "`edited`, `deleted`, `link`, `added`: a rendered file; `current`: the link to them; `program`: one that ended by itself"],
+        "What was other than it had been left, and was put right";
     STARTED Counter "dstack_vpc_reconcile_programs_started" ,
         "Programs that did not run and were started";
     SUCCESS Gauge "dstack_vpc_reconcile_last_success_timestamp_seconds" ,

@@ -18,7 +18,7 @@ use crate::facts::Observed;
 use crate::log;
 use crate::mesh::{Tallies, To};
 use crate::node::Path;
-use crate::reconcile::status::Status;
+use crate::reconcile::status::{Drift, Status};
 
 /// What the daemon says of itself, as it is at any moment.
 #[derive(Debug, Clone)]
@@ -177,7 +177,11 @@ fn reconcile(page: &mut Page<'_>, status: &Status, sources: &Sources) -> fmt::Re
     page.one(&catalog::UNCONFIRMED, yes(status.rollout.unconfirmed.is_some()))?;
     let version = status.config.observed_generation;
     page.one(&catalog::CONFIG, Value::Level(version as f64))?;
-    page.one(&catalog::DRIFT, Value::Count(counters.drift_repaired))?;
+    let drift = Drift::ALL.map(|kind| {
+        let count = counters.drift.get(&kind).copied().unwrap_or(0);
+        ([kind.name()], Value::Count(count))
+    });
+    page.family(&catalog::DRIFT, drift)?;
     page.one(&catalog::STARTED, Value::Count(counters.programs_started))?;
     let success = status
         .last_success

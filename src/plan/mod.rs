@@ -10,6 +10,7 @@ mod secrets;
 use std::collections::BTreeMap;
 
 use crate::desired::{Desired, ListenerSettings, Program, Reader};
+use crate::supervisor::State;
 pub use causes::{After, Before, Cause};
 pub(crate) use report::words;
 pub use report::{Report, report_schema};
@@ -43,9 +44,18 @@ pub enum Listeners {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     pub state: ServiceState,
+    /// What supervisord calls that.
+    pub process: State,
     pub pid: Option<i32>,
     /// supervisord's own words, e.g. `Exited too quickly`.
     pub detail: String,
+}
+
+impl Service {
+    /// Up for long enough that supervisord takes it for well.
+    pub fn is_steady(&self) -> bool {
+        self.state == ServiceState::Up && self.process == State::Running
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -61,6 +61,7 @@ fn explained(from: &str, to: &str, domain: &str) -> Plan {
 fn after(desired: &Desired) -> Present {
     let up = |pid| Service {
         state: ServiceState::Up,
+        process: crate::supervisor::State::Running,
         pid: Some(pid),
         detail: String::new(),
     };

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::round::Aim;
 use super::status::{ConditionKind, Status};
 use super::tell::Round;
+use super::unwell::unwell;
 use crate::facts::Topic;
 use crate::plan::Present;
 
@@ -72,7 +73,7 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         }
     }
 
-    let unwell = unwell(status);
+    let unwell = unwell(present);
     let (healthy, reason, message) = if present.services.is_none() {
         (
             false,
@@ -88,7 +89,7 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
     } else {
         match unwell {
             None => (true, "Running", format!("{} programs run", status.services.len())),
-            Some(message) => (false, "NotRunning", message),
+            Some((reason, message)) => (false, reason, message),
         }
     };
     status.set(ServicesHealthy, healthy, reason, message);
@@ -173,22 +174,11 @@ fn api(status: &mut Status) {
 }
 
 /// Says at once that programs do not run: to bring them back takes a while, and ends with [`conditions`].
-pub(super) fn not_running(status: &mut Status) {
+pub(super) fn not_running(status: &mut Status, present: &Present) {
     use ConditionKind::{Degraded, Ready, ServicesHealthy};
-    if let Some(message) = unwell(status) {
-        status.set(ServicesHealthy, false, "NotRunning", message.clone());
+    if let Some((reason, message)) = unwell(present) {
+        status.set(ServicesHealthy, false, reason, message.clone());
         status.set(Ready, false, "NotServing", message.clone());
         status.set(Degraded, true, "SeeMessage", message);
     }
-}
-
-/// The programs that do not run, in a sentence.
-fn unwell(status: &Status) -> Option<String> {
-    let says: Vec<_> = status
-        .services
-        .iter()
-        .filter(|(_, service)| service.state != "up")
-        .map(|(name, s)| format!("{name} is {} ({})", s.state, s.detail))
-        .collect();
-    (!says.is_empty()).then(|| says.join("; "))
 }

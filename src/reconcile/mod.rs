@@ -7,6 +7,7 @@ mod attempt;
 mod children;
 mod conditions;
 pub mod control;
+mod drift;
 mod history;
 pub mod lock;
 mod orders;
@@ -16,6 +17,7 @@ mod round;
 mod source;
 pub mod status;
 mod tell;
+mod unwell;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -40,6 +42,7 @@ use crate::spec::Spec;
 use attempt::Attempts;
 use children::Children;
 use control::{Answer, Ask};
+use drift::Programs;
 pub use history::History;
 pub use lock::{Lock, LockError};
 use orders::Then;
@@ -54,7 +57,7 @@ use watch::Watch;
 /// The longest a burst of changes may hold back a reconcile.
 const BURST: Duration = Duration::from_secs(1);
 
-/// How soon to look again at a program that does not run.
+/// How soon to look again at a program that does not run, or has just been started.
 const UNEASY: Duration = Duration::from_secs(2);
 
 /// Why the daemon could not start. Once it runs, nothing ends it but a signal.
@@ -101,6 +104,11 @@ struct Daemon {
     durations: Arc<Histogram>,
     watch: Watch,
     children: Children,
+    programs: Programs,
+    /// The nginx that has proven itself.
+    asked: Option<i32>,
+    /// The generation that was made live last.
+    made: Option<u32>,
 }
 
 /// Runs until SIGTERM or SIGINT; then drains and returns.
@@ -169,6 +177,9 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
         api: None,
         watch: Watch::new(),
         children: Children::new(),
+        programs: Programs::default(),
+        asked: None,
+        made: None,
     };
     tracing::info!(config = %daemon.source, state = %daemon.state.root().display(), "started");
     let mut causes = BTreeSet::from(["start".to_owned()]);

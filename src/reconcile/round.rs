@@ -8,12 +8,13 @@ use tokio::time::Instant;
 
 use super::attempt::Fingerprint;
 use super::control::Answer;
+use super::drift::{self, Found};
 use super::source::Wish;
 use super::tell::{Around, Round};
 use super::watch::Made;
 use super::{Daemon, UNEASY};
 use crate::apply::{self, Applied, DiskError, Left, Machine, Order, generation};
-use crate::desired::{Desired, OVERRIDES, desired};
+use crate::desired::{Desired, OVERRIDES, Program, desired};
 use crate::facts::Observed;
 use crate::node::{self, NodeSettings};
 use crate::paths::StateDir;
@@ -22,6 +23,9 @@ use crate::spec::Spec;
 
 /// Workers that are told to end close their listeners well within this.
 const LET_GO: Duration = Duration::from_millis(50);
+
+/// How long an nginx that has just been started may take to answer.
+const ANSWER: Duration = Duration::from_millis(500);
 
 /// Whose settings a round tries to bring about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +43,7 @@ pub enum Attempt {
     Live {
         applied: Applied,
         plan: Plan,
-        drifted: Vec<String>,
+        drifted: Vec<Found>,
     },
     Failed {
         message: String,
@@ -114,17 +118,17 @@ impl Daemon {
             }
         }
         self.look_around().await;
-        let present = self.present().await.unwrap_or_else(|error| {
+        let mut present = self.present().await.unwrap_or_else(|error| {
             tracing::warn!("the state directory cannot be read: {error}");
             Present::default()
         });
-        let down = present
-            .services
-            .iter()
-            .flatten()
-            .any(|(_, service)| service.state != ServiceState::Up);
-        self.uneasy = down.then(|| Instant::now() + UNEASY);
+        self.ask_nginx(&mut present).await;
+        let mut services = present.services.iter().flatten();
+        let uneasy = services.any(|(_, service)| !service.is_steady());
+        self.uneasy = uneasy.then(|| Instant::now() + UNEASY);
         self.api = self.machine.api_status().await;
+        self.programs.look(&present);
+        round.drifted.extend(self.programs.back(&present));
         let around = Around {
             rollout: &self.rollout,
             node: self.node.status.borrow_and_update().clone(),
@@ -194,6 +198,7 @@ impl Daemon {
             }
         };
         self.teller.not_running(&present);
+        self.programs.look(&present);
         let mut plan = plan(&desired, &present);
         let before = match plan.is_empty() {
             true => Before::default(),
@@ -211,11 +216,17 @@ impl Daemon {
                 .map(|held| held.generation),
             probe_timeout: spec.reconcile.probe_timeout,
         };
+        let drifted = match plan.is_empty() {
+            true => Vec::new(),
+            false => drift::on_disk(&*self.machine, &self.state, &present, &before.drifted, self.made),
+        };
         self.machine.know(&seen.facts.programs);
         match apply::apply(&*self.machine, &self.state, &desired, &present, &plan, &order).await {
             Ok(applied) => {
                 self.attempts.worked(&what);
+                self.made = Some(applied.generation);
                 if applied.changed {
+                    self.programs.acted();
                     // It is live: to find out why takes nothing from it any more.
                     let after = After {
                         spec,
@@ -229,10 +240,11 @@ impl Daemon {
                 Attempt::Live {
                     applied,
                     plan,
-                    drifted: before.drifted,
+                    drifted,
                 }
             }
             Err(error) => {
+                self.programs.acted();
                 self.retry = Some(self.attempts.failed(what));
                 Attempt::Failed {
                     message: error.failure.to_string(),
@@ -272,6 +284,37 @@ impl Daemon {
         Ok(present)
     }
 
+    /// An nginx that was started by supervisord or by hand proves itself, too: while its port is taken it counts as
+    /// running, and tries for longer than supervisord looks.
+    async fn ask_nginx(&mut self, present: &mut Present) {
+        let nginx = present
+            .services
+            .as_mut()
+            .and_then(|all| all.get_mut(Program::Nginx.name()));
+        let Some(nginx) = nginx.filter(|nginx| nginx.state == ServiceState::Up && nginx.pid != self.asked)
+        else {
+            return;
+        };
+        let manifest = present
+            .generation
+            .and_then(|number| generation::manifest(&*self.machine, &self.state, number));
+        let Some(manifest) = manifest else { return };
+        let Err(silence) = self
+            .machine
+            .prove(&manifest.probes, &manifest.tag, &[], ANSWER)
+            .await
+        else {
+            self.asked = nginx.pid;
+            return;
+        };
+        let taken = manifest.probes.iter().find_map(|probe| {
+            let why = self.machine.why_not(probe.listen, nginx.pid)?;
+            Some(format!("{} = \"{}\": {why}", probe.key, probe.listen))
+        });
+        nginx.state = ServiceState::Down;
+        nginx.detail = taken.unwrap_or(silence);
+    }
+
     /// Watches what is live now: files by name, programs by pid.
     async fn look_around(&mut self) {
         let link = self.state.current();
@@ -302,7 +345,10 @@ pub fn before<M: Machine>(machine: &M, state: &StateDir, present: &Present) -> B
     let manifest = present
         .generation
         .and_then(|number| generation::manifest(machine, state, number));
-    let drifted = manifest.as_ref().map(|manifest| manifest.drifted(&present.files));
+    let drifted = present.generation.map(|_| match &manifest {
+        Some(manifest) => manifest.drifted(&present.files),
+        None => vec![generation::MANIFEST.to_owned()],
+    });
     Before {
         spec: Wish::last_good(machine, state).map(|wish| wish.spec().clone()),
         facts: manifest.map(|manifest| manifest.facts).unwrap_or_default(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use super::drift::Drift;
 use super::rollout::Rollout;
 use crate::api::ApiStatus;
 use crate::node::NodeStatus;
@@ -162,7 +163,8 @@ pub struct Counters {
     pub rolled_back: u64,
     /// Neither live nor rolled back: something is owed.
     pub failed: u64,
-    pub drift_repaired: u64,
+    /// What was put right, by what had been wrong.
+    pub drift: BTreeMap<Drift, u64>,
     pub programs_started: u64,
     /// By operators, with `dstack-vpc confirm`.
     pub confirmed: u64,

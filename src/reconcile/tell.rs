@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::conditions::{conditions, not_running};
 use super::control::Answer;
+use super::drift::Found;
 use super::history::History;
 use super::rollout::Rollout;
 use super::round::{Aim, Attempt};
@@ -38,7 +39,7 @@ pub struct Round<'a> {
     waiting: bool,
     /// What serves now, and whose settings they are.
     pub(super) live: Option<(Applied, Plan, Aim)>,
-    drifted: Vec<String>,
+    pub(super) drifted: Vec<Found>,
 }
 
 impl<'a> Round<'a> {
@@ -134,7 +135,7 @@ impl Teller {
         self.status.send_if_modified(|status| {
             let old = status.clone();
             status.services = services(present);
-            not_running(status);
+            not_running(status, present);
             *status != old
         });
     }
@@ -315,21 +316,22 @@ fn happened(status: &mut Status, round: &Round<'_>) -> usize {
         remember(status, outcome, round.cause, message.clone(), Took::default());
         events += 1;
     }
-    if let Some((applied, plan, _)) = &round.live
-        && applied.changed
-    {
-        let drift = !round.drifted.is_empty();
+    for found in &round.drifted {
+        *status.counters.drift.entry(found.kind).or_default() += 1;
+    }
+    let found: Vec<_> = round.drifted.iter().map(ToString::to_string).collect();
+    let cause = match found.is_empty() {
+        true => round.cause.to_owned(),
+        false => format!("{}: {}", round.cause, found.join(", ")),
+    };
+    let changed = round.live.as_ref().filter(|(applied, ..)| applied.changed);
+    if let Some((applied, plan, _)) = changed {
         status.counters.applied += 1;
-        status.counters.drift_repaired += u64::from(drift);
         status.counters.programs_started += plan
             .actions
             .iter()
             .filter(|a| matches!(a.kind, ActionKind::Start(_)))
             .count() as u64;
-        let cause = match drift {
-            true => format!("{}: somebody edited {}", round.cause, round.drifted.join(", ")),
-            false => round.cause.to_owned(),
-        };
         let detail = summary(plan);
         tracing::info!(
             generation = applied.generation,
@@ -346,6 +348,11 @@ fn happened(status: &mut Status, round: &Round<'_>) -> usize {
             detail,
             applied.took,
         );
+        events += 1;
+    } else if !found.is_empty() {
+        let detail = "it runs again".to_owned();
+        tracing::warn!(cause, "{detail}");
+        remember(status, "repaired", &cause, detail, Took::default());
         events += 1;
     }
     match problem {

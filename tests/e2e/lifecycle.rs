@@ -191,28 +191,3 @@ fn killed_programs_come_back() {
         }
     });
 }
-
-#[test]
-fn an_edited_rendered_file_is_put_right() {
-    run(async {
-        let pair = Pair::start_with(|_, server| {
-            server.toml = server
-                .toml
-                .replace("[reconcile]", "[reconcile]\ninterval = \"1s\"");
-        })
-        .await;
-        let rendered = pair.server.state.current().join("nginx/nginx.conf");
-        let good = std::fs::read(&rendered).unwrap();
-        std::fs::write(&rendered, "# nothing\n").unwrap();
-        let repaired = crate::common::poll(Duration::from_secs(30), async || {
-            (std::fs::read(&rendered).ok()? == good).then_some(())
-        });
-        assert!(repaired.await.is_some(), "{}", pair.server.logs());
-        pair.server
-            .until(Duration::from_secs(10), "it is counted", |s| {
-                s.counters.drift_repaired > 0
-            })
-            .await;
-        assert_eq!(pair.call(get("/repaired")).await.status, 200);
-    });
-}

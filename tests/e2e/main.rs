@@ -6,6 +6,8 @@ mod common;
 
 mod bad_input;
 mod callers;
+mod children;
+mod drift;
 mod edits;
 mod identity;
 mod lifecycle;

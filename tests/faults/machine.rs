@@ -12,6 +12,7 @@ use dstack_vpc::apply::Machine;
 use dstack_vpc::desired::{ListenerSettings, Probe, Program, Reader};
 use dstack_vpc::paths::StateDir;
 use dstack_vpc::plan::{ActionKind, Service, ServiceState};
+use dstack_vpc::supervisor::State;
 use nix::errno::Errno;
 use tokio::time::sleep;
 
@@ -406,6 +407,7 @@ impl Machine for Model {
         let known = self.inner().world.supervisord.clone()?;
         let service = |state| Service {
             state,
+            process: State::Running,
             pid: Some(4),
             detail: String::new(),
         };

@@ -239,7 +239,7 @@ fn the_machine_and_the_daemon_are_told_as_they_are() {
             ("dstack_vpc_reconcile_owed{}", 0.0),
             (applied, status.counters.applied as f64),
             (refused, status.counters.refused as f64),
-            ("dstack_vpc_reconcile_drift_repaired_total{}", 0.0),
+            ("dstack_vpc_reconcile_drift_repaired_total{kind=\"program\"}", 0.0),
             (
                 "dstack_vpc_reconcile_changes_total{outcome=\"failed\"}",
                 status.counters.failed as f64,
