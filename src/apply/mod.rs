@@ -25,7 +25,7 @@ pub use generation::DiskError;
 use journal::Journal;
 pub use journal::replace;
 pub use machine::Machine;
-pub use real::{Own, Real};
+pub use real::{Own, Real, has_ended};
 use roll_back::roll_back;
 use switch::{discard, last_good, switch_over};
 pub use switch::{in_use, recover};

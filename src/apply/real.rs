@@ -386,8 +386,8 @@ impl Machine for Real {
     }
 }
 
-/// Also one that its parent has not asked after yet, which supervisord does once a second.
-fn has_ended(pid: Pid) -> bool {
+/// Whether a process is no more. Its parent may not have noticed yet: supervisord asks once a second.
+pub fn has_ended(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in brackets may hold anything.
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());

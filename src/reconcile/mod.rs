@@ -58,7 +58,7 @@ use watch::Watch;
 const BURST: Duration = Duration::from_secs(1);
 
 /// How soon to look again at a program that does not run, or has just been started.
-const UNEASY: Duration = Duration::from_secs(2);
+const UNEASY: Duration = Duration::from_secs(1);
 
 /// Why the daemon could not start. Once it runs, nothing ends it but a signal.
 #[derive(Debug, thiserror::Error)]

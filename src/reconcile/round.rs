@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::unistd::Pid;
 use tokio::time::Instant;
 
 use super::attempt::Fingerprint;
@@ -122,6 +123,7 @@ impl Daemon {
             tracing::warn!("the state directory cannot be read: {error}");
             Present::default()
         });
+        bury(&mut present);
         self.ask_nginx(&mut present).await;
         let mut services = present.services.iter().flatten();
         let uneasy = services.any(|(_, service)| !service.is_steady());
@@ -337,6 +339,19 @@ impl Daemon {
         });
         let pids = self.machine.pids().await;
         self.children.follow(pids);
+    }
+}
+
+/// supervisord takes a program for running until it looks the next time.
+fn bury(present: &mut Present) {
+    for service in present.services.iter_mut().flatten().map(|(_, service)| service) {
+        if service
+            .pid
+            .is_some_and(|pid| apply::has_ended(Pid::from_raw(pid)))
+        {
+            service.state = ServiceState::Down;
+            "it has just ended, and supervisord starts it again".clone_into(&mut service.detail);
+        }
     }
 }
 

@@ -36,11 +36,9 @@ fn say(name: &str, service: &Service) -> (u8, &'static str, String) {
             );
             (1, "Failing", words)
         }
-        (_, State::Running | State::Starting) => (
-            1,
-            "NotServing",
-            format!("{name} runs but does not serve: {detail}"),
-        ),
+        (_, State::Running | State::Starting) => {
+            (1, "NotServing", format!("{name} does not serve: {detail}"))
+        }
         _ => (2, "NotRunning", format!("{name} does not run yet ({detail})")),
     }
 }

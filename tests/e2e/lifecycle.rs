@@ -102,7 +102,7 @@ fn a_killed_supervisord_takes_all_with_it_and_up_starts_again() {
 }
 
 #[test]
-fn status_tells_of_a_dead_nginx_and_a_hanging_daemon() {
+fn status_tells_of_a_hanging_daemon() {
     run(async {
         let pair = Pair::start().await;
         let found = pair.server.processes();
