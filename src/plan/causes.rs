@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::effects::effect;
+use super::effects::{Effect, effect, of_fact};
 use super::secrets::hide;
 use super::{ActionKind, FileChange, Listeners, Plan, Present};
 use crate::desired::{Desired, OVERRIDES, Reader};
@@ -41,6 +41,16 @@ pub struct Cause {
     pub files: Vec<String>,
     /// Whether the built-in listeners work otherwise because of it.
     pub listeners: bool,
+}
+
+impl Cause {
+    fn with(self, effect: Option<Effect>) -> Self {
+        Self {
+            breaks: effect.as_ref().is_some_and(|effect| effect.breaks),
+            effect: effect.map(|effect| effect.text),
+            ..self
+        }
+    }
 }
 
 /// What the live generation was made from.
@@ -170,20 +180,17 @@ fn causes(
         .filter(|path| !causes.iter().any(|cause| cause.files.contains(path)))
         .cloned()
         .collect();
-    let facts = facts(before, after.facts);
+    let facts = facts(before, after);
     let listeners = match &present.listeners {
         Listeners::Open(now) => **now != as_before.listeners,
         Listeners::Closed | Listeners::NotOurs => causes.is_empty(),
     };
     match (facts.is_empty(), unexplained.is_empty()) {
         (false, nothing) if nothing && !listeners => {}
-        (false, _) => causes.extend(facts.into_iter().map(|(what, values, source)| Cause {
-            what,
-            values: Some(values),
-            source: Some(source),
+        (false, _) => causes.extend(facts.into_iter().map(|fact| Cause {
             files: unexplained.clone(),
             listeners,
-            ..Cause::default()
+            ..fact
         })),
         (true, false) => causes.push(Cause {
             what: "this version of dstack-vpc renders it differently".to_owned(),
@@ -204,17 +211,22 @@ fn differing(one: &Desired, other: &Desired) -> Vec<String> {
     of_one.map(|(path, _)| path).chain(of_other).cloned().collect()
 }
 
-/// Facts that are others now: what, values, who says so.
-fn facts(before: &Before, now: &Facts) -> Vec<(String, String, String)> {
-    let rows = now.rows().into_iter();
+/// Facts that are others now.
+fn facts(before: &Before, after: &After<'_>) -> Vec<Cause> {
+    let rows = after.facts.rows().into_iter();
     rows.filter_map(|row| {
         let old = before.facts.get(row.key)?;
         (*old != row.value).then(|| {
-            let what = match row.key {
-                "identity" => "the certificate was renewed".to_owned(),
-                key => format!("{key} changed"),
+            let cause = Cause {
+                what: match row.key {
+                    "identity" => "the certificate was renewed".to_owned(),
+                    key => format!("{key} changed"),
+                },
+                values: Some(format!("{} (was {old})", row.value)),
+                source: Some(row.source),
+                ..Cause::default()
             };
-            (what, format!("{} (was {old})", row.value), row.source)
+            cause.with(of_fact(row.key, after.spec))
         })
     })
     .collect()
@@ -235,15 +247,13 @@ fn cause(change: &Change, was: &Spec, after: &After<'_>) -> Cause {
         }
         _ => None,
     };
-    let effect = effect(change, was, after.spec);
-    Cause {
+    let cause = Cause {
         what: change.words(),
         values,
         source: change.place().and_then(|key| (after.source)(&key)),
-        breaks: effect.as_ref().is_some_and(|effect| effect.breaks),
-        effect: effect.map(|effect| effect.text),
         ..Cause::default()
-    }
+    };
+    cause.with(effect(change, was, after.spec))
 }
 
 /// A spec as keys and values, both TOML; backends by name, since their places move.

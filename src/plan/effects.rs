@@ -42,6 +42,15 @@ pub(super) fn effect(change: &Change, old: &Spec, new: &Spec) -> Option<Effect> 
     }
 }
 
+/// Of a fact that is another one now.
+pub(super) fn of_fact(key: &str, spec: &Spec) -> Option<Effect> {
+    match key {
+        "gateway" if spec.role.server && spec.server.url == ServerUrl::Auto => new_url(),
+        "gateway" => of_key("dstack.gateway_domain", spec, spec),
+        _ => None,
+    }
+}
+
 fn of_key(key: &str, old: &Spec, new: &Spec) -> Option<Effect> {
     let (server, node) = (old.role.server && new.role.server, old.role.node && new.role.node);
     match key {

@@ -346,6 +346,15 @@ fn a_fact_is_a_cause_as_well() {
         panic!("{:#?}", plan.causes)
     };
     assert_eq!(cause.what, "gateway changed");
+    // The server's URL goes with it.
+    assert!(
+        cause.breaks
+            && cause
+                .effect
+                .as_deref()
+                .is_some_and(|it| it.contains("register again")),
+        "{cause:#?}"
+    );
     let values = cause.values.as_deref().unwrap();
     assert!(
         values.contains("other.example.com") && values.contains("apps.example.com"),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -138,6 +139,24 @@ impl Secrets {
         }
         leaks
     }
+}
+
+/// Files with secrets that others can read: neither they nor the folder they lie in keep them out.
+pub fn open_to_others(state: &Path) -> Vec<PathBuf> {
+    let open = |path: &Path| {
+        let mode = fs::metadata(path).map_or(0, |about| about.permissions().mode());
+        mode & 0o077 != 0
+    };
+    let folders = KEPT[..5].iter().map(|folder| state.join(folder));
+    let kept = folders
+        .filter(|folder| open(folder))
+        .flat_map(|folder| files(&folder));
+    // Certificates are for everybody.
+    let secret = |path: &PathBuf| {
+        let text = fs::read(path).unwrap_or_default();
+        !text.starts_with(b"-----BEGIN CERTIFICATE")
+    };
+    kept.filter(|path| open(path)).filter(secret).collect()
 }
 
 /// Every file below a folder; links are not followed.

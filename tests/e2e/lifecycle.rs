@@ -44,6 +44,11 @@ fn two_machines_run_side_by_side_as_an_ordinary_user() {
         for process in [pair.client.processes(), pair.server.processes()].concat() {
             let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
             assert!(!status.contains("Uid:\t0"), "{process:?}");
+            if process.command.ends_with(" run") {
+                // Others of this user cannot look into it: what the kernel shows of it is root's.
+                let memory = std::fs::metadata(format!("/proc/{}/mem", process.pid)).unwrap();
+                assert_eq!(std::os::unix::fs::MetadataExt::uid(&memory), 0, "{process:?}");
+            }
         }
     });
 }

@@ -1,10 +1,11 @@
 //! The keys by which a VPC lives, at every step of a node's way into it: each is where it is to be, and nowhere else.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::common::machine::{EDIT, holds};
 use crate::common::run;
-use crate::common::secrets::Secrets;
+use crate::common::secrets::{Secrets, open_to_others};
 use crate::site::{Id, Site};
 use crate::vpc::{Member, server_toml, until};
 use dstack_vpc::reconcile::status::ConditionKind::{Configured, Ready};
@@ -37,9 +38,12 @@ fn secrets_stay_where_they_belong() {
         let node = start("db-1", &of_node, node_toml).await;
         // The key to join with exists for a moment only.
         let mut secrets = Secrets::default();
+        let mut commands = BTreeSet::new();
         let joined = until(Duration::from_secs(120), "the node has joined", async || {
             for member in [&server, &node] {
                 secrets.look(member.machine.state.root());
+                let processes = member.machine.processes().into_iter();
+                commands.extend(processes.map(|process| process.command));
             }
             match node.machine.status().await {
                 Some(status) if holds(&status, Ready) => Ok(()),
@@ -67,6 +71,15 @@ fn secrets_stay_where_they_belong() {
             let kind = kind.rsplit_once("identity").map_or(kind, |_| "/identity/");
             assert!(secrets.have(kind), "no secret of {kind}: {secrets:#?}");
         }
+
+        let commands: Vec<_> = commands.into_iter().collect();
+        let commands = commands.join("\n");
+        assert!(
+            commands.contains("--auth-key=file:"),
+            "not seen at work: {commands}"
+        );
+        let said = secrets.in_text("the arguments of a command", &commands);
+        assert!(said.is_empty(), "{said:#?}");
 
         for (member, change) in [
             (&server, "[headscale]\napi_key_lifetime = \"80d\"\n"),
@@ -103,6 +116,8 @@ fn secrets_stay_where_they_belong() {
         for member in [&server, &node] {
             let leaks = member.machine.leaks(&secrets);
             assert!(leaks.is_empty(), "{leaks:#?}");
+            let open = open_to_others(member.machine.state.root());
+            assert!(open.is_empty(), "{open:#?}");
         }
     });
 }
