@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::http::get;
-use crate::common::machine::holds;
+use crate::common::machine::{EDIT, holds};
 use crate::common::pair::Pair;
 use crate::common::{process, run};
 
@@ -131,7 +131,7 @@ fn status_tells_of_a_hanging_daemon() {
         // Stopped it stays stopped, so that there is time to ask.
         let down = |status: &Status| !holds(status, Ready);
         let supervisor = dstack_vpc::supervisor::Supervisor::new(pair.server.state.supervisor_socket());
-        supervisor.stop("nginx", None).await.unwrap();
+        supervisor.stop("nginx", Some(EDIT)).await.unwrap();
         pair.server
             .until(Duration::from_secs(60), "it is not ready", down)
             .await;
@@ -160,7 +160,7 @@ fn a_program_that_an_operator_stops_and_starts_is_told_soon() {
             move |status: &Status| status.services.get("nginx").is_some_and(|s| s.state == wanted)
         };
         let supervisor = dstack_vpc::supervisor::Supervisor::new(pair.server.state.supervisor_socket());
-        supervisor.stop("nginx", None).await.unwrap();
+        supervisor.stop("nginx", Some(EDIT)).await.unwrap();
         let limit = Duration::from_secs(60);
         pair.server
             .until(limit, "it is told", nginx("stopped by hand"))
