@@ -236,6 +236,42 @@ fn what_cannot_go_live_leaves_the_old_serving() {
     });
 }
 
+#[test]
+fn a_storm_of_writes_is_followed_in_a_few_looks_to_its_last_word() {
+    run(async {
+        let pair = Pair::start().await;
+        let before = pair.server.status().await.expect("the daemon answers");
+        let (file, reports) = (pair.server.config.clone(), pair.reports.addr());
+        let writing = tokio::task::spawn_blocking(move || {
+            let begun = std::time::Instant::now();
+            let append = |text: &str| {
+                let mut file = fs::OpenOptions::new().append(true).open(&file).unwrap();
+                std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+            };
+            for _ in 0..10_000 {
+                append("#\n");
+            }
+            append("[[backends]]\nname = \"last\"\nserver_name = \"last.local\"\n");
+            append(&format!("upstream = \"{reports}\"\n"));
+            begun.elapsed()
+        });
+        let serves = crate::common::poll(EDIT, async || {
+            (backend(&pair, "last.local").await == "reports").then_some(())
+        });
+        assert!(serves.await.is_some(), "{}", pair.server.logs());
+        let took = writing.await.unwrap();
+        let status = pair.server.status().await.expect("the daemon answers");
+        let looks = status.counters.reconciles - before.counters.reconciles;
+        // One for each pause of 50 ms that the writer makes, and some for other reasons.
+        let most = took.div_duration_f64(Duration::from_millis(50)) + 20.0;
+        assert!((looks as f64) < most, "{looks} looks in {took:?}");
+        assert!(
+            status.counters.applied <= before.counters.applied + 2,
+            "{status:#?}"
+        );
+    });
+}
+
 fn steady(machine: &Machine) -> Load {
     Load::start(2, machine.ports.http.addr(), || get("/load").to_app(SERVER_APP))
 }
