@@ -206,7 +206,10 @@ fn times_set_back(home: &Path) -> Duration {
 
 fn nothing(_: &Path) {}
 
-const WAYS: [(&str, fn(&Path), Way); 10] = [
+/// What was there before is set up first.
+type Before = fn(&Path);
+
+const WAYS: [(&str, Before, Way); 10] = [
     ("in two halves", nothing, halves),
     ("vim", nothing, vim),
     ("sed -i", nothing, sed),
