@@ -2,17 +2,20 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::TcpStream;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use futures_util::future::{FutureExt, LocalBoxFuture};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HeaderName, HeaderValue};
 use hyper::rt::Executor;
@@ -236,28 +239,31 @@ impl Worker {
         });
         let stream = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
         let mut connection = pin!(http.builder.serve_connection_with_upgrades(stream, service));
-        // What matters to the client was answered in HTTP.
-        let served = async {
-            tokio::select! {
-                ended = connection.as_mut() => return ended.is_ok(),
-                () = life.stop.cancelled() => {}
-            }
+        // Each of these is polled when it was woken, and not whenever a byte moves.
+        let ends = FuturesUnordered::<LocalBoxFuture<'_, End>>::new();
+        ends.push(Box::pin(line.stalled(&http.limits).map(|()| End::Cut)));
+        ends.push(Box::pin(line.left().map(|()| End::Cut)));
+        ends.push(Box::pin(async {
+            life.stop.cancelled().await;
             // Closing an idle connection at once would meet the requests that are just being written into it. From now
             // on answers say `Connection: close`; what is still silent after a while is not about to speak.
+            sleep(IDLE_GRACE.min(self.shared.settings.load().drain_timeout / 2)).await;
+            End::Drain
+        }));
+        let mut ends = pin!(ends);
+        let well = loop {
             tokio::select! {
-                ended = connection.as_mut() => return ended.is_ok(),
-                () = sleep(IDLE_GRACE.min(self.shared.settings.load().drain_timeout / 2)) => {}
+                biased;
+                // What matters to the client was answered in HTTP.
+                ended = connection.as_mut() => break ended.is_ok(),
+                Some(end) = ends.next() => match end {
+                    End::Cut => break false,
+                    End::Drain => {
+                        connection.as_mut().graceful_shutdown();
+                        ends.push(Box::pin(life.cut.cancelled().map(|()| End::Cut)));
+                    }
+                }
             }
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection.as_mut() => ended.is_ok(),
-                () = life.cut.cancelled() => false,
-            }
-        };
-        let well = tokio::select! {
-            well = served => well,
-            () = line.stalled(&http.limits) => false,
-            () = line.left() => false,
         };
         if !well {
             line.broke_off();
@@ -272,7 +278,7 @@ impl Worker {
         due: Option<AnswerDue>,
     ) -> Result<Response<Due<Body>>, Infallible> {
         let (http1, life) = (request.version() < Version::HTTP_2, &line.life);
-        let answer = async {
+        let mut answer = pin!(async {
             match life.role {
                 Role::Client => self.outbound.answer(request, &line).await,
                 Role::Auth => self
@@ -280,9 +286,12 @@ impl Worker {
                     .borrow_mut()
                     .answer(&request, &self.shared.settings.load()),
             }
-        };
-        let answer = AssertUnwindSafe(answer).catch_unwind().await;
-        let mut answer = answer.unwrap_or_else(|_| Failure::Internal.reply(None));
+        });
+        let mut answer = poll_fn(|cx| {
+            let polled = catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx)));
+            polled.unwrap_or_else(|_| Poll::Ready(Failure::Internal.reply(None)))
+        })
+        .await;
         if http1 && life.stop.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let close = HeaderValue::from_static("close");
             answer.headers_mut().insert(CONNECTION, close);
@@ -295,6 +304,14 @@ impl Worker {
         let due = due.filter(|_| answer.body().size_hint().exact().is_some());
         Ok(answer.map(|body| Due::new(body, due)))
     }
+}
+
+/// How a connection ends when the client does not end it.
+enum End {
+    /// As soon as what is asked for was answered.
+    Drain,
+    /// Now.
+    Cut,
 }
 
 /// Counts a connection for as long as it is open.

@@ -47,7 +47,7 @@ struct Wish<'l> {
 impl Hop {
     /// Sends the request over HTTP/1.1. `line` is where it came from, if that is HTTP/1 too.
     pub(super) async fn forward(
-        self,
+        &self,
         request: &mut Request<Upload>,
         line: Option<&Arc<Line>>,
     ) -> Result<Response<Body>, Failure> {
@@ -73,7 +73,7 @@ impl Hop {
         }
         clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.far })?;
         *response.version_mut() = Version::HTTP_11;
-        Ok(response.map(|body| Body::Http1(Download::new(body, link, self.slot))))
+        Ok(response.map(|body| Body::Http1(Download::new(body, link, Rc::clone(&self.slot)))))
     }
 
     /// Makes what is sent of what came in.
@@ -104,13 +104,10 @@ impl Hop {
             let fresh = reused.is_none();
             let mut link = match reused {
                 Some(link) => link,
-                None => self.connect().await?,
+                None => Box::pin(self.connect()).await?,
             };
             hear_interim(request, line);
-            match link
-                .exchange(std::mem::take(request), self.response_timeout)
-                .await
-            {
+            match link.exchange(request, self.response_timeout).await {
                 Ok(response) => return Ok((response, link)),
                 Err(Broken::Unsent(unsent, _)) if !fresh => *request = *unsent,
                 Err(Broken::Unsent(..)) if link.heard() => {
@@ -269,6 +266,14 @@ fn address<B>(request: &mut Request<B>, at: Option<&HostPort>) -> Result<(), Fai
 
 /// A name or an address, with or without a port, and nothing else (RFC 9110 §7.2).
 fn is_host(host: &[u8]) -> bool {
+    let (name, port) = match host.iter().position(|byte| *byte == b':') {
+        Some(colon) => (&host[..colon], &host[colon + 1..]),
+        None => (host, &[][..]),
+    };
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+    if !name.is_empty() && name.iter().all(is_plain) && port.iter().all(u8::is_ascii_digit) {
+        return true; // As nearly all are.
+    }
     Authority::try_from(host).is_ok_and(|authority| {
         let port = authority.as_str().strip_prefix(authority.host());
         let port = port.map(|port| port.strip_prefix(':').unwrap_or(port));

@@ -23,7 +23,7 @@ use crate::mesh::worker::{KEEP_ALIVE, LAST, Local};
 impl Hop {
     /// Sends a request over HTTP/2, or over HTTP/1.1 to a peer that does not speak it.
     pub(super) async fn forward_http2(
-        self,
+        &self,
         request: &mut Request<Upload>,
     ) -> Result<Response<Body>, Failure> {
         let Some(mut connection) = self.http2_connection().await? else {

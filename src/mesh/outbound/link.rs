@@ -101,12 +101,14 @@ impl Link {
     /// Sends a request and waits for the head of its response, no longer than `patience` after the request's end.
     pub(super) async fn exchange(
         &mut self,
-        request: Request<Upload>,
+        request: &mut Request<Upload>,
         patience: Duration,
     ) -> Result<Response<Incoming>, Broken> {
         let upload = request.body().progress();
         self.heard.store(0, Ordering::Relaxed);
-        let response = self.bell.mute(|| self.sender.try_send_request(request));
+        let response = self
+            .bell
+            .mute(|| self.sender.try_send_request(std::mem::take(request)));
         // It comes out of the connection, which is polled right before it, so nothing else need wake us; nor may tokio
         // put it off, for nothing would wake us then.
         let mut response = pin!(unconstrained(response));

@@ -100,31 +100,44 @@ impl Outbound {
         let began = Instant::now();
         let (parts, body) = request.into_parts();
         let id = request_id::of(&parts.headers);
-        let (patience, log) = {
-            let settings = self.shared.settings.load();
-            (settings.limits.continue_timeout, settings.access_log)
-        };
+        let settings = self.shared.settings.load();
+        let patience = settings.limits.continue_timeout;
         let body = Upload::new(body, line, parts.version, &parts.headers, patience);
-        let entry = log.then(|| Entry::new(began, &id, &parts, body.progress()));
+        let entry = settings
+            .access_log
+            .then(|| Entry::new(began, &id, &parts, body.progress()));
         let grpc = parts.version == Version::HTTP_2 && headers::is_grpc(&parts.headers);
         let mut request = Request::from_parts(parts, body);
-        let answer = match self.route(&mut request) {
-            Ok(Route::Here(response)) => count(&self.here, began, async { Ok(response) }).await,
+        let route = self.route(&mut request, &settings);
+        drop(settings);
+        let answer = match route {
+            Ok(Route::Here(response)) => {
+                self.here.waiting().answered(response.status(), began.elapsed());
+                Ok(response)
+            }
             Ok(Route::Over(hop)) => {
-                let slot = Rc::clone(&hop.slot);
                 request.headers_mut().insert(request_id::NAME, id.clone());
-                match request.version() {
-                    Version::HTTP_2 => count(&slot.meter, began, hop.forward_http2(&mut request)).await,
-                    _ => count(&slot.meter, began, hop.forward(&mut request, Some(line))).await,
+                let waiting = hop.slot.meter.waiting();
+                // Each connection keeps room for the largest future here. What is not everybody's is put elsewhere.
+                let answer = match request.version() {
+                    Version::HTTP_2 => Box::pin(hop.forward_http2(&mut request)).await,
+                    _ => hop.forward(&mut request, Some(line)).await,
+                };
+                match &answer {
+                    Ok(response) => waiting.answered(response.status(), began.elapsed()),
+                    Err(failure) => waiting.failed(failure.code()),
                 }
+                answer
             }
             Err(failure) => {
-                let meter = self.meter_of(request.headers());
-                count(&meter, began, async { Err(failure) }).await
+                self.meter_of(request.headers()).waiting().failed(failure.code());
+                Err(failure)
             }
         };
         // What was sent was taken out; what is still there is a refused request's.
-        request.into_body().discard().await;
+        if !request.body().is_none() {
+            Box::pin(request.into_body().discard()).await;
+        }
         let failed = answer.as_ref().err().map(Failure::code);
         let answer = answer.unwrap_or_else(|failure| match grpc {
             true => failure.as_grpc(&id),
@@ -144,21 +157,20 @@ impl Outbound {
         }
     }
 
-    fn route<B>(&self, request: &mut Request<B>) -> Result<Route, Failure> {
+    fn route<B>(&self, request: &mut Request<B>, settings: &MeshSettings) -> Result<Route, Failure> {
         if request.method() == Method::CONNECT {
             return Err(Failure::Connect);
         }
-        let settings = self.shared.settings.load();
         headers::check_framing(request.headers(), settings.limits.headers)?;
         let Some(target) = Target::of(request.headers())? else {
-            return self.local(request, &settings);
+            return self.local(request, settings);
         };
         if headers::is_last_hop(request) {
             return Ok(Route::Here(reply::empty(StatusCode::NO_CONTENT)));
         }
         Ok(Route::Over(Hop {
             far: Far::Target,
-            slot: self.era(&settings).slot(&target)?,
+            slot: self.era(settings).slot(&target)?,
             connect_timeout: settings.connect_timeout,
             response_timeout: settings.response_timeout,
             idle_timeout: settings.idle_timeout,
@@ -187,21 +199,6 @@ impl Outbound {
             self.agents.sweep(idle, limits);
         }
     }
-}
-
-/// Counts an answer when it comes, and a client that goes before.
-async fn count<T>(
-    meter: &Meter,
-    began: Instant,
-    answering: impl Future<Output = Result<Response<T>, Failure>>,
-) -> Result<Response<T>, Failure> {
-    let waiting = meter.waiting();
-    let answer = answering.await;
-    match &answer {
-        Ok(response) => waiting.answered(response.status(), began.elapsed()),
-        Err(failure) => waiting.failed(failure.code()),
-    }
-    answer
 }
 
 impl Era {
