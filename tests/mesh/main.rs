@@ -3,6 +3,7 @@
 #[path = "../common/attacks.rs"]
 mod attacks;
 mod auth;
+mod crowd;
 mod floods;
 mod hops;
 mod http;

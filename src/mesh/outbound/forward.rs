@@ -101,10 +101,9 @@ impl Hop {
                 true => (self.slot.take(self.idle_timeout), repeatable(request)),
                 false => (None, None),
             };
-            let fresh = reused.is_none();
-            let mut link = match reused {
-                Some(link) => link,
-                None => Box::pin(self.connect()).await?,
+            let (mut link, fresh) = match reused {
+                Some(link) => (link, false),
+                None => Box::pin(self.another(first)).await?,
             };
             hear_interim(request, line);
             match link.exchange(request, self.response_timeout).await {
@@ -132,7 +131,17 @@ impl Hop {
         }
     }
 
+    /// A connection where none was idle, and whether it is new. `patient`: it need not be.
+    async fn another(&self, patient: bool) -> Result<(Link, bool), Failure> {
+        if patient && let Some(link) = self.slot.wait(self.connect_timeout).await {
+            return Ok((link, false));
+        }
+        Ok((self.connect().await?, true))
+    }
+
     async fn connect(&self) -> Result<Link, Failure> {
+        let counted = self.slot.count();
+        let _opening = self.slot.opening();
         let deadline = self.deadline();
         let stream = match &self.slot.dial {
             Dial::Peer { endpoint, http1, .. } => {
@@ -140,7 +149,8 @@ impl Hop {
             }
             Dial::Agent(addr) => self.in_time(deadline, connect::agent(addr)).await?,
         };
-        let opened = Link::open(Metered::new(stream, &self.slot.meter), &self.limits).await;
+        let stream = Metered::new(stream, &self.slot.meter);
+        let opened = Link::open(stream, &self.limits, counted).await;
         opened.map_err(|error| Failure::exchange(self.far, self.at(), &error))
     }
 

@@ -39,22 +39,24 @@ pub(super) fn check_framing(headers: &HeaderMap, most: u16) -> Result<(), Failur
     if headers.len() > most.into() {
         return Err(Failure::TooManyHeaders);
     }
-    let many = |name| is_repeated(headers, &name);
-    if many(header::HOST) {
-        return Err(Failure::BadRequest("the Host header is repeated"));
-    }
-    if many(header::CONTENT_LENGTH) {
-        return Err(Failure::BadRequest("the Content-Length header is repeated"));
-    }
-    if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
-        if headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(Failure::BadRequest(
-                "both Content-Length and Transfer-Encoding are set",
-            ));
+    let (mut host, mut length, mut coding) = (None, None, None);
+    for (name, value) in headers {
+        if *name == header::HOST && host.replace(value).is_some() {
+            return Err(Failure::BadRequest("the Host header is repeated"));
         }
-        if many(header::TRANSFER_ENCODING) || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        if *name == header::CONTENT_LENGTH && length.replace(value).is_some() {
+            return Err(Failure::BadRequest("the Content-Length header is repeated"));
+        }
+        if *name == header::TRANSFER_ENCODING
+            && (coding.replace(value).is_some() || !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        {
             return Err(Failure::BadRequest("the only Transfer-Encoding taken is chunked"));
         }
+    }
+    if length.and(coding).is_some() {
+        return Err(Failure::BadRequest(
+            "both Content-Length and Transfer-Encoding are set",
+        ));
     }
     Ok(())
 }
@@ -66,11 +68,10 @@ pub(super) fn is_repeated(headers: &HeaderMap, name: &HeaderName) -> bool {
 /// Takes out of a request what must not reach the next hop: the hop-by-hop headers, the target headers, and any
 /// claim to an app id, which only the receiving side may make.
 pub(super) fn strip_request(headers: &mut HeaderMap) {
-    let trailers = headers
-        .get_all(header::TE)
-        .iter()
-        .any(|te| tokens(te).any(|t| t.eq_ignore_ascii_case("trailers")));
-    strip_named(headers);
+    let is_te_trailers = |(name, te): (&HeaderName, &HeaderValue)| {
+        *name == header::TE && tokens(te).any(|t| t.eq_ignore_ascii_case("trailers"))
+    };
+    let trailers = headers.iter().any(is_te_trailers);
     strip(headers, |name| is_hop_by_hop(name) || is_ours(name));
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -129,7 +130,6 @@ pub(super) fn announce_te(headers: &mut HeaderMap) {
 
 /// Takes out of a message whatever belongs to the connection it came over.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    strip_named(headers);
     strip(headers, is_hop_by_hop);
 }
 
@@ -147,9 +147,13 @@ fn strip_named(headers: &mut HeaderMap) {
     }
 }
 
-/// One look at each header that is there costs less than a search for each that could be.
+/// Takes out what is unwanted, and what `Connection` names. One look at each header that is there costs less than a search
+/// for each that could be.
 fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
     let unwanted: Vec<_> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
+    if unwanted.contains(&header::CONNECTION) {
+        strip_named(headers);
+    }
     for name in unwanted {
         headers.remove(name);
     }

@@ -25,6 +25,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::bell::Bell;
 use super::connect::Stream;
 use super::metered::Metered;
+use super::pool::Counted;
 use super::upload::{Progress, Upload};
 use crate::spec::Limits;
 
@@ -46,6 +47,7 @@ pub(super) struct Link {
     /// How much of that may be interim responses.
     patience: u64,
     timer: Pin<Box<Sleep>>,
+    _counted: Counted,
 }
 
 /// Why there is no response.
@@ -74,7 +76,11 @@ impl Broken {
 }
 
 impl Link {
-    pub(super) async fn open(stream: Metered<Stream>, limits: &Limits) -> hyper::Result<Self> {
+    pub(super) async fn open(
+        stream: Metered<Stream>,
+        limits: &Limits,
+        counted: Counted,
+    ) -> hyper::Result<Self> {
         let heard = Arc::new(AtomicU64::new(0));
         let stream = Heard {
             stream,
@@ -95,6 +101,7 @@ impl Link {
             heard,
             patience: u64::from(limits.header_bytes()) * INTERIM_HEADS,
             timer: Box::pin(sleep_until(Instant::now())),
+            _counted: counted,
         })
     }
 

@@ -1,7 +1,7 @@
 //! Connections that wait for their next request: for each target a few, for few enough targets.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,13 +9,22 @@ use std::time::Duration;
 
 use hyper::client::conn::http2::SendRequest;
 use rustls::ClientConfig;
-use tokio::time::Instant;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
 
+use super::HOUSEKEEPING;
 use super::link::Link;
 use super::target::Endpoint;
 use super::upload::Upload;
 use crate::mesh::tally::{Held, Meter, Pen, To};
 use crate::spec::{AgentAddr, Limits};
+
+/// So many connections a target has in each worker before a request waits for one of them.
+const FEW: usize = 64;
+/// How long it waits before it opens another,
+const PATIENCE: Duration = Duration::from_millis(50);
+/// unless so many are being opened already.
+const OPENING: usize = 8;
 
 /// How a slot's connections are made.
 pub(super) enum Dial {
@@ -35,6 +44,9 @@ pub(super) struct Slot {
     pub(super) meter: Meter,
     _pooled: Held,
     idle: RefCell<Vec<Idle>>,
+    links: Rc<Cell<usize>>,
+    opening: Rc<Cell<usize>>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Link>>>,
     places: Rc<Places>,
     http2: RefCell<Option<SendRequest<Upload>>>,
     /// Held while the HTTP/2 connection is being made, so that a burst of calls makes one.
@@ -48,6 +60,22 @@ struct Idle {
     link: Link,
     since: Instant,
     _place: Place,
+}
+
+/// One of a slot's connections, for as long as it exists, or is being opened.
+pub(super) struct Counted(Rc<Cell<usize>>);
+
+impl Counted {
+    fn new(all: &Rc<Cell<usize>>) -> Self {
+        all.set(all.get() + 1);
+        Self(Rc::clone(all))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// How many idle connections there are in a whole pool, and may be.
@@ -94,6 +122,9 @@ impl Slot {
             _pooled: meter.pooled(),
             meter,
             idle: RefCell::default(),
+            links: Rc::default(),
+            opening: Rc::default(),
+            waiting: RefCell::default(),
             places,
             http2: RefCell::default(),
             connecting: tokio::sync::Mutex::default(),
@@ -115,8 +146,45 @@ impl Slot {
         None
     }
 
-    /// Keeps a connection, if there is room for it.
-    pub(super) fn put(&self, link: Link) {
+    /// The next connection that somebody is done with. `None` when another one should be opened: there are few, or
+    /// nobody was done in time. While many are being opened this takes up to `longest`.
+    ///
+    /// That costs the work of many requests, and each connection costs memory at both ends.
+    pub(super) async fn wait(&self, longest: Duration) -> Option<Link> {
+        if self.links.get() < FEW {
+            return None;
+        }
+        let (sender, mut receiver) = oneshot::channel();
+        self.waiting.borrow_mut().push_back(sender);
+        let begun = Instant::now();
+        loop {
+            if let Ok(link) = timeout(PATIENCE, &mut receiver).await {
+                return link.ok();
+            }
+            if self.opening.get() < OPENING || begun.elapsed() >= longest {
+                return None;
+            }
+        }
+    }
+
+    /// Counts a connection, from before it is there.
+    pub(super) fn count(&self) -> Counted {
+        Counted::new(&self.links)
+    }
+
+    /// Counts one that is being opened.
+    pub(super) fn opening(&self) -> Counted {
+        Counted::new(&self.opening)
+    }
+
+    /// Gives a connection to whoever waits for one, or keeps it, if there is room for it.
+    pub(super) fn put(&self, mut link: Link) {
+        while let Some(waiting) = self.waiting.borrow_mut().pop_front() {
+            match waiting.send(link) {
+                Ok(()) => return,
+                Err(unsent) => link = unsent,
+            }
+        }
         let mut idle = self.idle.borrow_mut();
         if let Some(_place) = self.places.take(idle.len()) {
             let since = Instant::now();
@@ -209,6 +277,13 @@ impl<K: Eq + Hash + Clone> Pool<K> {
     /// Takes out what is too old, and keeps to these limits from now on.
     pub(super) fn sweep(&self, idle_timeout: Duration, limits: &Limits) {
         self.limit(limits);
+        // What is full is for those who are called now.
+        let full = self.places.taken.get() >= self.places.most.get();
+        let idle_timeout = if full {
+            idle_timeout.min(HOUSEKEEPING)
+        } else {
+            idle_timeout
+        };
         let now = Instant::now();
         self.slots
             .borrow_mut()
