@@ -7,7 +7,7 @@ mod kit;
 mod nginx;
 mod rendered;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -82,7 +82,7 @@ fn backend_for(name: &str, server_name: &str, upstream: &str) -> dstack_vpc::spe
 
 /// Who may call the backend `default`; `closed` is for nobody here.
 fn allowing(apps: &[u8]) -> MeshSettings {
-    let only = |apps: &[u8]| AllowedApps::Only(apps.iter().map(|n| id(*n)).collect::<BTreeSet<_>>());
+    let only = |apps: &[u8]| apps.iter().map(|n| id(*n)).collect::<AllowedApps>();
     MeshSettings {
         backends: BTreeMap::from([
             ("default".parse().unwrap(), only(apps)),

@@ -427,7 +427,7 @@ async fn a_server_is_its_own_node_and_a_deleted_one_finds_out() {
     let server = Api::start(
         ApiSettings {
             listen: "127.0.0.1:0".parse().expect("an address"),
-            allowed_apps: AllowedApps::Only(Default::default()),
+            allowed_apps: AllowedApps::from_iter([]),
             own_app: app,
             server_url: Ok("https://nowhere.example.com".to_owned()),
             prefix: spec.vpn.prefix,

@@ -170,6 +170,22 @@ pub async fn apply<M: Machine>(
     ports_are_free(machine, state, desired, present).map_err(untouched)?;
 
     let before = Journal::read(machine, state).map_err(|error| untouched(error.into()))?;
+    // Who may call, and the like: only our own listeners are concerned, which need nothing from the disk. It is not made
+    // to wait for that, and taken back when the disk fails. After a kill vpc.toml says it again.
+    let at_once = match &present.listeners {
+        Listeners::Open(served) if only_listeners(plan) && !present.owed => Some(served),
+        _ => None,
+    };
+    if let Some(served) = at_once
+        && let Err(failure) = act(machine, ActionKind::UpdateListeners, &desired.listeners).await
+    {
+        // A part of it may be done.
+        let left = match act(machine, ActionKind::UpdateListeners, served).await {
+            Ok(()) => Left::Untouched,
+            Err(second) => Left::Unproven(format!("going back failed too: {second}")),
+        };
+        return Err(ApplyError { failure, left });
+    }
     let good = last_good(present.generation, before.as_ref());
     let mut check = Duration::ZERO;
     let number = match present.generation {
@@ -177,8 +193,12 @@ pub async fn apply<M: Machine>(
         _ => {
             let was = (present.generation, before);
             let switched = switch_over(machine, state, desired, plan, was, order, &mut check).await;
+            let taken_back = match (&switched, at_once) {
+                (Err(_), Some(served)) => act(machine, ActionKind::UpdateListeners, served).await.is_ok(),
+                _ => true,
+            };
             switched.map_err(|failure| match generation::current(machine, state) {
-                Ok(now) if now == present.generation => untouched(failure),
+                Ok(now) if now == present.generation && taken_back => untouched(failure),
                 _ => ApplyError {
                     failure,
                     left: Left::Unproven("what was live before could not be switched back to".into()),
@@ -194,7 +214,11 @@ pub async fn apply<M: Machine>(
         tag: &desired.tag,
     };
     let heard = present.owed && plan.files.is_empty() && already_heard(machine, plan, &goal).await;
-    let mut result = carry_out(machine, plan, present, &goal, order, heard).await;
+    let done = match at_once {
+        Some(_) => Some(ActionKind::UpdateListeners),
+        None => heard.then_some(ActionKind::ReloadNginx),
+    };
+    let mut result = carry_out(machine, plan, present, &goal, order, done).await;
     if provable && result.is_ok() {
         result = finish(machine, state, number, order).map_err(Failure::Disk);
     }
@@ -316,32 +340,42 @@ fn nginx_pid(present: &Present) -> Option<i32> {
     service.pid.filter(|_| service.state == ServiceState::Up)
 }
 
+/// Whether nobody but this process has to hear of it.
+fn only_listeners(plan: &Plan) -> bool {
+    let mut actions = plan.actions.iter();
+    !plan.actions.is_empty() && actions.all(|action| action.kind == ActionKind::UpdateListeners)
+}
+
+async fn act<M: Machine>(
+    machine: &M,
+    action: ActionKind,
+    listeners: &ListenerSettings,
+) -> Result<(), Failure> {
+    let (target, verb, _) = plan::words(action);
+    let acted = machine.act(action, listeners).await;
+    acted.map_err(|words| Failure::Action { target, verb, words })
+}
+
+/// `done` has been done already.
 async fn carry_out<M: Machine>(
     machine: &M,
     plan: &Plan,
     present: &Present,
     goal: &Goal<'_>,
     order: &Order,
-    heard: bool,
+    done: Option<ActionKind>,
 ) -> Result<(), Failure> {
-    let reload = !heard
-        && plan
-            .actions
-            .iter()
-            .any(|action| action.kind == ActionKind::ReloadNginx);
+    let due = || {
+        let kinds = plan.actions.iter().map(|action| action.kind);
+        kinds.filter(|kind| Some(*kind) != done)
+    };
+    let reload = due().any(|kind| kind == ActionKind::ReloadNginx);
     let old_workers = match nginx_pid(present) {
         Some(pid) if reload => machine.workers(pid),
         _ => Vec::new(),
     };
-    for action in &plan.actions {
-        if heard && action.kind == ActionKind::ReloadNginx {
-            continue;
-        }
-        let (target, verb, _) = plan::words(action.kind);
-        machine
-            .act(action.kind, goal.listeners)
-            .await
-            .map_err(|words| Failure::Action { target, verb, words })?;
+    for kind in due() {
+        act(machine, kind, goal.listeners).await?;
     }
     if nginx_should_answer(plan, present) {
         machine

@@ -7,8 +7,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -21,7 +21,7 @@ use super::probe;
 use crate::api::{ApiStatus, NodeRow};
 use crate::desired::{ListenerSettings, Probe, Program, Reader, check_command};
 use crate::facts::Programs;
-use crate::facts::ports::holder_of;
+use crate::facts::ports::{connections_to, holder_of};
 use crate::identity::Identity;
 use crate::metrics::Sources;
 use crate::paths::StateDir;
@@ -37,6 +37,8 @@ const START: Duration = Duration::from_secs(15);
 const BEYOND_DRAIN: Duration = Duration::from_secs(70);
 /// A busy connection has an answer within this time.
 const FAREWELL: Duration = Duration::from_millis(200);
+/// How often to look whether all have left.
+const STILL_THERE: Duration = Duration::from_millis(10);
 
 /// What the listeners of this process need.
 pub struct Own {
@@ -56,6 +58,8 @@ pub struct Real {
     /// `None`: this process has no listeners (the commands).
     own: Option<Own>,
     listeners: tokio::sync::Mutex<Option<BuiltIn>>,
+    /// Where nginx was last proven to serve.
+    fronts: Mutex<Vec<u16>>,
     state: StateDir,
 }
 
@@ -68,6 +72,7 @@ impl Real {
             programs: Mutex::default(),
             own,
             listeners: tokio::sync::Mutex::new(None),
+            fronts: Mutex::default(),
             state: state.clone(),
         }
     }
@@ -100,17 +105,12 @@ impl Real {
         self.listeners.lock().await.as_ref()?.api_status()
     }
 
-    /// supervisord and its programs, where they run.
-    pub async fn pids(&self) -> Vec<i32> {
-        let mut pids: Vec<i32> = self.supervisor.pid().await.ok().into_iter().collect();
-        let services = self.services().await.into_iter().flatten();
+    /// supervisord, where it runs, and these programs of it, without ourselves.
+    pub async fn with_supervisord(&self, programs: &[i32]) -> Vec<i32> {
+        let supervisord = self.supervisor.pid().await.ok();
         let own = i32::try_from(std::process::id()).ok();
-        pids.extend(
-            services
-                .filter_map(|(_, service)| service.pid)
-                .filter(|pid| Some(*pid) != own),
-        );
-        pids
+        let programs = programs.iter().copied().filter(|pid| Some(*pid) != own);
+        supervisord.into_iter().chain(programs).collect()
     }
 
     /// Ends an nginx that outlived its supervisord: it would keep the ports from the next one.
@@ -140,12 +140,26 @@ impl Real {
         }
     }
 
-    /// Gives nginx's clients the time of a request to leave the connections that its reload closes.
+    /// Gives nginx's clients the time of a request to leave the connections that its reload closes; none of it where
+    /// there are no such connections.
     async fn bid_farewell(&self) {
         let told = self.listeners.lock().await.as_ref().map(BuiltIn::bid_farewell);
-        if told.is_some() {
-            tokio::time::sleep(FAREWELL).await;
+        if told.is_none() {
+            return;
         }
+        let fronts = self.fronts().clone();
+        let end = Instant::now() + FAREWELL;
+        let mut open = connections_to(&fronts);
+        while (fronts.is_empty() || !open.is_empty()) && Instant::now() < end {
+            tokio::time::sleep(STILL_THERE).await;
+            let now = connections_to(&fronts);
+            // Those that came since know from their first answer.
+            open.retain(|connection| now.contains(connection));
+        }
+    }
+
+    fn fronts(&self) -> MutexGuard<'_, Vec<u16>> {
+        self.fronts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn update_listeners(&self, settings: &ListenerSettings) -> Result<(), String> {
@@ -376,7 +390,9 @@ impl Machine for Real {
         old_workers: &[i32],
         within: Duration,
     ) -> Result<(), String> {
-        probe::prove(probes, tag, old_workers, within).await
+        probe::prove(probes, tag, old_workers, within).await?;
+        *self.fronts() = probes.iter().map(|probe| probe.listen.port()).collect();
+        Ok(())
     }
 
     async fn settle(&self) {

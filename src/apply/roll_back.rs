@@ -59,7 +59,7 @@ pub(super) async fn roll_back<M: Machine>(
         probes: &probes,
         tag: &tag,
     };
-    carry_out(machine, &plan, &present, &goal, order, false).await?;
+    carry_out(machine, &plan, &present, &goal, order, None).await?;
     discard(
         machine,
         state,

@@ -34,7 +34,12 @@ pub(super) fn plan(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
             source: &|key| Some(loaded.source(key)),
             render: &|spec| render(spec).ok(),
         };
-        plan.find_causes(&desired, &present, &before(&machine, state, &present), &after);
+        plan.find_causes(
+            &desired,
+            &present,
+            &before(&machine, state, &present, None),
+            &after,
+        );
         anyhow::Ok(plan)
     })??;
     let report = Report::from(&plan);

@@ -54,7 +54,7 @@ async fn first(context: &Context) -> anyhow::Result<std::path::PathBuf> {
     let machine = Real::new(state, None);
     let _lock = lock(state, &machine).await?;
     apply::recover(&machine, state)?;
-    if !machine.pids().await.is_empty() {
+    if !machine.with_supervisord(&[]).await.is_empty() {
         bail!(
             "supervisord already runs on {}; use `dstack-vpc apply`, or stop it first",
             state.root().display()
@@ -111,7 +111,8 @@ async fn lock(state: &StateDir, machine: &Real) -> Result<Lock, LockError> {
     loop {
         match Lock::take(state) {
             Err(LockError::Held { .. })
-                if tokio::time::Instant::now() < deadline && machine.pids().await.is_empty() =>
+                if tokio::time::Instant::now() < deadline
+                    && machine.with_supervisord(&[]).await.is_empty() =>
             {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

@@ -34,6 +34,9 @@ pub const EFFECTIVE: &str = "daemon/vpc.toml";
 /// Template overrides are kept in a generation for the same reason.
 pub const OVERRIDES: &str = "templates";
 
+/// Stands for the tag while nginx.conf is rendered. Nobody's value: spaces are quoted, and it says nothing.
+const NO_TAG: &str = "the tag of this generation";
+
 /// Everything that follows from the spec and the facts. Pure: the same input gives the same bytes.
 pub fn desired(
     spec: &Spec,
@@ -107,9 +110,11 @@ pub fn desired(
         (format!("{OVERRIDES}/{name}"), File::new(text, Reader::Daemon))
     }));
 
-    // The tag stands in the file that it names, so the name is taken before it is put in.
-    let tag = tag(&nginx::render(templates, spec, facts, state, "")?);
-    let conf = nginx::render(templates, spec, facts, state, &tag)?;
+    // The tag stands in the file that it names, so the name is taken of the file without it.
+    let conf = nginx::render(templates, spec, facts, state, NO_TAG)?;
+    let conf = String::from_utf8_lossy(&conf);
+    let tag = tag(conf.replace(NO_TAG, "").as_bytes());
+    let conf = conf.replace(NO_TAG, &tag).into_bytes();
     files.insert(nginx::FILE.to_owned(), File::new(conf, Reader::Nginx));
 
     Ok(Desired {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 
 use serde::Serialize;
 use tera::{Context, ErrorKind, EscapeFn, Tera};
@@ -46,12 +47,18 @@ pub enum RenderError {
 /// One engine for each format, because the escape function belongs to the engine.
 #[derive(Debug, Clone)]
 pub struct Templates {
-    nginx: Tera,
-    headscale: Tera,
-    supervisord: Tera,
+    nginx: Arc<Tera>,
+    headscale: Arc<Tera>,
+    supervisord: Arc<Tera>,
     /// The texts that were not compiled in.
     overrides: BTreeMap<&'static str, String>,
 }
+
+/// Parsed once: that takes longer than to render them for a few backends.
+static BUILTIN: LazyLock<Templates> = LazyLock::new(|| {
+    let built = Templates::build(BTreeMap::new());
+    built.expect("the templates in this binary parse: a test renders each of them")
+});
 
 pub(super) const NGINX: &str = "nginx.conf.tera";
 pub(super) const HEADSCALE: &str = "headscale.yaml.tera";
@@ -61,8 +68,7 @@ const NAMES: [&str; 3] = [NGINX, HEADSCALE, SUPERVISORD];
 impl Templates {
     /// The templates this program was built with.
     pub fn builtin() -> Self {
-        let built = Self::build(|_| Ok(None));
-        built.expect("the templates in this binary parse: a test renders each of them")
+        BUILTIN.clone()
     }
 
     /// Those, with each `*.tera` file in `dir` instead of the one of its name. A `dir` that does not exist
@@ -85,27 +91,30 @@ impl Templates {
                 }
             }
         }
-        Self::build(|name| {
+        let mut overrides = BTreeMap::new();
+        for name in NAMES {
             let path = dir.join(name);
             match fs::read_to_string(&path) {
-                Ok(text) => Ok(Some(text)),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(unreadable(&path, e)),
+                Ok(text) => drop(overrides.insert(name, text)),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(unreadable(&path, e)),
             }
-        })
+        }
+        match overrides.is_empty() {
+            true => Ok(Self::builtin()),
+            false => Self::build(overrides),
+        }
     }
 
-    fn build(over: impl Fn(&str) -> Result<Option<String>, RenderError>) -> Result<Self, RenderError> {
-        let mut overrides = BTreeMap::new();
-        let mut engine = |name: &'static str, builtin: &str, escape: EscapeFn| {
+    fn build(overrides: BTreeMap<&'static str, String>) -> Result<Self, RenderError> {
+        let engine = |name: &'static str, builtin: &str, escape: EscapeFn| {
             let mut tera = Tera::new();
             tera.set_escape_fn(escape);
             tera.autoescape_on([".tera"]);
-            let text = over(name)?;
-            tera.add_raw_template(name, text.as_deref().unwrap_or(builtin))
+            let text = overrides.get(name).map_or(builtin, String::as_str);
+            tera.add_raw_template(name, text)
                 .map_err(|e| describe(name, &e))?;
-            overrides.extend(text.map(|text| (name, text)));
-            Ok(tera)
+            Ok(Arc::new(tera))
         };
         Ok(Self {
             nginx: engine(

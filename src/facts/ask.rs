@@ -187,7 +187,7 @@ impl Observed {
 
     /// Something that anybody would act on is different: a value, whether it is merely remembered, or a problem.
     /// Ages, sources and the times of next attempts are not.
-    pub(super) fn differs_from(&self, other: &Self) -> bool {
+    pub fn differs_from(&self, other: &Self) -> bool {
         fn values<'a>(o: &'a Observed) -> impl PartialEq + use<'a> {
             fn value<T>(fact: &Option<Fact<T>>) -> Option<(&T, bool)> {
                 fact.as_ref().map(|fact| (&fact.value, fact.is_remembered()))

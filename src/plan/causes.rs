@@ -154,6 +154,12 @@ fn causes(
         causes.extend(changes.iter().map(|change| cause(change, all_files(), true)));
         return causes;
     }
+    // One key, and nothing else: all that differs is for its sake. To render twice more would take longer than the edit.
+    if let ([change], [], Listeners::Open(now)) = (&changes[..], &causes[..], &present.listeners)
+        && before.facts == desired.facts
+    {
+        return vec![cause(change, all_files(), **now != desired.listeners)];
+    }
     for change in &changes {
         let without = new.without(change).spec().and_then(|spec| (after.render)(&spec));
         let (files, listeners) = match without {

@@ -24,7 +24,8 @@ impl Fingerprint {
             hash.update(path);
             hash.update(Sha256::digest(&file.bytes));
         }
-        hash.update(format!("{:?}{:?}", desired.listeners, desired.programs));
+        // The listeners follow from the effective settings, which are one of the files, and from the facts.
+        hash.update(format!("{:?}{:?}", desired.facts, desired.programs));
         Self(hash.finalize().into())
     }
 }
@@ -42,6 +43,11 @@ struct Failed {
 }
 
 impl Attempts {
+    /// Nothing has failed: then nothing needs to be recognised.
+    pub(super) fn is_empty(&self) -> bool {
+        self.failed.is_empty()
+    }
+
     /// True when this has failed and its time has not come again.
     pub(super) fn too_soon(&self, what: &Fingerprint) -> bool {
         self.failed

@@ -47,6 +47,7 @@ pub use history::History;
 pub use lock::{Lock, LockError};
 use orders::Then;
 pub use rollout::Rollout;
+use round::Rendered;
 pub use round::{Aim, Attempt, before};
 pub use source::{Source, Wish};
 use status::Status;
@@ -109,6 +110,7 @@ struct Daemon {
     asked: Option<i32>,
     /// The generation that was made live last.
     made: Option<u32>,
+    rendered: Option<Rendered>,
 }
 
 /// Runs until SIGTERM or SIGINT; then drains and returns.
@@ -180,6 +182,7 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
         programs: Programs::default(),
         asked: None,
         made: None,
+        rendered: None,
     };
     tracing::info!(config = %daemon.source, state = %daemon.state.root().display(), "started");
     let mut causes = BTreeSet::from(["start".to_owned()]);

@@ -20,7 +20,7 @@ use crate::facts::Observed;
 use crate::node::{self, NodeSettings};
 use crate::paths::StateDir;
 use crate::plan::{After, Before, Listeners, Plan, Present, ServiceState, plan};
-use crate::spec::Spec;
+use crate::spec::{Loaded, Spec};
 
 /// Workers that are told to end close their listeners well within this.
 const LET_GO: Duration = Duration::from_millis(50);
@@ -45,6 +45,8 @@ pub enum Attempt {
         applied: Applied,
         plan: Plan,
         drifted: Vec<Found>,
+        /// How the machine is, where nothing was done to it.
+        present: Option<Box<Present>>,
     },
     Failed {
         message: String,
@@ -52,6 +54,14 @@ pub enum Attempt {
     },
     /// It failed before and its time has not come again.
     TooSoon(Instant),
+}
+
+/// What was rendered, and from what.
+pub(super) struct Rendered {
+    loaded: Arc<Loaded>,
+    overrides: Vec<(&'static str, String)>,
+    seen: Observed,
+    desired: Arc<Desired>,
 }
 
 impl Daemon {
@@ -95,11 +105,19 @@ impl Daemon {
         let mut round = Round::new(&cause, &seen, file.err());
         self.retry = None;
         let last_good = self.live.clone().map(|live| (live, Aim::LastGood));
+        let mut present = None;
         for (wish, aim) in wished.into_iter().chain(last_good) {
             let asked = asked && aim != Aim::LastGood;
-            let attempt = self.attempt(&wish, aim, &seen, &cause, asked).await;
-            let live = match &attempt {
-                Attempt::Live { applied, .. } => Some(applied.generation),
+            let mut attempt = self.attempt(&wish, aim, &seen, &cause, asked).await;
+            let live = match &mut attempt {
+                Attempt::Live {
+                    applied,
+                    present: seen,
+                    ..
+                } => {
+                    present = seen.take();
+                    Some(applied.generation)
+                }
                 Attempt::Failed { .. } => None,
                 Attempt::TooSoon(at) => {
                     self.retry = Some(self.retry.map_or(*at, |other| other.min(*at)));
@@ -118,11 +136,15 @@ impl Daemon {
                 break;
             }
         }
-        self.look_around().await;
-        let mut present = self.present().await.unwrap_or_else(|error| {
-            tracing::warn!("the state directory cannot be read: {error}");
-            Present::default()
-        });
+        self.look_around();
+        let mut present = match present {
+            Some(present) => *present,
+            None => self.present().await.unwrap_or_else(|error| {
+                tracing::warn!("the state directory cannot be read: {error}");
+                Present::default()
+            }),
+        };
+        self.follow_programs(&present).await;
         bury(&mut present);
         self.ask_nginx(&mut present).await;
         let mut services = present.services.iter().flatten();
@@ -170,8 +192,7 @@ impl Daemon {
     async fn attempt(&mut self, wish: &Wish, aim: Aim, seen: &Observed, cause: &str, asked: bool) -> Attempt {
         let spec = wish.spec();
         let seen = &seen.clone().under(spec);
-        let rendered = self.render(wish, seen);
-        let desired = match rendered {
+        let desired = match self.render(wish, seen) {
             Ok(desired) => desired,
             Err(message) => {
                 return Attempt::Failed {
@@ -180,11 +201,11 @@ impl Daemon {
                 };
             }
         };
-        let what = Fingerprint::of(&desired);
-        if let Some(at) = self
-            .attempts
-            .retry_at(&what)
-            .filter(|_| !asked && self.attempts.too_soon(&what))
+        let what = (!self.attempts.is_empty()).then(|| Fingerprint::of(&desired));
+        if let Some(what) = &what
+            && let Some(at) = self.attempts.retry_at(what)
+            && !asked
+            && self.attempts.too_soon(what)
         {
             return Attempt::TooSoon(at);
         }
@@ -192,7 +213,7 @@ impl Daemon {
             Ok(present) => present,
             // What cannot be seen is not to be replaced.
             Err(error) => {
-                self.retry = Some(self.attempts.failed(what));
+                self.retry = Some(self.attempts.failed(Fingerprint::of(&desired)));
                 return Attempt::Failed {
                     message: format!("the state directory cannot be read: {error}"),
                     left: Left::Untouched,
@@ -204,7 +225,7 @@ impl Daemon {
         let mut plan = plan(&desired, &present);
         let before = match plan.is_empty() {
             true => Before::default(),
-            false => before(&*self.machine, &self.state, &present),
+            false => before(&*self.machine, &self.state, &present, self.live.as_ref()),
         };
         let order = Order {
             cause: cause.to_owned(),
@@ -225,7 +246,9 @@ impl Daemon {
         self.machine.know(&seen.facts.programs);
         match apply::apply(&*self.machine, &self.state, &desired, &present, &plan, &order).await {
             Ok(applied) => {
-                self.attempts.worked(&what);
+                if let Some(what) = &what {
+                    self.attempts.worked(what);
+                }
                 self.made = Some(applied.generation);
                 if applied.changed {
                     self.programs.acted();
@@ -238,8 +261,10 @@ impl Daemon {
                     };
                     plan.find_causes(&desired, &present, &before, &after);
                 }
-                self.follow(desired.node);
+                self.follow(desired.node.clone());
                 Attempt::Live {
+                    // What was just seen, and left as it was, need not be looked at again.
+                    present: (!applied.changed).then(|| Box::new(present)),
                     applied,
                     plan,
                     drifted,
@@ -247,7 +272,7 @@ impl Daemon {
             }
             Err(error) => {
                 self.programs.acted();
-                self.retry = Some(self.attempts.failed(what));
+                self.retry = Some(self.attempts.failed(Fingerprint::of(&desired)));
                 Attempt::Failed {
                     message: error.failure.to_string(),
                     left: error.left,
@@ -266,8 +291,27 @@ impl Daemon {
         });
     }
 
-    fn render(&self, wish: &Wish, seen: &Observed) -> Result<Desired, String> {
-        self.render_spec(wish.spec(), wish, seen)
+    /// What was rendered last, where it was from the same.
+    fn render(&mut self, wish: &Wish, seen: &Observed) -> Result<Arc<Desired>, String> {
+        let templates = wish.templates().map_err(|error| error.to_string())?;
+        let overrides = templates.overrides();
+        let overrides: Vec<_> = overrides.map(|(name, text)| (name, text.to_owned())).collect();
+        if let Some(last) = &self.rendered
+            && Arc::ptr_eq(&last.loaded, &wish.loaded)
+            && last.overrides == overrides
+            && !last.seen.differs_from(seen)
+        {
+            return Ok(Arc::clone(&last.desired));
+        }
+        let rendered = desired(wish.spec(), &seen.facts, &self.state, &self.launch, &templates);
+        let desired = Arc::new(rendered.map_err(|error| error.to_string())?);
+        self.rendered = Some(Rendered {
+            loaded: Arc::clone(&wish.loaded),
+            overrides,
+            seen: seen.clone(),
+            desired: Arc::clone(&desired),
+        });
+        Ok(desired)
     }
 
     /// Other settings by the same templates.
@@ -317,8 +361,8 @@ impl Daemon {
         nginx.detail = taken.unwrap_or(silence);
     }
 
-    /// Watches what is live now: files by name, programs by pid.
-    async fn look_around(&mut self) {
+    /// Watches what is live now.
+    fn look_around(&mut self) {
         let link = self.state.current();
         let target = self.machine.read_link(&link).ok().flatten();
         let root = target.as_ref().map(|target| self.state.root().join(target));
@@ -337,8 +381,13 @@ impl Daemon {
             target,
             folders,
         });
-        let pids = self.machine.pids().await;
-        self.children.follow(pids);
+    }
+
+    /// Their ends are heard of.
+    async fn follow_programs(&mut self, present: &Present) {
+        let services = present.services.iter().flatten();
+        let pids: Vec<_> = services.filter_map(|(_, service)| service.pid).collect();
+        self.children.follow(self.machine.with_supervisord(&pids).await);
     }
 }
 
@@ -355,8 +404,8 @@ fn bury(present: &mut Present) {
     }
 }
 
-/// What the live generation was made from, and what was edited of it since.
-pub fn before<M: Machine>(machine: &M, state: &StateDir, present: &Present) -> Before {
+/// What the live generation was made from, `live` where that is known, and what was edited of it since.
+pub fn before<M: Machine>(machine: &M, state: &StateDir, present: &Present, live: Option<&Wish>) -> Before {
     let manifest = present
         .generation
         .and_then(|number| generation::manifest(machine, state, number));
@@ -365,7 +414,10 @@ pub fn before<M: Machine>(machine: &M, state: &StateDir, present: &Present) -> B
         None => vec![generation::MANIFEST.to_owned()],
     });
     Before {
-        spec: Wish::last_good(machine, state).map(|wish| wish.spec().clone()),
+        spec: match live {
+            Some(live) => Some(live.spec().clone()),
+            None => Wish::last_good(machine, state).map(|wish| wish.spec().clone()),
+        },
         facts: manifest.map(|manifest| manifest.facts).unwrap_or_default(),
         drifted: drifted.unwrap_or_default(),
     }

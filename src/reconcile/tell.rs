@@ -63,6 +63,7 @@ impl<'a> Round<'a> {
                 applied,
                 plan,
                 drifted,
+                ..
             } => {
                 self.live = Some((applied, plan, aim));
                 self.drifted = drifted;

@@ -114,7 +114,7 @@ impl Codec for AllowedApps {
             DeValue::String(_) | DeValue::Array(_) => {}
             _ => return Err(raw.wrong_type(Self::expects())),
         }
-        Vec::<AppId>::read(raw).map(|apps| Self::Only(apps.into_iter().collect()))
+        Vec::<AppId>::read(raw).map(Self::from_iter)
     }
 
     fn toml(value: &Self) -> String {

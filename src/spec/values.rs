@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::names::{AppId, DnsName, HostPort, NotA, parse_port};
 
@@ -26,8 +27,14 @@ impl fmt::Display for Role {
 pub enum AllowedApps {
     /// Every app with a valid certificate.
     Any,
-    /// These only.
-    Only(BTreeSet<AppId>),
+    /// These only. Shared: the list may be long, and stands in several settings.
+    Only(Arc<BTreeSet<AppId>>),
+}
+
+impl FromIterator<AppId> for AllowedApps {
+    fn from_iter<I: IntoIterator<Item = AppId>>(apps: I) -> Self {
+        Self::Only(Arc::new(apps.into_iter().collect()))
+    }
 }
 
 impl AllowedApps {

@@ -46,7 +46,7 @@ async fn allowed_apps_change_in_place_and_the_own_app_always_may() {
         assert_eq!(server.get(who, "/api/nodes").await.status, status);
     }
     let mut changed = settings();
-    changed.allowed_apps = AllowedApps::Only([app(NOBODY)].into());
+    changed.allowed_apps = AllowedApps::from_iter([app(NOBODY)]);
     server.api.update(changed.clone()).await.expect("updated");
     for (who, status) in [(OURS, 403), (NOBODY, 200)] {
         assert_eq!(server.get(who, "/api/nodes").await.status, status);

@@ -40,7 +40,7 @@ fn auth_service() -> Mesh {
 #[tokio::test]
 async fn the_certificate_says_who_calls_and_nothing_else_does() {
     let caller = rendered::app(CALLER);
-    let server = Server::with(|settings| settings.allowed_apps = AllowedApps::Only([caller].into())).await;
+    let server = Server::with(|settings| settings.allowed_apps = AllowedApps::from_iter([caller])).await;
     let mesh = auth_service();
     let (api, auth) = (server.addr().await, mesh.local_addrs().await.auth);
     let front = Front::start_with_auth(auth, Arc::default(), |spec, _| {
@@ -111,7 +111,7 @@ async fn the_certificate_says_who_calls_and_nothing_else_does() {
     }
     // No longer allowed: nginx lets it through, the API does not, and says so in its own words.
     let mut closed = (*server.api.settings()).clone();
-    closed.allowed_apps = AllowedApps::Only([app(OURS)].into());
+    closed.allowed_apps = AllowedApps::from_iter([app(OURS)]);
     server.api.update(closed).await.expect("updated");
     let refused = front.https(Who::App, get("vpc-server", "/api/nodes")).await;
     assert_eq!(refused.status(), StatusCode::FORBIDDEN);

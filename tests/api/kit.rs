@@ -32,7 +32,7 @@ pub(crate) fn app(id: &str) -> AppId {
 pub(crate) fn settings() -> ApiSettings {
     ApiSettings {
         listen: "127.0.0.1:0".parse().expect("an address"),
-        allowed_apps: AllowedApps::Only([app(OURS), app(THEIRS)].into()),
+        allowed_apps: AllowedApps::from_iter([app(OURS), app(THEIRS)]),
         own_app: None,
         server_url: Ok("https://vpn.example.com:8443".to_owned()),
         prefix: "100.128.0.0/10".parse().expect("a prefix"),

@@ -63,6 +63,26 @@ pub fn is_alive(pid: i32) -> bool {
     field(pid, "State:").is_some_and(|state| state != "Z" || threads() > 1)
 }
 
+/// What is left of every process that some processes ever started: those that run, and what those that ended cost
+/// their parents. Equal traces: nothing was started in between, however short its life.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Traces(BTreeMap<i32, (Option<u64>, Option<u64>)>);
+
+impl Traces {
+    pub fn of(processes: &[Process]) -> Self {
+        let all = processes
+            .iter()
+            .map(|it| (it.pid, (started(it.pid), faults_of_children(it.pid))));
+        Self(all.collect())
+    }
+}
+
+/// Page faults of the children that ended and were waited for. No process lives without some.
+fn faults_of_children(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(8)?.parse().ok()
+}
+
 /// `root` and all below it, parents first, and every process whose command line names `place`
 /// with all below that: children of a killed supervisor are found by the second.
 pub fn tree(root: i32, place: &Path) -> Vec<Process> {

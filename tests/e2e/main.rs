@@ -7,6 +7,7 @@ mod common;
 mod bad_input;
 mod callers;
 mod children;
+mod cost;
 mod drift;
 mod edits;
 mod identity;

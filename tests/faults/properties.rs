@@ -194,7 +194,7 @@ impl<'a> Story<'a> {
     /// else, changes nothing.
     async fn is_held(&mut self, last: Wish<'a>) {
         let present = self.present().await.expect("a look");
-        let kept = before(&self.model, self.desires.state(), &present);
+        let kept = before(&self.model, self.desires.state(), &present, None);
         let spec = &self.desires.made(last).loaded.spec;
         assert_eq!(kept.spec.as_ref(), Some(spec));
         assert!(kept.drifted.is_empty(), "{:?}", kept.drifted);

@@ -90,6 +90,7 @@ impl<'a> Story<'a> {
             applied,
             plan: plan(&made.desired, &present),
             drifted: Vec::new(),
+            present: None,
         }
     }
 

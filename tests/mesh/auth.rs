@@ -1,6 +1,6 @@
 //! The auth service as nginx calls it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dstack_vpc::spec::AllowedApps;
@@ -26,7 +26,7 @@ fn ask(verify: &str, certificate: &str, more: &str) -> String {
 #[tokio::test]
 async fn a_verified_app_is_named_and_let_in_by_the_backends_list() {
     let root = Signed::root(&Shape::root());
-    let only = |n| AllowedApps::Only(BTreeSet::from([id(n)]));
+    let only = |n| AllowedApps::from_iter([id(n)]);
     let mut wanted = settings(None);
     wanted.backends = BTreeMap::from([
         ("open".parse().unwrap(), AllowedApps::Any),

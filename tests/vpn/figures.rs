@@ -12,7 +12,7 @@ use crate::vpc::server_toml;
 const TIMES: u8 = 10;
 
 #[test]
-#[ignore = "measures; `make figures` runs it"]
+#[ignore = "measures; `make bench-vpn` runs it"]
 fn joining_takes() {
     run(async {
         let site = Site::new().await;
