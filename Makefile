@@ -4,10 +4,10 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test figures bench soak soak-streams shipped bench-registry fuzz kills faults properties run fmt lint ci image clean
+.PHONY: help setup build demo test bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install nginx, supervisord, headscale, tailscale and etcd where they are missing
 	@scripts/setup
@@ -24,10 +24,13 @@ demo: ## two machines, a call between them, a live edit, what gets refused, and 
 test: setup ## run every test, with all of these for real
 	cargo test --locked
 
-figures: setup ## measure the release build: edit to live, start, memory
-	@echo 'figures: building the release (some minutes the first time)' >&2
-	@cargo build --locked --release --bin dstack-vpc --example figures
-	@cargo run --locked --quiet --release --example figures
+bench-reconcile: shipped-reconcile ## measure edits beside consul-template and confd, into docs/ (15 minutes)
+	@cargo bench --locked --quiet --profile dev --bench reconcile
+
+edits: shipped-reconcile ## make EDITS (10000) edits in a row and fail when memory, descriptors or disk grow
+	@cargo bench --locked --quiet --profile dev --bench reconcile -- edits
+
+bench-vpn: setup ## measure how long joining the VPN takes
 	@cargo test --locked --quiet --test vpn -- --ignored --nocapture joining_takes
 
 bench: shipped ## measure the mesh against nginx and haproxy, into docs/ (15 minutes; BENCH=quick for 4)
@@ -36,8 +39,10 @@ bench: shipped ## measure the mesh against nginx and haproxy, into docs/ (15 min
 soak: shipped ## load the mesh for 10 minutes (or SOAK_MINUTES) and fail when it grows
 	@cargo bench --locked --quiet --profile dev --bench mesh -- soak
 
-shipped:
-	@scripts/setup --bench
+shipped: MEASURED := --bench
+shipped-reconcile: MEASURED := --bench-reconcile
+shipped shipped-reconcile:
+	@scripts/setup $(MEASURED)
 	@echo 'building dstack-vpc as it ships (some minutes the first time)' >&2
 	@cargo build --locked --profile dist --bin dstack-vpc
 

@@ -1,66 +1,24 @@
-//! What came out, as one picture for light and dark pages.
-
-use std::fmt::Write as _;
+//! What came out, as one picture.
 
 use crate::compare::{Comparison, Line};
 use crate::load::Sample;
-
-const PANEL: (f64, f64) = (420.0, 240.0);
-/// Around the bars of a panel: left, top, below.
-const LEFT: f64 = 48.0;
-const TOP: f64 = 44.0;
-const BELOW: f64 = 28.0;
-const LEGEND: f64 = 30.0;
-/// Every label can be read on white and on black, and the bars are told apart without colour by their order.
-const STYLE: &str = "\
-text{font:12px system-ui,sans-serif;fill:#57606a}.title{font-weight:600;fill:#1f2328}.value{font-size:10px}\
-.grid{stroke:#d0d7de}.s0{fill:#0969da}.s1{fill:#2da44e}.s2{fill:#bf8700}.s3{fill:#8250df}\
-@media(prefers-color-scheme:dark){text{fill:#9198a1}.title{fill:#f0f6fc}.grid{stroke:#3d444d}\
-.s0{fill:#4493f8}.s1{fill:#3fb950}.s2{fill:#d29922}.s3{fill:#ab7df8}}";
-
-/// Bars for each line of a comparison, one for each of its peers.
-struct Panel<'c> {
-    title: &'static str,
-    comparison: &'c Comparison,
-    lines: Vec<&'c Line>,
-    figure: fn(&Line, &Sample) -> f64,
-}
+use crate::shared::chart::{self, Panel};
 
 /// SVG.
 pub(crate) fn of(comparisons: &[Comparison]) -> String {
-    let panels = panels(comparisons);
-    let columns = 2;
-    let rows = panels.len().div_ceil(columns);
-    let (width, height) = (PANEL.0 * columns as f64, PANEL.1 * rows as f64 + LEGEND);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" role=\"img\">\
-         <title>dstack-vpc beside nginx and haproxy</title><style>{STYLE}</style>\n"
-    );
-    if let Some(first) = panels.first() {
-        for (at, peer) in first.comparison.peers.iter().enumerate() {
-            let x = LEFT + 110.0 * at as f64;
-            let _ = writeln!(
-                svg,
-                "<rect class=\"s{at}\" x=\"{x}\" y=\"10\" width=\"12\" height=\"12\" rx=\"2\"/>\
-                 <text x=\"{}\" y=\"20\">{}</text>",
-                x + 18.0,
-                peer.name
-            );
-        }
-    }
-    for (at, panel) in panels.iter().enumerate() {
-        let (x, y) = (
-            (at % columns) as f64 * PANEL.0,
-            (at / columns) as f64 * PANEL.1 + LEGEND,
-        );
-        let _ = writeln!(svg, "<g transform=\"translate({x} {y})\">");
-        panel.draw(&mut svg);
-        svg += "</g>\n";
-    }
-    svg + "</svg>\n"
+    let first = ["outbound", "chain", "bodies", "connections"]
+        .iter()
+        .find_map(|id| comparisons.iter().find(|comparison| comparison.id == *id));
+    let peers = first.map_or(&[][..], |first| &first.peers);
+    let peers: Vec<_> = peers.iter().map(|peer| peer.name).collect();
+    chart::of(
+        "dstack-vpc beside nginx and haproxy",
+        &peers,
+        &panels(comparisons),
+    )
 }
 
-fn panels(comparisons: &[Comparison]) -> Vec<Panel<'_>> {
+fn panels(comparisons: &[Comparison]) -> Vec<Panel> {
     type Figure = fn(&Line, &Sample) -> f64;
     type Takes = fn(&Line) -> bool;
     let any: Takes = |_| true;
@@ -96,86 +54,19 @@ fn panels(comparisons: &[Comparison]) -> Vec<Panel<'_>> {
     ];
     let panels = wanted.into_iter().filter_map(|(id, title, takes, figure)| {
         let comparison = comparisons.iter().find(|comparison| comparison.id == id)?;
-        let lines = comparison.lines.iter().filter(|line| takes(line)).collect();
+        let peers = 0..comparison.peers.len();
+        let bars = |line: &Line| {
+            let bars = peers
+                .clone()
+                .map(|peer| line.of(peer, |sample| figure(line, sample)));
+            let name = line.name.split(',').next().unwrap_or_default();
+            (name.to_owned(), bars.collect())
+        };
+        let groups = comparison.lines.iter().filter(|line| takes(line)).map(bars);
         Some(Panel {
             title,
-            comparison,
-            lines,
-            figure,
+            groups: groups.collect(),
         })
     });
     panels.collect()
-}
-
-impl Panel<'_> {
-    fn draw(&self, svg: &mut String) {
-        let peers = self.comparison.peers.len();
-        let value = |line: &Line, peer| line.of(peer, |sample| (self.figure)(line, sample));
-        let values = self
-            .lines
-            .iter()
-            .flat_map(|line| (0..peers).map(move |peer| value(line, peer)));
-        let top = round_up(values.fold(0.0, f64::max));
-        let (width, height) = (PANEL.0 - LEFT - 12.0, PANEL.1 - TOP - BELOW);
-        let y = |value: f64| TOP + height * (1.0 - value / top);
-        let _ = writeln!(
-            svg,
-            "<text class=\"title\" x=\"{LEFT}\" y=\"22\">{}</text>",
-            self.title
-        );
-        for quarter in 0..=4 {
-            let value = top * f64::from(quarter) / 4.0;
-            let _ = writeln!(
-                svg,
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-                 <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-                LEFT + width,
-                LEFT - 6.0,
-                y(value) + 4.0,
-                short(value),
-                y = y(value),
-            );
-        }
-        let group = width / self.lines.len() as f64;
-        let bar = (group * 0.8 / peers as f64).min(36.0);
-        for (at, line) in self.lines.iter().enumerate() {
-            let middle = LEFT + group * (at as f64 + 0.5);
-            for peer in 0..peers {
-                let value = value(line, peer);
-                let x = middle + bar * (peer as f64 - peers as f64 / 2.0);
-                let _ = writeln!(
-                    svg,
-                    "<rect class=\"s{peer}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"/>\
-                     <text class=\"value\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-                    x + 1.0,
-                    y(value),
-                    bar - 2.0,
-                    TOP + height - y(value),
-                    x + bar / 2.0,
-                    y(value) - 3.0,
-                    short(value),
-                );
-            }
-            let _ = writeln!(
-                svg,
-                "<text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-                PANEL.1 - 10.0,
-                line.name.split(',').next().unwrap_or_default()
-            );
-        }
-    }
-}
-
-/// The next of 1, 2, 4, 6, 8 times a power of ten: quarters of it are short to write.
-fn round_up(value: f64) -> f64 {
-    let unit = 10f64.powf(value.max(f64::MIN_POSITIVE).log10().floor());
-    let steps = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].map(|step| step * unit);
-    steps.into_iter().find(|step| *step >= value).unwrap_or(value)
-}
-
-fn short(value: f64) -> String {
-    match value {
-        ..100.0 => format!("{value:.1}").trim_end_matches(".0").to_owned(),
-        _ => format!("{value:.0}"),
-    }
 }

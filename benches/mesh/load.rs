@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::common::SERVER_APP;
 use crate::peers::{Answers, Peer};
-use crate::proc;
+use crate::shared::proc;
 
 /// What is asked, again and again.
 #[derive(Clone)]

@@ -13,9 +13,11 @@ mod common;
 mod compare;
 mod load;
 mod peers;
-mod proc;
 mod report;
 mod scenes;
+#[path = "../shared/mod.rs"]
+#[allow(dead_code)]
+mod shared;
 mod soak;
 mod stage;
 mod table;

@@ -1,12 +1,12 @@
 //! All comparisons on one page.
 
+use std::fs;
 use std::path::Path;
-use std::process::Command;
-use std::{fs, thread};
 
 use anyhow::Result;
 
 use crate::compare::{Comparison, Pace};
+use crate::shared::host;
 use crate::stage::OURS;
 use crate::{chart, table, targets};
 
@@ -46,7 +46,7 @@ impl Report {
             .find(|comparison| comparison.id == "crowd");
         let ours = crowd.and_then(|crowd| crowd.place(OURS));
         let idle = ours.and_then(|ours| self.idle.get(ours).copied());
-        targets::table(&targets::of(&self.comparisons, idle))
+        crate::shared::targets::table(&targets::of(&self.comparisons, idle))
     }
 
     /// Writes the page and its picture into `docs`.
@@ -69,11 +69,10 @@ impl Report {
 }
 
 fn introduction(pace: Pace) -> String {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
     format!(
         "# Benchmarks
 
-Written by `make bench`; edits are lost with the next run. {processors} processors ({}), Linux {}, nginx {}, haproxy {}. The load (wrk), \
+Written by `make bench`; edits are lost with the next run. {}, nginx {}, haproxy {}. The load (wrk), \
 the peer and the server behind it share them.
 
 * *dstack-vpc* is what ships: the `dist` profile (thin LTO), started with `dstack-vpc up` and its default settings.
@@ -84,34 +83,10 @@ chain verified, connections kept on both sides. Their configurations are in `ben
 each round. CPU time is user and system time of all processes of the peer, from `/proc`, over the requests of that run; of \
 all figures it depends least on what else the computer does.
 ",
-        processor_name().as_deref().unwrap_or("unknown"),
-        kernel().as_deref().unwrap_or("of unknown version"),
-        version("nginx", "-v"),
-        version("haproxy", "-v"),
+        host::computer(),
+        host::version("nginx", "-v"),
+        host::version("haproxy", "-v"),
         pace.rounds,
         pace.run.as_secs(),
     )
-}
-
-fn processor_name() -> Option<String> {
-    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
-}
-
-/// Without what its builder added.
-fn kernel() -> Option<String> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
-    let numbers: Vec<_> = release.split('.').take(2).collect();
-    Some(numbers.join("."))
-}
-
-/// The first number in what a program says, wherever it says it.
-fn version(program: &str, option: &str) -> String {
-    let output = Command::new(program).arg(option).output();
-    let text = output.map(|output| [output.stdout, output.stderr].concat());
-    let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
-    let mut words = text.split([' ', '/', '-', '\n']);
-    let number = words.find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
-    number.unwrap_or("of unknown version").to_owned()
 }

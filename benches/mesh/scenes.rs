@@ -267,7 +267,7 @@ pub(crate) async fn crowd(stage: &Stage, pace: Pace) -> Result<(Comparison, Vec<
     let peers = hops.peers(&[stage.server.program.part("server")]);
     let idle = peers
         .iter()
-        .map(|peer| crate::proc::resident(&peer.parts[0].pids))
+        .map(|peer| crate::shared::proc::resident(&peer.parts[0].pids))
         .collect();
     let scene = Scene {
         id: "crowd",

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::common::machine::Machine;
 use crate::load::{Load, Sample, median};
 use crate::peers::{self, Answers, Part, Peer};
-use crate::proc;
+use crate::shared::proc;
 use crate::stage::Stage;
 
 /// How often each kind of load has its turn.

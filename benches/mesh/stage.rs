@@ -2,15 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::common::agent::Agent;
 use crate::common::machine::{Machine, Plan};
 use crate::common::ports::Port;
-use crate::common::{CLIENT_APP, SERVER_APP, poll};
+use crate::common::{CLIENT_APP, SERVER_APP};
 use crate::peers::{Answers, Files, Hop, Part, Peer};
+use crate::shared::host;
 
 pub(crate) const OURS: &str = "dstack-vpc";
 
@@ -41,7 +41,7 @@ impl Stage {
         let nowhere = Port::reserve();
         let backends = [("default", "_", backend)];
         let plan = Plan::new(&self.agent.socket(SERVER_APP), nowhere.addr(), &backends);
-        start(plan, &self.binaries[0].1).await
+        host::start(plan, &self.binaries[0].1).await
     }
 
     /// A machine that calls: everything it sends goes to `server`.
@@ -51,7 +51,7 @@ impl Stage {
 
     async fn calling_with(&self, binary: &Path, server: SocketAddr) -> Result<Machine> {
         let plan = Plan::new(&self.agent.socket(CLIENT_APP), server, &[]);
-        start(plan, binary).await
+        host::start(plan, binary).await
     }
 
     /// Everybody's hop to `server`, freshly started.
@@ -93,38 +93,15 @@ impl Hops {
     }
 }
 
-/// Waits until the machine serves, by asking the binary itself: an older one may tell its status in other words.
-async fn start(mut plan: Plan, binary: &Path) -> Result<Machine> {
-    plan.program = binary.to_owned();
-    let machine = plan.spawn();
-    let healthy = poll(Duration::from_secs(60), async || {
-        machine.cli(&["healthcheck"]).status.success().then_some(())
-    });
-    match healthy.await {
-        Some(()) => Ok(machine),
-        None => bail!("{} does not serve:\n{}", binary.display(), machine.logs()),
-    }
-}
-
-/// What ships, built by the `dist` profile beside the harness, or what the environment names.
+/// What ships, or what the environment names, and perhaps another of ours.
 fn binaries() -> Result<Vec<(&'static str, PathBuf)>> {
-    let binary = match std::env::var_os("BENCH_BINARY") {
-        Some(path) => path.into(),
-        None => {
-            let me = std::env::current_exe()?;
-            me.ancestors()
-                .nth(3)
-                .context("the target folder")?
-                .join("dist/dstack-vpc")
-        }
-    };
     let before = std::env::var_os("BENCH_BEFORE").map(|path| ("before", path.into()));
-    let binaries: Vec<_> = [(OURS, binary)].into_iter().chain(before).collect();
-    match binaries.iter().find(|(_, binary)| !binary.exists()) {
+    let binaries: Vec<_> = [(OURS, host::shipped()?)].into_iter().chain(before).collect();
+    match binaries
+        .iter()
+        .find(|(_, binary): &&(_, PathBuf)| !binary.exists())
+    {
         None => Ok(binaries),
-        Some((_, missing)) => bail!(
-            "{} is missing; to build what ships: cargo build --profile dist --bin dstack-vpc",
-            missing.display()
-        ),
+        Some((_, missing)) => bail!("{} is missing", missing.display()),
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::compare::{Comparison, Line};
 use crate::load::Sample;
+use crate::shared::targets::row;
 
 /// A row for each load and peer.
 pub(crate) fn of(comparison: &Comparison) -> String {
@@ -35,10 +36,6 @@ pub(crate) fn of(comparison: &Comparison) -> String {
         let _ = write!(text, "\n{note}");
     }
     text + if comparison.notes.is_empty() { "" } else { "\n" }
-}
-
-pub(crate) fn row(text: &mut String, cells: &[String]) {
-    let _ = writeln!(text, "| {} |", cells.join(" | "));
 }
 
 fn cells(comparison: &Comparison, line: &Line, peer: usize, has_size: bool) -> Vec<String> {

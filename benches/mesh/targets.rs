@@ -1,39 +1,11 @@
-//! What is aimed at, and whether it was hit.
+//! What is aimed at in the comparisons.
 
 use crate::compare::Comparison;
 use crate::load::Sample;
 use crate::scenes::{ENTRANCE, SIZES};
+use crate::shared::targets::Limit::{AtLeast, AtMost};
+use crate::shared::targets::Target;
 use crate::stage::OURS;
-use crate::table::row;
-
-/// One thing that was aimed at.
-pub(crate) struct Target {
-    what: String,
-    limit: Limit,
-    /// Not a number when it was not measured.
-    got: f64,
-}
-
-enum Limit {
-    AtMost(f64, &'static str),
-    AtLeast(f64, &'static str),
-}
-
-use Limit::{AtLeast, AtMost};
-
-impl Target {
-    fn new(what: impl Into<String>, limit: Limit, got: f64) -> Self {
-        let what = what.into();
-        Self { what, limit, got }
-    }
-
-    fn met(&self) -> bool {
-        match self.limit {
-            AtMost(limit, _) => self.got <= limit,
-            AtLeast(limit, _) => self.got >= limit,
-        }
-    }
-}
 
 /// All that follow from these comparisons.
 pub(crate) fn of(comparisons: &[Comparison], idle: Option<u64>) -> Vec<Target> {
@@ -50,28 +22,6 @@ pub(crate) fn of(comparisons: &[Comparison], idle: Option<u64>) -> Vec<Target> {
         }
     }
     targets
-}
-
-/// As Markdown.
-pub(crate) fn table(targets: &[Target]) -> String {
-    let mut text = String::from("| target | wanted | measured | |\n|---|---|---|---|\n");
-    for target in targets {
-        let (sign, limit, unit) = match target.limit {
-            AtMost(limit, unit) => ("≤", limit, unit),
-            AtLeast(limit, unit) => ("≥", limit, unit),
-        };
-        let digits = if unit == RATIO { 2 } else { 1 };
-        row(
-            &mut text,
-            &[
-                target.what.clone(),
-                format!("{sign} {limit}{unit}"),
-                format!("{:.digits$}{unit}", target.got),
-                if target.met() { "met" } else { "**not met**" }.to_owned(),
-            ],
-        );
-    }
-    text
 }
 
 const RATIO: &str = " × nginx";

@@ -1,0 +1,180 @@
+//! 10, 1,000 and 10,000 backends, beside those who render the same.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use crate::alone::Alone;
+use crate::measure::{Times, exponent, ms};
+use crate::page::Page;
+use crate::rivals::{Kind, Rival};
+use crate::shared::chart::Panel;
+use crate::shared::proc;
+use crate::shared::targets::Limit::AtMost;
+use crate::shared::targets::Target;
+use crate::site::{File, Site, Stage, Took, answers};
+
+const SIZES: [usize; 3] = [10, 1_000, 10_000];
+/// Steps that grow with the backends, by the command that does nothing else.
+const STEPS: [&str; 3] = ["render", "plan", "check"];
+
+type Column = fn(&Line) -> f64;
+
+/// What was measured at one size, as medians in milliseconds; not a number where it was not.
+struct Line {
+    backends: usize,
+    steps: [f64; STEPS.len()],
+    nothing: f64,
+    ours: (f64, f64),
+    alone: (f64, f64),
+    rivals: [f64; 2],
+    memory: u64,
+}
+
+pub(crate) async fn run(page: &mut Page, stage: &Stage) -> Result<()> {
+    let mut lines = Vec::new();
+    for backends in SIZES {
+        eprintln!("bench: {backends} backends");
+        lines.push(measure(stage, backends).await?);
+    }
+    let columns: [(&str, Column); 9] = [
+        ("`render`", |line| line.steps[0]),
+        ("`plan`", |line| line.steps[1]),
+        ("`check`", |line| line.steps[2]),
+        ("nothing to do", |line| line.nothing),
+        ("edit: first new answer", |line| line.ours.0),
+        ("edit: verified", |line| line.ours.1),
+        ("nginx alone: first new answer", |line| line.alone.0),
+        ("nginx alone: no old worker", |line| line.alone.1),
+        ("beyond nginx, verified", |line| line.ours.1 - line.alone.1),
+    ];
+    let [_, few, many] = &lines[..] else {
+        unreachable!("three sizes")
+    };
+    let mut rows = Vec::new();
+    for (name, of) in columns {
+        let mut row = vec![name.to_owned()];
+        row.extend(lines.iter().map(|line| ms(of(line))));
+        let beyond = of(many) - of(&lines[0]);
+        row.push(format!("{:.1}", beyond * 1e3 / (many.backends - SIZES[0]) as f64));
+        let exponent = exponent((few.backends, of(few)), (many.backends, of(many)));
+        row.push(format!("{exponent:.2}"));
+        rows.push(row);
+        if !name.starts_with("nginx") && !name.starts_with("beyond") {
+            let what = format!("{name}, 1,000 to 10,000 backends: exponent of growth");
+            page.target(Target::new(what, AtMost(1.1, " ×"), exponent));
+        }
+    }
+    for (at, kind) in Kind::ALL.into_iter().enumerate() {
+        let mut row = vec![format!("{}: first new answer", kind.name())];
+        row.extend(lines.iter().map(|line| ms(line.rivals[at])));
+        row.extend(["".to_owned(), "".to_owned()]);
+        rows.push(row);
+    }
+    let mut row = vec!["daemon's memory, MiB".to_owned()];
+    row.extend(
+        lines
+            .iter()
+            .map(|line| format!("{:.0}", line.memory as f64 / f64::from(1 << 20))),
+    );
+    row.extend(["".to_owned(), "".to_owned()]);
+    rows.push(row);
+    page.section(
+        "Many backends",
+        "Medians in ms. `render`, `plan` and `check` are whole commands of the program, `check` with `nginx -t`; *nothing to do* and *edit* are \
+         the daemon's, with a debounce of 1 ms. consul-template looks at a file every 2 s and checks nothing before it reloads; confd looks every \
+         second, which is the most it can, and runs `nginx -t`, too (its `-watch` panics when a file is saved by rename). Neither waits for \
+         anything after the reload.",
+        &["", "10", "1,000", "10,000", "µs a backend", "exponent"],
+        &rows,
+    );
+    for (title, at_size) in [
+        ("Edit to first new answer, ms (less is better)", 0),
+        ("The same with 10,000 backends", 2),
+    ] {
+        let groups = lines
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| (*at == 2) == (at_size == 2));
+        page.panels.push(Panel {
+            title,
+            groups: groups
+                .map(|(_, line)| {
+                    let values = vec![line.ours.0, line.alone.0, line.rivals[0], line.rivals[1]];
+                    (format!("{} backends", line.backends), values)
+                })
+                .collect(),
+        });
+    }
+    Ok(())
+}
+
+async fn measure(stage: &Stage, backends: usize) -> Result<Line> {
+    let rounds = if backends > 5_000 { 3 } else { 11 };
+    let mut file = File {
+        debounce: "1ms",
+        ..File::new(backends)
+    };
+    let (site, _) = stage.site(file.clone()).await?;
+    let alone = Alone::start(stage, &site).await?;
+    let mut steps: [Times; STEPS.len()] = Default::default();
+    let mut nothing = Times::default();
+    let mut edits: [Times; 4] = Default::default();
+    for _ in 0..rounds {
+        for (step, times) in STEPS.iter().zip(&mut steps) {
+            let begin = Instant::now();
+            let output = site.machine.cli(&[step]);
+            times.add(begin.elapsed());
+            ensure!(
+                output.status.success(),
+                "{step}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        let begin = Instant::now();
+        site.ask().await?;
+        nothing.add(begin.elapsed());
+        file.moved = !file.moved;
+        let ours = move_first(stage, &site, &file).await?;
+        let bare = alone.edit(stage, file.moved).await?;
+        for (times, took) in edits
+            .iter_mut()
+            .zip([ours.seen, ours.verified, bare.seen, bare.verified])
+        {
+            times.add(took);
+        }
+    }
+    let memory = proc::resident(&[site.daemon()?]);
+    drop(alone);
+    let mut rivals = [f64::NAN; 2];
+    if file.moved {
+        file.moved = false;
+        move_first(stage, &site, &file).await?;
+    }
+    for (kind, median) in Kind::ALL.into_iter().zip(&mut rivals) {
+        let rival = Rival::start(stage, &site, kind, backends).await?;
+        let mut times = Times::default();
+        for round in 0..rounds {
+            // Between the looks of one, and after the other has set its watch again.
+            tokio::time::sleep(std::time::Duration::from_millis(300 + 170 * round as u64 % 2_000)).await;
+            times.add(rival.edit(stage, round % 2 == 0).await?.seen);
+        }
+        *median = times.median();
+    }
+    let [seen, verified, bare_seen, bare] = edits.map(|times| times.median());
+    Ok(Line {
+        backends,
+        steps: steps.map(|times| times.median()),
+        nothing: nothing.median(),
+        ours: (seen, verified),
+        alone: (bare_seen, bare),
+        rivals,
+        memory,
+    })
+}
+
+async fn move_first(stage: &Stage, site: &Site, file: &File) -> Result<Took> {
+    let wanted = if file.moved { "there" } else { "here" };
+    let live = async || answers(stage, site.https()).await.as_deref() == Some(wanted);
+    site.edit(stage, file, live).await
+}
