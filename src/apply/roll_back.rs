@@ -40,11 +40,16 @@ pub(super) async fn roll_back<M: Machine>(
         // What cannot be read at the moment is not gone: its reader is told, as of any change.
         good_files.entry(path.clone()).or_default();
     }
+    let services = machine.services().await.map(|now| ours(now, before));
+    if services.is_none() && before.services.is_some() {
+        // What the failed apply stopped would stay so, and nobody would owe it anything: the journal stays.
+        return Err(Failure::Unproven("supervisord does not answer".to_owned()));
+    }
     let present = Present {
         generation: Some(failed),
         files: generation::files(machine, state, failed),
         listeners: before.listeners.clone(),
-        services: machine.services().await.map(|now| ours(now, before)),
+        services,
         owed: true,
     };
     let plan = plan::back(&present, &good_files);
