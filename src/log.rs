@@ -145,7 +145,8 @@ impl<W: io::Write> io::Write for Joining<W> {
     }
 }
 
-/// What libraries say in detail would drown our own words, so they are heard from `warn` on.
+/// What libraries say in detail would drown our own words, so they are heard from `warn` on. Notify warns of whatever is
+/// deleted while it is watched.
 fn filter(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -157,6 +158,7 @@ fn filter(level: LogLevel) -> Targets {
     Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target(env!("CARGO_CRATE_NAME"), level)
+        .with_target("notify", LevelFilter::ERROR)
         .with_target(ACCESS, LevelFilter::OFF)
 }
 

@@ -1,4 +1,4 @@
-//! Noticing that something changed: inotify where it works, a cheap look once a second where it does not.
+//! Noticing that something changed: the events of `notify` where they come, a cheap look once a second where none does.
 //!
 //! An event is only a hint to look again: what is done depends on what is found, so that a lost or a
 //! doubled event changes nothing. No event tells of a mount, nor of a file system that somebody else writes to. What

@@ -1,32 +1,29 @@
 //! What the kernel tells of files.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use tokio::io::unix::AsyncFd;
+use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
+use notify::{ErrorKind, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
 
-use crate::reconcile::readable::readable;
-
-/// Not every single write: a file that is being written is half a file.
-const TOLD: WatchFlags = WatchFlags::CREATE
-    .union(WatchFlags::CLOSE_WRITE)
-    .union(WatchFlags::ATTRIB)
-    .union(WatchFlags::MOVE)
-    .union(WatchFlags::MOVE_SELF)
-    .union(WatchFlags::DELETE)
-    .union(WatchFlags::DELETE_SELF);
+/// How much may wait to be looked at: memory stays bounded in a storm.
+const WAITING: usize = 1024;
 
 /// The events of a changing set of files and folders.
 pub(super) struct Events {
     /// `None`: the kernel gives us none.
-    inotify: Option<AsyncFd<OwnedFd>>,
-    heard: BTreeMap<i32, (PathBuf, Vec<Heed>)>,
+    watcher: Option<RecommendedWatcher>,
+    told: mpsc::Receiver<Told>,
+    /// More was told than may wait.
+    is_lost: Arc<AtomicBool>,
+    /// By inode: notify only knows names, and another may have come under the same one.
+    heard: BTreeMap<(u64, u64), (PathBuf, Vec<Heed>)>,
     /// It was said that some are not heard of.
     complained: bool,
 }
@@ -45,6 +42,13 @@ pub(super) enum What {
     /// Something complete is there. What is being written will be closed, and what went away may be about to come back.
     Arrival,
     Any,
+}
+
+/// As notify's thread hands it over.
+enum Told {
+    Of(PathBuf, What),
+    /// Of what, nobody knows.
+    Lost,
 }
 
 impl Heed {
@@ -66,37 +70,36 @@ impl Heed {
         }
     }
 
-    fn wants(&self, name: Option<&OsStr>, flags: ReadFlags, path: &Path) -> bool {
-        if self.name.is_some() && self.name.as_deref() != name {
-            return false;
-        }
-        match self.what {
-            What::Any => !flags.contains(ReadFlags::IGNORED),
-            // A file's own attributes also change when it is deleted.
-            What::Arrival if name.is_none() => flags.contains(ReadFlags::CLOSE_WRITE),
-            What::Arrival if flags.contains(ReadFlags::CREATE) => is_complete(path),
-            What::Arrival => {
-                flags.intersects(ReadFlags::CLOSE_WRITE | ReadFlags::MOVED_TO | ReadFlags::ATTRIB)
-            }
-        }
+    fn wants(&self, name: &Path, what: What) -> bool {
+        self.name.as_ref().is_none_or(|wanted| Path::new(wanted) == name)
+            && (self.what == What::Any || what == What::Arrival)
     }
-}
-
-/// Whether what was just created is all there: a link is, a folder is to be filled and a file to be written.
-fn is_complete(path: &Path) -> bool {
-    let meta = std::fs::symlink_metadata(path);
-    meta.is_ok_and(|meta| meta.is_symlink() || meta.is_file() && meta.nlink() > 1)
 }
 
 impl Events {
     pub(super) fn new() -> Self {
-        let made = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC);
+        let (sender, told) = mpsc::channel(WAITING);
+        let is_lost = Arc::new(AtomicBool::new(false));
+        let lost = Arc::clone(&is_lost);
+        let made = notify::recommended_watcher(move |event| {
+            if let Some(told) = told_by(event)
+                && sender.try_send(told).is_err()
+            {
+                lost.store(true, Ordering::SeqCst);
+                // If everything was taken before that was said, nobody would look.
+                let _ = sender.try_send(Told::Lost);
+            }
+        });
         let mut events = Self {
-            inotify: made.ok().and_then(readable),
+            watcher: made.ok(),
+            told,
+            is_lost,
             heard: BTreeMap::new(),
             complained: false,
         };
-        if events.inotify.is_none() {
+        if events.told.is_closed() {
+            // A watcher whose thread could not be started panics, even where it is dropped.
+            std::mem::forget(events.watcher.take());
             events.complain("fs.inotify.max_user_instances");
         }
         events
@@ -105,7 +108,9 @@ impl Events {
     #[cfg(test)]
     pub(super) fn deaf() -> Self {
         Self {
-            inotify: None,
+            watcher: None,
+            told: mpsc::channel(1).1,
+            is_lost: Arc::default(),
             heard: BTreeMap::new(),
             complained: true,
         }
@@ -113,24 +118,37 @@ impl Events {
 
     /// From now on of these and no others.
     pub(super) fn listen(&mut self, wanted: Vec<Heed>) {
-        let Some(inotify) = &self.inotify else { return };
+        let Some(watcher) = &mut self.watcher else { return };
         let mut heard: BTreeMap<_, (PathBuf, Vec<Heed>)> = BTreeMap::new();
-        let mut is_full = false;
         for heed in wanted {
-            // The same again where it is heard already. What is not there will be created in a folder that is.
-            match inotify::add_watch(inotify, &heed.at, TOLD) {
-                Ok(id) => heard
-                    .entry(id)
-                    .or_insert_with(|| (heed.at.clone(), Vec::new()))
-                    .1
-                    .push(heed),
-                Err(error) => is_full |= error == rustix::io::Errno::NOSPC,
+            // What is not there will be created in a folder that is.
+            let Ok(meta) = fs::metadata(&heed.at) else {
+                continue;
+            };
+            heard
+                .entry((meta.dev(), meta.ino()))
+                .or_insert_with(|| (heed.at.clone(), Vec::new()))
+                .1
+                .push(heed);
+        }
+        for (inode, (at, _)) in &self.heard {
+            if heard.get(inode).is_none_or(|(now, _)| now != at) {
+                // It has ended by itself where the folder is gone.
+                let _ = watcher.unwatch(at);
             }
         }
-        for id in self.heard.keys().filter(|id| !heard.contains_key(id)) {
-            // It has ended by itself where the folder is gone.
-            let _ = inotify::remove_watch(inotify, *id);
-        }
+        let mut is_full = false;
+        heard.retain(|inode, (at, _)| {
+            // Not again: in a storm the answer of notify's thread takes its time.
+            if self.heard.get(inode).is_some_and(|(before, _)| before == at) {
+                return true;
+            }
+            let watched = watcher.watch(at, RecursiveMode::NonRecursive);
+            is_full |= watched
+                .as_ref()
+                .is_err_and(|error| matches!(error.kind, ErrorKind::MaxFilesWatch));
+            watched.is_ok()
+        });
         self.heard = heard;
         if is_full {
             self.complain("fs.inotify.max_user_watches");
@@ -146,38 +164,78 @@ impl Events {
     }
 
     /// Returns when something happened that is worth knowing and that `is_news` to the caller. Cancel safe.
-    pub(super) async fn next(&self, is_news: impl Fn(&PathBuf) -> bool) {
-        let Some(inotify) = &self.inotify else {
-            return std::future::pending().await;
-        };
+    pub(super) async fn next(&mut self, is_news: impl Fn(&PathBuf) -> bool) {
+        let mut all = Vec::new();
         loop {
-            let Ok(mut ready) = inotify.readable().await else {
+            if self.told.recv_many(&mut all, WAITING).await == 0 {
                 return std::future::pending().await;
-            };
-            let mut buffer = [MaybeUninit::uninit(); 4096];
-            let mut reader = inotify::Reader::new(inotify, &mut buffer);
-            let mut any = false;
-            while let Ok(event) = reader.next() {
-                any |= self.is_worth(&event, &is_news);
             }
-            ready.clear_ready();
-            if any {
+            let mut any = false;
+            let mut is_lost = self.is_lost.swap(false, Ordering::SeqCst);
+            for told in all.drain(..) {
+                match told {
+                    Told::Of(path, what) => {
+                        any |= self.is_worth(&path, what) && is_news(&path);
+                        if what != What::Arrival {
+                            self.hear_again(&path);
+                        }
+                    }
+                    Told::Lost => is_lost = true,
+                }
+            }
+            if is_lost {
+                self.hear_again(Path::new("/"));
+            }
+            // What was lost may have been anything.
+            if any || is_lost {
                 return;
             }
         }
     }
 
-    fn is_worth(&self, event: &inotify::Event<'_>, is_news: impl Fn(&PathBuf) -> bool) -> bool {
-        let flags = event.events();
-        // What was lost may have been anything.
-        if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-            return true;
-        }
-        let Some((folder, heed)) = self.heard.get(&event.wd()) else {
-            return false;
-        };
-        let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
-        let path = name.map_or_else(|| folder.clone(), |name| folder.join(name));
-        heed.iter().any(|heed| heed.wants(name, flags, &path)) && is_news(&path)
+    fn is_worth(&self, path: &Path, what: What) -> bool {
+        self.heard.values().any(|(at, heed)| {
+            let name = path.strip_prefix(at);
+            name.is_ok_and(|name| heed.iter().any(|heed| heed.wants(name, what)))
+        })
     }
+
+    /// Where something went away, notify hears no more, not even what has come in its place since.
+    fn hear_again(&mut self, path: &Path) {
+        let Some(watcher) = &mut self.watcher else { return };
+        self.heard.retain(|_, (at, _)| {
+            if !at.starts_with(path) {
+                return true;
+            }
+            let _ = watcher.unwatch(at);
+            watcher.watch(at, RecursiveMode::NonRecursive).is_ok()
+        });
+    }
+}
+
+/// Decided at once, while what is there is still what the event is about. `None`: our own reading, or a single write
+/// to a file, which is then half a file.
+fn told_by(event: notify::Result<Event>) -> Option<Told> {
+    let Ok(event) = event else { return Some(Told::Lost) };
+    if event.need_rescan() {
+        return Some(Told::Lost);
+    }
+    let path = event.paths.into_iter().next()?;
+    let has_arrived = match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write))
+        | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => true,
+        EventKind::Create(_) => is_complete(&path),
+        // A file's own attributes also change when it is deleted.
+        EventKind::Modify(ModifyKind::Metadata(_)) => fs::metadata(&path).is_ok_and(|meta| meta.nlink() > 0),
+        EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => false,
+        _ => return None,
+    };
+    let what = if has_arrived { What::Arrival } else { What::Any };
+    Some(Told::Of(path, what))
+}
+
+/// Whether what was just created is all there: a link is, a folder is to be filled and a file to be written.
+fn is_complete(path: &Path) -> bool {
+    let meta = fs::symlink_metadata(path);
+    meta.is_ok_and(|meta| meta.is_symlink() || meta.is_file() && meta.nlink() > 1)
 }
