@@ -12,6 +12,7 @@ mod listener;
 mod listeners;
 mod outbound;
 mod reply;
+mod socket;
 mod tally;
 mod wire;
 mod worker;

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::listener::Life;
+use super::socket::Socket;
 use crate::spec::Limits;
 
 /// Interim responses that wait for a client that does not read, in bytes. What is more is left out: they are hints.
@@ -32,7 +33,7 @@ const LEFT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The socket, as hyper uses it.
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Socket,
     line: Arc<Line>,
 }
 
@@ -204,6 +205,7 @@ impl<B: Body + Unpin> Body for Due<B> {
 
 impl Wire {
     pub(super) fn new(stream: TcpStream, line: Arc<Line>) -> Self {
+        let stream = Socket(stream);
         Self { stream, line }
     }
 
@@ -230,7 +232,7 @@ impl Drop for Wire {
     fn drop(&mut self) {
         if self.line.broke_off.load(Ordering::Relaxed) && self.line.old.load(Ordering::Relaxed) {
             // Fails for a connection that is gone.
-            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+            let _ = SockRef::from(&self.stream.0).set_linger(Some(Duration::ZERO));
         }
     }
 }

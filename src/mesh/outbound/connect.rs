@@ -20,6 +20,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::Failure;
 use super::target::Endpoint;
+use crate::mesh::socket::Socket;
 use crate::names::{Host, HostPort};
 use crate::ratls::still_valid;
 use crate::spec::AgentAddr;
@@ -35,7 +36,7 @@ const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
 
 /// A connection to whatever is on the other side.
 pub(super) enum Stream {
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -44,11 +45,11 @@ pub(super) enum Stream {
 pub(super) async fn tls(
     endpoint: &Endpoint,
     config: Arc<ClientConfig>,
-) -> Result<TlsStream<TcpStream>, Failure> {
+) -> Result<TlsStream<Socket>, Failure> {
     let at = &endpoint.at;
     let tcp = tcp(at).await?;
     let connector = TlsConnector::from(config);
-    let connected = connector.connect(endpoint.name.clone(), tcp).await;
+    let connected = connector.connect(endpoint.name.clone(), Socket(tcp)).await;
     let stream = connected.map_err(|error| Failure::handshake(at, error))?;
     if endpoint.proves && stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
         // The verifier is not asked again. Identity and root are the session's own; time went on.

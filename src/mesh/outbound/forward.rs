@@ -10,7 +10,6 @@ use hyper::http::uri::Authority;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use rustls::{ClientConfig, HandshakeKind};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::client::TlsStream;
 
@@ -23,6 +22,7 @@ use super::target::Endpoint;
 use super::upload::Upload;
 use super::{Download, Failure, headers, tunnel};
 use crate::mesh::reply::Body;
+use crate::mesh::socket::Socket;
 use crate::mesh::wire::Line;
 use crate::names::HostPort;
 use crate::spec::Limits;
@@ -160,7 +160,7 @@ impl Hop {
         endpoint: &Endpoint,
         config: &Arc<ClientConfig>,
         deadline: Instant,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
+    ) -> Result<TlsStream<Socket>, Failure> {
         let handshake = self.slot.meter.handshake();
         let connected = self
             .in_time(deadline, connect::tls(endpoint, Arc::clone(config)))
