@@ -13,6 +13,8 @@ use super::readable::readable;
 
 /// Watches a changing set of processes.
 pub(super) struct Children {
+    /// supervisord, if it is our parent. Nobody need answer for it to be followed.
+    parent: Option<i32>,
     watched: BTreeMap<i32, AbortHandle>,
     tasks: tokio::task::JoinSet<()>,
     sender: mpsc::Sender<i32>,
@@ -20,19 +22,22 @@ pub(super) struct Children {
 }
 
 impl Children {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(parent: Option<u32>) -> Self {
         let (sender, ended) = mpsc::channel(16);
-        Self {
+        let mut children = Self {
+            parent: parent.and_then(|pid| pid.try_into().ok()),
             watched: BTreeMap::new(),
             tasks: tokio::task::JoinSet::new(),
             sender,
             ended,
-        }
+        };
+        children.follow([]);
+        children
     }
 
-    /// From now on these and no others.
+    /// From now on these and no others, but for our parent.
     pub(super) fn follow(&mut self, pids: impl IntoIterator<Item = i32>) {
-        let pids: Vec<i32> = pids.into_iter().collect();
+        let pids: Vec<i32> = pids.into_iter().chain(self.parent).collect();
         self.watched.retain(|pid, task| {
             let keep = pids.contains(pid);
             if !keep {

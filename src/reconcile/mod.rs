@@ -159,6 +159,7 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
 
     let (joining, settings) = channel::channel(None);
     let node = Node::start(settings, state.clone(), cancel.clone());
+    let parent = supervised_by();
     let mut daemon = Daemon {
         teller: Teller::new(status, &source, &state),
         rollout: Rollout::read(&*machine, &state),
@@ -178,7 +179,7 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
         told: false,
         api: None,
         watch: Watch::new(),
-        children: Children::new(),
+        children: Children::new(parent),
         programs: Programs::default(),
         asked: None,
         made: None,
@@ -187,7 +188,6 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
     tracing::info!(config = %daemon.source, state = %daemon.state.root().display(), "started");
     let mut causes = BTreeSet::from(["start".to_owned()]);
     let mut waiting: Vec<(Then, oneshot::Sender<Answer>)> = Vec::new();
-    let parent = supervised_by();
     loop {
         if parent.is_some_and(|pid| pid != std::os::unix::process::parent_id()) {
             // Nobody would start what ends, or end what runs: the next `up` finds the ports and the lock free.
