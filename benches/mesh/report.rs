@@ -75,7 +75,7 @@ fn introduction(pace: Pace) -> String {
 Written by `make bench`; edits are lost with the next run. {}, nginx {}, haproxy {}. The load (wrk), \
 the peer and the server behind it share them.
 
-* *dstack-vpc* is what ships: the `dist` profile (thin LTO), started with `dstack-vpc up` and its default settings.
+* *dstack-vpc* is what ships: the `dist` profile (fat LTO), started with `dstack-vpc up` and its default settings.
 * *nginx* and *haproxy* do the same outbound hop: plain HTTP/1.1 in, TLS 1.3 with client certificates out, the server's \
 chain verified, connections kept on both sides. Their configurations are in `benches/mesh/conf`.
 * All use the same certificates, shaped as a KMS makes them, and the same server: an nginx that answers with 512 bytes.

@@ -41,7 +41,10 @@ pub(super) struct Wire {
 pub(super) struct Line {
     pub(super) life: Arc<Life>,
     moved: AtomicU64,
-    asked: AtomicBool,
+    /// Requests whose head was read.
+    heads: AtomicU64,
+    /// One of them is being answered; over HTTP/2 this stays.
+    answering: AtomicBool,
     /// Nothing of hyper's is on its way to the client.
     between: AtomicBool,
     interim: Mutex<Vec<u8>>,
@@ -66,7 +69,8 @@ impl Line {
         Arc::new(Self {
             life,
             moved: AtomicU64::new(0),
-            asked: AtomicBool::new(false),
+            heads: AtomicU64::new(0),
+            answering: AtomicBool::new(false),
             between: AtomicBool::new(true),
             interim: Mutex::default(),
             has_interim: AtomicBool::new(false),
@@ -81,14 +85,23 @@ impl Line {
         })
     }
 
-    /// A request has begun. Over HTTP/1 its answer is due until what this returns is dropped.
-    pub(super) fn asked(self: &Arc<Self>, version: Version) -> Option<AnswerDue> {
-        self.asked.store(true, Ordering::Relaxed);
+    /// A request has begun. Over HTTP/1 it is being answered until what this returns is dropped.
+    pub(super) fn asked(self: &Arc<Self>, version: Version) -> Option<Answering> {
+        let heads = self.heads.load(Ordering::Relaxed);
+        self.heads.store(heads + 1, Ordering::Relaxed);
+        self.answering.store(true, Ordering::Relaxed);
         self.old.store(version < Version::HTTP_11, Ordering::Relaxed);
         (version < Version::HTTP_2).then(|| {
             self.due.store(true, Ordering::Relaxed);
-            AnswerDue(Arc::clone(self))
+            Answering(Arc::clone(self))
         })
+    }
+
+    fn nothing_due(&self) {
+        self.due.store(false, Ordering::Relaxed);
+        if self.ended.load(Ordering::Relaxed) {
+            self.on_change.wake();
+        }
     }
 
     /// The connection ends before its time.
@@ -125,31 +138,31 @@ impl Line {
         self.due.load(Ordering::Relaxed) && !self.starving.load(Ordering::Relaxed)
     }
 
-    /// Returns when the client asked for nothing in time, or when nothing has moved for long.
+    /// Returns when the client asked for nothing in time.
+    ///
+    /// hyper can look after that too, but sets a timer for each request.
+    pub(super) async fn silent(&self, limits: &Limits) {
+        let idle = || !self.answering.load(Ordering::Relaxed);
+        unchanged(limits.header_timeout, || {
+            idle().then(|| self.heads.load(Ordering::Relaxed))
+        })
+        .await;
+    }
+
+    /// Returns when nothing has moved for long.
     pub(super) async fn stalled(&self, limits: &Limits) {
-        const PARTS: u32 = 4;
-        sleep(limits.header_timeout).await;
-        if self.asked.load(Ordering::Relaxed) {
-            let pause = (limits.stall_timeout / PARTS).max(Duration::from_millis(1));
-            self.still(pause, PARTS).await;
-        }
+        unchanged(limits.stall_timeout, || {
+            // Before the first request the other limit is the one that counts.
+            let asked = self.heads.load(Ordering::Relaxed) > 0;
+            asked.then(|| self.moved.load(Ordering::Relaxed))
+        })
+        .await;
     }
 
     /// Returns when a client that has sent its last byte has to be taken for gone: both look the same.
     pub(super) async fn left(&self) {
         self.on_end.notified().await;
-        self.still(LEFT_PATIENCE / 4, 4).await;
-    }
-
-    /// Waits until nothing has moved for so many pauses.
-    async fn still(&self, pause: Duration, pauses: u32) {
-        let (mut seen, mut still) = (self.moved.load(Ordering::Relaxed), 0);
-        while still < pauses {
-            sleep(pause).await;
-            let moved = self.moved.load(Ordering::Relaxed);
-            still = if moved == seen { still + 1 } else { 0 };
-            seen = moved;
-        }
+        unchanged(LEFT_PATIENCE, || Some(self.moved.load(Ordering::Relaxed))).await;
     }
 
     fn moved(&self, bytes: usize) {
@@ -159,31 +172,57 @@ impl Line {
     }
 }
 
-/// An answer that is due, see [`Line::asked`].
-pub(super) struct AnswerDue(Arc<Line>);
+/// Waits until a value has been the same for so long, give or take a quarter. Without one, time does not count.
+async fn unchanged(how_long: Duration, value: impl Fn() -> Option<u64>) {
+    const PARTS: u32 = 4;
+    let pause = (how_long / PARTS).max(Duration::from_millis(1));
+    let (mut seen, mut unchanged) = (value(), 0);
+    while unchanged < PARTS {
+        sleep(pause).await;
+        let now = value();
+        unchanged = if now.is_some() && now == seen {
+            unchanged + 1
+        } else {
+            0
+        };
+        seen = now;
+    }
+}
 
-impl Drop for AnswerDue {
+/// A request that is being answered, see [`Line::asked`].
+pub(super) struct Answering(Arc<Line>);
+
+impl Answering {
+    /// The answer has no known end: nobody would be told in time that it has no reader, for a client that left looks
+    /// like one that waits.
+    pub(super) fn endless(&self) {
+        self.0.nothing_due();
+    }
+}
+
+impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.due.store(false, Ordering::Relaxed);
-        if self.0.ended.load(Ordering::Relaxed) {
-            self.0.on_change.wake();
+        self.0.answering.store(false, Ordering::Relaxed);
+        self.0.nothing_due();
+    }
+}
+
+/// The body of an answer, until it has ended.
+pub(super) struct Answer<B> {
+    body: B,
+    _answering: Option<Answering>,
+}
+
+impl<B> Answer<B> {
+    pub(super) fn new(body: B, answering: Option<Answering>) -> Self {
+        Self {
+            body,
+            _answering: answering,
         }
     }
 }
 
-/// A body that is due until it has ended.
-pub(super) struct Due<B> {
-    body: B,
-    _due: Option<AnswerDue>,
-}
-
-impl<B> Due<B> {
-    pub(super) fn new(body: B, due: Option<AnswerDue>) -> Self {
-        Self { body, _due: due }
-    }
-}
-
-impl<B: Body + Unpin> Body for Due<B> {
+impl<B: Body + Unpin> Body for Answer<B> {
     type Data = B::Data;
     type Error = B::Error;
 

@@ -34,7 +34,7 @@ use super::listener::{Accepting, Life};
 use super::outbound::{Failure, Outbound};
 use super::reply::Body;
 use super::tally::Pen;
-use super::wire::{AnswerDue, Due, Line, Wire};
+use super::wire::{Answer, Answering, Line, Wire};
 use super::{Role, Shared};
 use crate::spec::Limits;
 
@@ -179,8 +179,7 @@ impl Http {
         let mut builder = auto::Builder::new(Local);
         builder
             .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
+            .header_read_timeout(None)
             .max_headers(limits.headers.into())
             .max_buf_size(limits.header_bytes() as usize);
         builder
@@ -234,13 +233,14 @@ impl Worker {
         let (worker, its_line) = (Rc::clone(&self), Arc::clone(&line));
         let service = service_fn(move |request: Request<Incoming>| {
             // At once: hyper looks for more before it first asks for the answer.
-            let due = its_line.asked(request.version());
-            Rc::clone(&worker).answer(request, Arc::clone(&its_line), due)
+            let answering = its_line.asked(request.version());
+            Rc::clone(&worker).answer(request, Arc::clone(&its_line), answering)
         });
         let stream = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
         let mut connection = pin!(http.builder.serve_connection_with_upgrades(stream, service));
         // Each of these is polled when it was woken, and not whenever a byte moves.
         let ends = FuturesUnordered::<LocalBoxFuture<'_, End>>::new();
+        ends.push(Box::pin(line.silent(&http.limits).map(|()| End::Cut)));
         ends.push(Box::pin(line.stalled(&http.limits).map(|()| End::Cut)));
         ends.push(Box::pin(line.left().map(|()| End::Cut)));
         ends.push(Box::pin(async {
@@ -275,8 +275,8 @@ impl Worker {
         self: Rc<Self>,
         request: Request<Incoming>,
         line: Arc<Line>,
-        due: Option<AnswerDue>,
-    ) -> Result<Response<Due<Body>>, Infallible> {
+        answering: Option<Answering>,
+    ) -> Result<Response<Answer<Body>>, Infallible> {
         let (http1, life) = (request.version() < Version::HTTP_2, &line.life);
         let mut answer = pin!(async {
             match life.role {
@@ -300,9 +300,10 @@ impl Worker {
             let last = HeaderValue::from_static("1");
             answer.headers_mut().insert(LAST, last);
         }
-        // A client that left looks like one that waits. Of a stream without an end nobody would be told in time.
-        let due = due.filter(|_| answer.body().size_hint().exact().is_some());
-        Ok(answer.map(|body| Due::new(body, due)))
+        if let (Some(answering), None) = (&answering, answer.body().size_hint().exact()) {
+            answering.endless();
+        }
+        Ok(answer.map(|body| Answer::new(body, answering)))
     }
 }
 

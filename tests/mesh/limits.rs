@@ -130,6 +130,36 @@ async fn what_stands_still_is_cut_and_what_moves_is_not() {
     us.mesh.shutdown().await;
 }
 
+/// The time for a head begins when the answer before it has ended.
+#[tokio::test]
+async fn an_answer_without_a_known_end_may_take_longer_than_a_head() {
+    let header = Duration::from_millis(300);
+    let root = Signed::root(&Shape::root());
+    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let peer = Peer::scripted(acceptor, move |mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        for _ in 0..12 {
+            sleep(header / 4).await;
+            stream.write_all(b"1\r\nx\r\n").await.unwrap();
+            stream.flush().await.unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        stream.flush().await.unwrap();
+        sleep(header * 4).await;
+    })
+    .await;
+    let us = OurSide::start(&root, with(&peer, |limits| limits.header_timeout = header)).await;
+    let mut client = Client::connect(us.client).await;
+    client.send(get("/", "")).await;
+    let answer = client.response(false).await.expect("it came whole");
+    assert_eq!(answer.text(), "x".repeat(12));
+    let ended = timeout(header * 4, client.head()).await;
+    assert!(matches!(ended, Ok(None)), "{ended:?}");
+    us.mesh.shutdown().await;
+}
+
 #[tokio::test]
 async fn heads_are_limited_in_bytes_and_in_number() {
     let (us, peer) = limited(|limits| {

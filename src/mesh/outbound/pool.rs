@@ -20,7 +20,7 @@ use crate::mesh::tally::{Held, Meter, Pen, To};
 use crate::spec::{AgentAddr, Limits};
 
 /// So many connections a target has in each worker before a request waits for one of them.
-const FEW: usize = 64;
+const FEW: usize = 32;
 /// How long it waits before it opens another,
 const PATIENCE: Duration = Duration::from_millis(50);
 /// unless so many are being opened already.
@@ -154,8 +154,7 @@ impl Slot {
         if self.links.get() < FEW {
             return None;
         }
-        let (sender, mut receiver) = oneshot::channel();
-        self.waiting.borrow_mut().push_back(sender);
+        let mut receiver = self.queue();
         let begun = Instant::now();
         loop {
             if let Ok(link) = timeout(PATIENCE, &mut receiver).await {
@@ -165,6 +164,17 @@ impl Slot {
                 return None;
             }
         }
+    }
+
+    fn queue(&self) -> oneshot::Receiver<Link> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.waiting.borrow_mut();
+        // Where no connection ever comes back, nobody else takes out who has given up.
+        while waiting.front().is_some_and(oneshot::Sender::is_closed) {
+            waiting.pop_front();
+        }
+        waiting.push_back(sender);
+        receiver
     }
 
     /// Counts a connection, from before it is there.
