@@ -15,7 +15,10 @@ mod real;
 mod roll_back;
 mod switch;
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
 
 use crate::desired::{Desired, ListenerSettings, Probe, Program, Reader};
 use crate::paths::StateDir;
@@ -32,6 +35,9 @@ pub use switch::{in_use, recover};
 
 /// How long a program that is just starting may take to show that it has read its file.
 const HEARD: Duration = Duration::from_secs(1);
+
+/// How often ports are asked for that nginx is about to give up.
+const TAKE_OVER: Duration = Duration::from_millis(20);
 
 /// What one apply needs besides the desired state.
 #[derive(Debug, Clone)]
@@ -318,9 +324,16 @@ fn ports_are_free<M: Machine>(
             .unwrap_or_default(),
         _ => Vec::new(),
     };
+    // Two of them are those that we leave to nginx.
+    let ours = match &present.listeners {
+        Listeners::Open(open) => open.addresses(),
+        Listeners::Closed | Listeners::NotOurs => Vec::new(),
+    };
     let fronts = desired
         .probes
         .iter()
+        .filter(|_| desired.listeners.mesh.front.is_none())
+        .filter(|probe| !ours.contains(&(probe.key.as_str(), probe.listen)))
         .filter(|probe| !held.iter().any(|old| old.listen == probe.listen))
         .map(|probe| (probe.key.as_str(), probe.listen));
     // Before there is a daemon, its ports are looked at as well; later it opens them itself.
@@ -374,8 +387,23 @@ async fn carry_out<M: Machine>(
         Some(pid) if reload => machine.workers(pid),
         _ => Vec::new(),
     };
-    for kind in due() {
-        act(machine, kind, goal.listeners).await?;
+    let mut due: Vec<_> = due().collect();
+    if let [
+        ..,
+        update @ ActionKind::UpdateSupervisor { .. },
+        ActionKind::UpdateListeners,
+    ] = due[..]
+    {
+        // nginx gives up its ports at once, and then takes its time to finish.
+        due.truncate(due.len() - 2);
+        for kind in due {
+            act(machine, kind, goal.listeners).await?;
+        }
+        take_over(machine, update, goal.listeners).await?;
+    } else {
+        for kind in due {
+            act(machine, kind, goal.listeners).await?;
+        }
     }
     if nginx_should_answer(plan, present) {
         machine
@@ -384,6 +412,26 @@ async fn carry_out<M: Machine>(
             .map_err(Failure::Unproven)?;
     }
     Ok(())
+}
+
+/// Lets supervisord stop nginx, and opens the listeners that take its ports as soon as they are free.
+async fn take_over<M: Machine>(
+    machine: &M,
+    update: ActionKind,
+    listeners: &ListenerSettings,
+) -> Result<(), Failure> {
+    let mut updating = pin!(act(machine, update, listeners));
+    let updated = loop {
+        if act(machine, ActionKind::UpdateListeners, listeners).await.is_ok() {
+            return updating.await;
+        }
+        tokio::select! {
+            updated = &mut updating => break updated,
+            () = sleep(TAKE_OVER) => {}
+        }
+    };
+    updated?;
+    act(machine, ActionKind::UpdateListeners, listeners).await
 }
 
 /// A proof is due when nginx was told something, unless an operator holds it stopped.

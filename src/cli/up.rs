@@ -16,6 +16,7 @@ use crate::log;
 use crate::paths::StateDir;
 use crate::plan::plan;
 use crate::reconcile::{Lock, LockError, Rollout, Wish};
+use crate::spec::Front;
 
 /// How long the first reconcile waits for the guest agent. The daemon goes on waiting, and serves meanwhile.
 const AGENT_WAIT: Duration = Duration::from_secs(3);
@@ -90,7 +91,7 @@ async fn first(context: &Context) -> anyhow::Result<std::path::PathBuf> {
             spec.supervisor.program.display()
         );
     };
-    if programs.nginx.is_none() {
+    if spec.mesh.front == Front::Nginx && programs.nginx.is_none() {
         bail!(
             "nginx was not found ({}); install it: apt-get install nginx",
             spec.nginx.program.display()

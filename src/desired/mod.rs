@@ -45,17 +45,15 @@ pub fn desired(
     launch: &Launch,
     templates: &Templates,
 ) -> Result<Desired, RenderError> {
-    if spec.mesh.front == Front::Builtin {
-        return Err(RenderError::FrontNotAvailable);
-    }
+    let builtin = spec.mesh.front == Front::Builtin;
     let (mut missing, mut notes) = (BTreeMap::new(), Vec::new());
     let mut files = BTreeMap::new();
     let mut programs = BTreeMap::new();
 
-    if let Some(nginx) = installed(&facts.programs.nginx, Program::Nginx, &mut missing) {
+    if !builtin && let Some(nginx) = installed(&facts.programs.nginx, Program::Nginx, &mut missing) {
         programs.insert(Program::Nginx, nginx::command(nginx, state)?);
     }
-    if let (Some(user), false) = (&spec.nginx.user, facts.host.root) {
+    if let (Some(user), false) = (&spec.nginx.user, facts.host.root || builtin) {
         notes.push(format!(
             "nginx.user {user:?} is not used: only root can run nginx's workers as another user"
         ));
@@ -110,18 +108,28 @@ pub fn desired(
         (format!("{OVERRIDES}/{name}"), File::new(text, Reader::Daemon))
     }));
 
-    // The tag stands in the file that it names, so the name is taken of the file without it.
-    let conf = nginx::render(templates, spec, facts, state, NO_TAG)?;
-    let conf = String::from_utf8_lossy(&conf);
-    let tag = tag(conf.replace(NO_TAG, "").as_bytes());
-    let conf = conf.replace(NO_TAG, &tag).into_bytes();
-    files.insert(nginx::FILE.to_owned(), File::new(conf, Reader::Nginx));
+    let mut listeners = settings::listeners(spec, facts, state);
+    let tag = match &mut listeners.mesh.front {
+        Some(front) => {
+            front.tag = tag(format!("{front:?}").as_bytes());
+            front.tag.clone()
+        }
+        None => {
+            // The tag stands in the file that it names, so the name is taken of the file without it.
+            let conf = nginx::render(templates, spec, facts, state, NO_TAG)?;
+            let conf = String::from_utf8_lossy(&conf);
+            let tag = tag(conf.replace(NO_TAG, "").as_bytes());
+            let conf = conf.replace(NO_TAG, &tag).into_bytes();
+            files.insert(nginx::FILE.to_owned(), File::new(conf, Reader::Nginx));
+            tag
+        }
+    };
 
     Ok(Desired {
         files,
         folders: folders(state),
         probes: probes(spec, facts, &programs),
-        listeners: settings::listeners(spec, facts, state),
+        listeners,
         node: settings::node(spec, facts),
         programs,
         tag,
@@ -196,7 +204,7 @@ pub struct Desired {
     pub listeners: ListenerSettings,
     /// This machine as a node of the VPN; it joins in its own time.
     pub node: Option<NodeSettings>,
-    /// Names the content of nginx.conf, where it stands and is probed: the same content has the same tag. It does
+    /// Names what the front serves. With nginx it is the content of nginx.conf, where it stands and is probed: the same content has the same tag. It does
     /// not depend on the other files, so that a change for Headscale alone does not reload nginx.
     pub tag: String,
     /// Folders that the programs expect, with their mode.
@@ -224,10 +232,14 @@ pub struct ListenerSettings {
 impl ListenerSettings {
     /// Where the daemon listens, by key.
     pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
-        let mut all = vec![
-            ("mesh.client_listen", self.mesh.client_listen),
-            ("mesh.auth_listen", self.mesh.auth_listen),
-        ];
+        let mut all = vec![("mesh.client_listen", self.mesh.client_listen)];
+        match &self.mesh.front {
+            None => all.push(("mesh.auth_listen", self.mesh.auth_listen)),
+            Some(front) => {
+                all.push(("mesh.http_listen", front.http_listen));
+                all.extend(front.https_listen.map(|addr| ("mesh.https_listen", addr)));
+            }
+        }
         all.extend(self.api.as_ref().map(|api| ("server.api_listen", api.listen)));
         all.extend(self.metrics.map(|addr| ("metrics.listen", addr)));
         all
@@ -343,7 +355,7 @@ fn folders(state: &StateDir) -> BTreeMap<PathBuf, u32> {
 }
 
 fn probes(spec: &Spec, facts: &Facts, programs: &BTreeMap<Program, Command>) -> Vec<Probe> {
-    if !programs.contains_key(&Program::Nginx) {
+    if spec.mesh.front == Front::Nginx && !programs.contains_key(&Program::Nginx) {
         return Vec::new();
     }
     let http = Probe {

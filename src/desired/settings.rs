@@ -6,16 +6,16 @@ use super::{ListenerSettings, headscale, nginx};
 use crate::api::ApiSettings;
 use crate::facts::Facts;
 use crate::headscale::Access;
-use crate::mesh::MeshSettings;
-use crate::names::BackendName;
+use crate::mesh::{FrontSettings, MeshSettings, Route, Routes};
+use crate::names::{BackendName, HostPort};
 use crate::node::{NodeSettings, SHARED_SPACE, Server};
 use crate::paths::StateDir;
 use crate::registry::RegistrySettings;
-use crate::spec::{AllowedApps, ServerAppId, Spec, Tun};
+use crate::spec::{AllowedApps, Front, ServerAppId, Spec, Tun};
 
 pub(super) fn listeners(spec: &Spec, facts: &Facts, state: &StateDir) -> ListenerSettings {
     ListenerSettings {
-        mesh: mesh(spec, facts),
+        mesh: mesh(spec, facts, state),
         api: spec.role.server.then(|| api(spec, facts, state)),
         metrics: spec.metrics.listen,
     }
@@ -86,10 +86,39 @@ pub fn backends(spec: &Spec) -> BTreeMap<BackendName, AllowedApps> {
     backends
 }
 
-fn mesh(spec: &Spec, facts: &Facts) -> MeshSettings {
+/// What nginx.conf says, for the front of our own. It gets its tag when it is complete.
+fn front(spec: &Spec, facts: &Facts, state: &StateDir) -> FrontSettings {
+    let mut routes = Routes::default();
+    for backend in &spec.backends {
+        let (backend, name) = (
+            Route {
+                backend: backend.name.clone(),
+                upstream: backend.upstream.clone(),
+            },
+            backend.server_name.as_ref(),
+        );
+        routes.add(name, backend);
+    }
+    if spec.role.server
+        && let (Ok(name), Ok(backend)) = (nginx::API.parse(), nginx::API.parse())
+    {
+        let upstream = vec![HostPort::from(spec.server.api_listen)];
+        routes.add(Some(&name), Route { backend, upstream });
+    }
+    FrontSettings {
+        http_listen: spec.mesh.http_listen,
+        https_listen: facts.identity.is_some().then_some(spec.mesh.https_listen),
+        routes,
+        files: state.vpc(),
+        tag: String::new(),
+    }
+}
+
+fn mesh(spec: &Spec, facts: &Facts, state: &StateDir) -> MeshSettings {
     MeshSettings {
         client_listen: spec.mesh.client_listen,
         auth_listen: spec.mesh.auth_listen,
+        front: (spec.mesh.front == Front::Builtin).then(|| front(spec, facts, state)),
         gateway: facts.gateway.as_ref().map(|fact| fact.value.clone()),
         agent: facts.agent.as_ref().map(|fact| fact.value.clone()),
         backends: backends(spec),

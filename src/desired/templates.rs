@@ -39,9 +39,6 @@ pub enum RenderError {
 
     #[error("{path:?} is not valid UTF-8; choose another path")]
     NotUtf8 { path: PathBuf },
-
-    #[error("mesh.front = \"builtin\" is not available in this version; write front = \"nginx\"")]
-    FrontNotAvailable,
 }
 
 /// One engine for each format, because the escape function belongs to the engine.

@@ -13,7 +13,8 @@ use hyper::header::{HeaderMap, HeaderValue};
 use hyper::http::request;
 use hyper::{Method, Response, StatusCode};
 
-use super::outbound::{Progress, Target};
+use super::hop::Progress;
+use super::outbound::Target;
 use super::reply::Body;
 use super::tally;
 use crate::log;

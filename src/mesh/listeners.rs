@@ -1,6 +1,6 @@
 //! Where the mesh listens, and how that changes: new before old, all or nothing.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -9,19 +9,23 @@ use super::listener::{self, Bound, Listener};
 use super::worker::Crew;
 use super::{BindError, LocalAddrs, MeshSettings, Role};
 
+/// Of a listener that is not there.
+const UNKNOWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 pub(super) struct Listeners {
-    /// In the order of [`Role::ALL`].
-    live: [Listener; 2],
+    live: Vec<Listener>,
     /// Moved away from, but accepting until they are retired: whoever calls them has not followed yet.
     left: Vec<Listener>,
     /// Retired: soon serving only what they had accepted.
     draining: Vec<Listener>,
 }
 
-/// Opens both listeners, or none.
-pub(super) fn bind_all(settings: &MeshSettings) -> Result<[Bound; 2], BindError> {
-    let bind = |role: Role| listener::bind(role, role.addr(settings));
-    Ok([bind(Role::Client)?, bind(Role::Auth)?])
+/// Opens all listeners, or none.
+pub(super) fn bind_all(settings: &MeshSettings) -> Result<Vec<Bound>, BindError> {
+    let wanted = Role::ALL
+        .into_iter()
+        .filter_map(|role| Some((role, role.addr(settings)?)));
+    wanted.map(|(role, addr)| listener::bind(role, addr)).collect()
 }
 
 /// Where a listener goes next.
@@ -30,6 +34,8 @@ pub(super) enum Move {
     To(Bound),
     /// Back to where it still listens.
     Back(Listener),
+    /// Away: whoever comes next wants its address.
+    Gone(Role),
 }
 
 impl Move {
@@ -37,24 +43,35 @@ impl Move {
         match self {
             Self::To(bound) => bound.role,
             Self::Back(listener) => listener.role(),
+            Self::Gone(role) => *role,
         }
     }
 }
 
 impl Listeners {
-    pub(super) fn start(bound: [Bound; 2], crew: &Crew) -> Self {
+    pub(super) fn start(bound: Vec<Bound>, crew: &Crew) -> Self {
         Self {
-            live: bound.map(|bound| Listener::start(bound, crew)),
+            live: bound
+                .into_iter()
+                .map(|bound| Listener::start(bound, crew))
+                .collect(),
             left: Vec::new(),
             draining: Vec::new(),
         }
     }
 
     pub(super) fn local_addrs(&self) -> LocalAddrs {
-        let [client, auth] = &self.live;
+        let at = |role: Role| {
+            self.live
+                .iter()
+                .find(|live| live.role() == role)
+                .map(|live| live.addr)
+        };
         LocalAddrs {
-            client: client.addr,
-            auth: auth.addr,
+            client: at(Role::Client).unwrap_or(UNKNOWN),
+            auth: at(Role::Auth),
+            http: at(Role::Http),
+            https: at(Role::Https),
         }
     }
 
@@ -71,10 +88,14 @@ impl Listeners {
             .collect();
         let mut moves = Vec::new();
         for &role in &moving {
-            match self.open(role, role.addr(new), &moving).await {
+            let Some(addr) = role.addr(new) else {
+                moves.push(Move::Gone(role));
+                continue;
+            };
+            match self.open(role, addr, &moving).await {
                 Ok(next) => moves.push(next),
                 Err(error) => {
-                    self.undo(moves, crew);
+                    self.undo(moves, crew).await;
                     return Err(error);
                 }
             }
@@ -106,34 +127,43 @@ impl Listeners {
     }
 
     /// Opens again what was closed to make way.
-    fn undo(&mut self, moves: Vec<Move>, crew: &Crew) {
+    async fn undo(&mut self, moves: Vec<Move>, crew: &Crew) {
         for undone in moves {
             match undone {
                 Move::Back(listener) => self.left.push(listener),
                 Move::To(bound) => drop(bound),
+                Move::Gone(_) => {}
             }
         }
         for slot in 0..self.live.len() {
             let listener = &self.live[slot];
             if listener.is_stopped() {
                 match listener::bind(listener.role(), listener.addr) {
-                    Ok(bound) => self.carry_out(vec![Move::To(bound)], crew),
+                    Ok(bound) => self.carry_out(vec![Move::To(bound)], crew).await,
                     Err(error) => tracing::error!(%error, "a listener that made way cannot be opened again"),
                 }
             }
         }
     }
 
-    pub(super) fn carry_out(&mut self, moves: Vec<Move>, crew: &Crew) {
+    pub(super) async fn carry_out(&mut self, moves: Vec<Move>, crew: &Crew) {
         for next in moves {
             let role = next.role();
             let next = match next {
-                Move::To(bound) => Listener::start(bound, crew),
-                Move::Back(listener) => listener,
+                Move::To(bound) => Some(Listener::start(bound, crew)),
+                Move::Back(listener) => Some(listener),
+                Move::Gone(_) => None,
             };
-            if let Some(live) = self.live.iter_mut().find(|live| live.role() == role) {
-                self.left.push(std::mem::replace(live, next));
+            let before = self.live.iter().position(|live| live.role() == role);
+            if let Some(before) = before.map(|at| self.live.swap_remove(at)) {
+                // nginx asks the auth service for as long as it still has requests.
+                if next.is_none() && role != Role::Auth {
+                    before.stop();
+                    before.closed().await;
+                }
+                self.left.push(before);
             }
+            self.live.extend(next);
         }
         let (stopped, left) = self.left.drain(..).partition(Listener::is_stopped);
         self.left = left;

@@ -1,4 +1,5 @@
-//! The data plane: the outbound proxy and the auth service for inbound requests.
+//! The data plane: the outbound proxy, and for inbound requests either the auth service that nginx asks, or the whole
+//! front.
 //!
 //! A few worker threads, each with its own single-threaded runtime and its own connection pool, so that a request
 //! never crosses threads or takes a lock. Settings and identity are swapped underneath them: what runs goes on with
@@ -8,6 +9,8 @@ mod access;
 mod auth;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod hop;
+mod inbound;
 mod listener;
 mod listeners;
 mod outbound;
@@ -33,6 +36,8 @@ use crate::facts::ports::{self, Holder};
 use crate::identity::Identity;
 use crate::names::BackendName;
 use crate::spec::{AgentAddr, AllowedApps, Gateway, Limits};
+use inbound::Doors;
+pub use inbound::{FrontSettings, Route, Routes};
 pub(crate) use listener::open;
 use listeners::Listeners;
 pub(crate) use outbound::without_identity;
@@ -44,6 +49,8 @@ use worker::{Crew, Threads};
 pub struct MeshSettings {
     pub client_listen: SocketAddr,
     pub auth_listen: SocketAddr,
+    /// The built-in front; `None`: nginx is the front.
+    pub front: Option<FrontSettings>,
     /// `None`: not known yet; calls to other apps answer 502 `gateway_unknown`.
     pub gateway: Option<Gateway>,
     /// `None`: no guest agent found yet.
@@ -101,22 +108,32 @@ impl BindError {
 enum Role {
     Client,
     Auth,
+    /// Local apps, at the built-in front.
+    Http,
+    /// Peers, at the built-in front.
+    Https,
 }
 
 impl Role {
-    const ALL: [Self; 2] = [Self::Client, Self::Auth];
+    const ALL: [Self; 4] = [Self::Client, Self::Auth, Self::Http, Self::Https];
 
     fn key(self) -> &'static str {
         match self {
             Self::Client => "mesh.client_listen",
             Self::Auth => "mesh.auth_listen",
+            Self::Http => "mesh.http_listen",
+            Self::Https => "mesh.https_listen",
         }
     }
 
-    fn addr(self, settings: &MeshSettings) -> SocketAddr {
+    /// `None`: there is no such listener.
+    fn addr(self, settings: &MeshSettings) -> Option<SocketAddr> {
+        let front = settings.front.as_ref();
         match self {
-            Self::Client => settings.client_listen,
-            Self::Auth => settings.auth_listen,
+            Self::Client => Some(settings.client_listen),
+            Self::Auth => front.is_none().then_some(settings.auth_listen),
+            Self::Http => front.map(|front| front.http_listen),
+            Self::Https => front.and_then(|front| front.https_listen),
         }
     }
 }
@@ -125,6 +142,7 @@ impl Role {
 struct Shared {
     settings: ArcSwap<MeshSettings>,
     identity: watch::Receiver<Option<Arc<Identity>>>,
+    doors: Doors,
     /// Connections of one listener that the limit of open files has room for.
     room: usize,
     tallies: Arc<Tallies>,
@@ -138,7 +156,11 @@ struct Shared {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalAddrs {
     pub client: SocketAddr,
-    pub auth: SocketAddr,
+    /// nginx asks there.
+    pub auth: Option<SocketAddr>,
+    /// These two are the built-in front's.
+    pub http: Option<SocketAddr>,
+    pub https: Option<SocketAddr>,
 }
 
 /// The running data plane. Dropping it cuts every connection; [`Mesh::shutdown`] lets open requests end.
@@ -163,6 +185,7 @@ impl Mesh {
         let shared = Arc::new(Shared {
             settings: ArcSwap::from_pointee(settings),
             identity,
+            doors: Doors::default(),
             room: room(),
             tallies: Arc::new(Tallies::new(worker::count())),
             farewell: AtomicBool::new(false),
@@ -187,7 +210,7 @@ impl Mesh {
         let mut listeners = self.listeners.lock().await;
         let moves = listeners.prepare(&self.settings(), &settings, &self.crew).await?;
         self.shared.settings.store(Arc::new(settings));
-        listeners.carry_out(moves, &self.crew);
+        listeners.carry_out(moves, &self.crew).await;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::access::Logged;
-use super::outbound::Download;
+use super::hop::Download;
 
 /// The body of any answer.
 pub(super) enum Body {
@@ -70,13 +70,13 @@ pub(super) fn empty(status: StatusCode) -> Response<Body> {
 
 /// 200 with a word, as health checks like it.
 pub(super) fn text(body: &'static str) -> Response<Body> {
-    with_type(StatusCode::OK, "text/plain", Bytes::from_static(body.as_bytes()))
+    own(StatusCode::OK, "text/plain", Bytes::from_static(body.as_bytes()))
 }
 
 /// An answer in JSON.
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
-        Ok(bytes) => with_type(status, "application/json", bytes.into()),
+        Ok(bytes) => own(status, "application/json", bytes.into()),
         Err(_) => empty(StatusCode::INTERNAL_SERVER_ERROR),
     }
 }
@@ -86,7 +86,8 @@ pub(super) fn error(status: StatusCode, code: &str, error: &str) -> Response<Bod
     json(status, &serde_json::json!({ "error": error, "code": code }))
 }
 
-fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
+/// An answer with content of our own.
+pub(super) fn own(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
     let mut response = Response::new(Body::Own(Some(body)));
     *response.status_mut() = status;
     response

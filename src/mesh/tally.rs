@@ -20,15 +20,18 @@ const MAX_TARGETS: usize = 256;
 pub(crate) enum To {
     Peer,
     Agent,
+    /// Behind the built-in front.
+    Backend,
 }
 
 impl To {
-    pub(crate) const ALL: [Self; 2] = [Self::Peer, Self::Agent];
+    pub(crate) const ALL: [Self; 3] = [Self::Peer, Self::Agent, Self::Backend];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Peer => "peer",
             Self::Agent => "agent",
+            Self::Backend => "backend",
         }
     }
 }
@@ -40,20 +43,21 @@ pub(crate) struct Tallies {
     targets: Mutex<BTreeMap<AppId, Arc<Calls>>>,
     other: Arc<Calls>,
     agent: Arc<Calls>,
+    backends: Arc<Calls>,
     here: Arc<Calls>,
 }
 
 /// The numbers of one worker that belong to no target.
 #[derive(Debug, Default)]
 struct Worker {
-    latency: [Histogram; 2],
+    latency: [Histogram; To::ALL.len()],
     handshakes: Named,
     handshake_time: Histogram,
-    open: [Count; 2],
-    idle: [Count; 2],
-    targets: [Count; 2],
+    open: [Count; To::ALL.len()],
+    idle: [Count; To::ALL.len()],
+    targets: [Count; To::ALL.len()],
     /// Connections of clients, by role of the listener.
-    clients: [Count; 2],
+    clients: [Count; Role::ALL.len()],
     decisions: Mutex<BTreeMap<Box<str>, Arc<Decisions>>>,
 }
 
@@ -87,6 +91,7 @@ impl Tallies {
             targets: Mutex::default(),
             other: calls(),
             agent: calls(),
+            backends: calls(),
             here: calls(),
         }
     }
@@ -113,6 +118,7 @@ impl Tallies {
         let named = targets.iter().map(|(app, calls)| (app.to_string(), calls.read()));
         let fixed = [
             ("agent", &self.agent),
+            ("backend", &self.backends),
             ("self", &self.here),
             ("other", &self.other),
         ];
@@ -162,7 +168,7 @@ impl Tallies {
     }
 
     /// Connections of clients, by the key of the listener.
-    pub(crate) fn clients(&self) -> [(&'static str, u64); 2] {
+    pub(crate) fn clients(&self) -> [(&'static str, u64); Role::ALL.len()] {
         Role::ALL.map(|role| (role.key(), self.sum(|worker| &worker.clients[role as usize])))
     }
 
@@ -261,6 +267,11 @@ impl Pen {
         self.meter(Arc::clone(&self.all.agent), Some(To::Agent))
     }
 
+    /// For requests to backends of this machine.
+    pub(super) fn backends(&self) -> Meter {
+        self.meter(Arc::clone(&self.all.backends), Some(To::Backend))
+    }
+
     /// For what is answered here.
     pub(super) fn here(&self) -> Meter {
         self.meter(Arc::clone(&self.all.here), None)
@@ -333,7 +344,7 @@ impl Meter {
         self.hold(|worker| &worker.targets)
     }
 
-    fn hold(&self, of: fn(&Worker) -> &[Count; 2]) -> Held {
+    fn hold(&self, of: fn(&Worker) -> &[Count; To::ALL.len()]) -> Held {
         let (worker, to) = (Arc::clone(&self.worker), self.to.unwrap_or(To::Peer));
         of(&worker)[to as usize].add(1);
         Held { worker, of, to }
@@ -382,7 +393,7 @@ impl Drop for Waiting<'_> {
 /// Something that is counted while it is there.
 pub(super) struct Held {
     worker: Arc<Worker>,
-    of: fn(&Worker) -> &[Count; 2],
+    of: fn(&Worker) -> &[Count; To::ALL.len()],
     to: To,
 }
 
@@ -433,7 +444,7 @@ mod tests {
         for number in 1..10 * MAX_TARGETS {
             pen.target(app(number)).waiting().failed("dns");
         }
-        assert!(tallies.calls().len() <= MAX_TARGETS + 3);
+        assert!(tallies.calls().len() <= MAX_TARGETS + 4);
         assert_eq!(names(&tallies)[0], app(0).to_string());
         kept.waiting().answered(StatusCode::OK, Duration::ZERO);
         let outcomes = tallies.calls().remove(0).1.outcomes;
@@ -449,7 +460,7 @@ mod tests {
             meter.waiting().failed("dns");
             meter.sent(10);
         }
-        assert_eq!(tallies.calls().len(), MAX_TARGETS + 3);
+        assert_eq!(tallies.calls().len(), MAX_TARGETS + 4);
         let (name, other) = tallies.calls().pop().unwrap();
         assert_eq!(name, "other");
         assert_eq!((other.outcomes["dns"], other.sent), (5, 50));

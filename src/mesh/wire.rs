@@ -18,10 +18,10 @@ use hyper::header::HeaderMap;
 use hyper::{StatusCode, Version};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use super::inbound::Accepted;
 use super::listener::Life;
 use super::socket::Socket;
 use crate::spec::Limits;
@@ -32,9 +32,27 @@ const MAX_INTERIM: usize = 64 * 1024;
 const LEFT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The socket, as hyper uses it.
-pub(super) struct Wire {
-    stream: Socket,
+pub(super) struct Wire<S: Reset> {
+    stream: S,
     line: Arc<Line>,
+}
+
+/// A stream that can be ended so that nobody takes it for the end of the message.
+pub(super) trait Reset {
+    fn reset(&self);
+}
+
+impl Reset for Socket {
+    fn reset(&self) {
+        // Fails for a connection that is gone.
+        let _ = SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Reset for Accepted {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
 }
 
 /// What the parts of one connection know of each other. All on one thread; hyper only wants to be able to send it.
@@ -242,9 +260,8 @@ impl<B: Body + Unpin> Body for Answer<B> {
     }
 }
 
-impl Wire {
-    pub(super) fn new(stream: TcpStream, line: Arc<Line>) -> Self {
-        let stream = Socket(stream);
+impl<S: Reset + AsyncWrite + Unpin> Wire<S> {
+    pub(super) fn new(stream: S, line: Arc<Line>) -> Self {
         Self { stream, line }
     }
 
@@ -267,16 +284,15 @@ impl Wire {
     }
 }
 
-impl Drop for Wire {
+impl<S: Reset> Drop for Wire<S> {
     fn drop(&mut self) {
         if self.line.broke_off.load(Ordering::Relaxed) && self.line.old.load(Ordering::Relaxed) {
-            // Fails for a connection that is gone.
-            let _ = SockRef::from(&self.stream.0).set_linger(Some(Duration::ZERO));
+            self.stream.reset();
         }
     }
 }
 
-impl AsyncRead for Wire {
+impl<S: Reset + AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -304,7 +320,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl<S: Reset + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_interim(cx))?;

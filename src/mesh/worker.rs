@@ -23,18 +23,22 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth::Auth;
+use super::hop::Failure;
+use super::inbound::{Accepted, Caller, Inbound};
 use super::listener::{Accepting, Life};
-use super::outbound::{Failure, Outbound};
+use super::outbound::Outbound;
 use super::reply::Body;
+use super::socket::Socket;
 use super::tally::Pen;
-use super::wire::{Answer, Answering, Line, Wire};
+use super::wire::{Answer, Answering, Line, Reset, Wire};
 use super::{Role, Shared};
 use crate::spec::Limits;
 
@@ -136,6 +140,7 @@ async fn work(shared: Arc<Shared>, number: usize, mut inbox: UnboundedReceiver<J
     let worker = Rc::new(Worker::new(Arc::clone(&shared), number, busy));
     let tasks = TaskTracker::new();
     tasks.spawn_local(worker.outbound.clone().keep_house());
+    tasks.spawn_local(worker.inbound.clone().keep_house());
     loop {
         let job = tokio::select! {
             job = inbox.recv() => job,
@@ -163,6 +168,7 @@ struct Worker {
     shared: Arc<Shared>,
     outbound: Rc<Outbound>,
     auth: RefCell<Auth>,
+    inbound: Rc<Inbound>,
     http: RefCell<Rc<Http>>,
     pen: Pen,
     busy: Arc<AtomicUsize>,
@@ -202,6 +208,7 @@ impl Worker {
         let pen = Pen::new(&shared.tallies, number);
         Self {
             outbound: Rc::new(Outbound::new(Arc::clone(&shared), pen.clone())),
+            inbound: Rc::new(Inbound::new(Arc::clone(&shared), &pen)),
             shared,
             auth: RefCell::new(Auth::new(pen.clone())),
             http: RefCell::new(http),
@@ -229,12 +236,48 @@ impl Worker {
         let Ok(stream) = prepared else {
             return; // It is already gone.
         };
+        match life.role {
+            Role::Https => {
+                if let Some((stream, caller)) = Box::pin(self.accept(stream, &life)).await {
+                    self.converse(stream, life, Some(Rc::new(caller))).await;
+                }
+            }
+            Role::Client | Role::Auth | Role::Http => self.converse(Socket(stream), life, None).await,
+        }
+    }
+
+    /// The TLS handshake of a peer, which may take as long as the head of a request.
+    async fn accept(&self, stream: tokio::net::TcpStream, life: &Life) -> Option<(Accepted, Caller)> {
+        let door = self.inbound.door()?;
+        let patience = self.shared.settings.load().limits.header_timeout;
+        let accepted = tokio::select! {
+            accepted = timeout(patience, door.accept(stream)) => accepted,
+            () = life.cut.cancelled() => return None,
+        };
+        match accepted {
+            Ok(Ok(accepted)) => {
+                let caller = self.inbound.caller(door, &accepted);
+                Some((accepted, caller))
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a peer's TLS handshake failed");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// What is said over one connection.
+    async fn converse<S>(self: Rc<Self>, stream: S, life: Arc<Life>, caller: Option<Rc<Caller>>)
+    where
+        S: Reset + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (http, line) = (self.http(), Line::new(Arc::clone(&life)));
         let (worker, its_line) = (Rc::clone(&self), Arc::clone(&line));
         let service = service_fn(move |request: Request<Incoming>| {
             // At once: hyper looks for more before it first asks for the answer.
             let answering = its_line.asked(request.version());
-            Rc::clone(&worker).answer(request, Arc::clone(&its_line), answering)
+            Rc::clone(&worker).answer(request, Arc::clone(&its_line), answering, caller.clone())
         });
         let stream = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
         let mut connection = pin!(http.builder.serve_connection_with_upgrades(stream, service));
@@ -276,12 +319,18 @@ impl Worker {
         request: Request<Incoming>,
         line: Arc<Line>,
         answering: Option<Answering>,
+        caller: Option<Rc<Caller>>,
     ) -> Result<Response<Answer<Body>>, Infallible> {
         let (http1, life) = (request.version() < Version::HTTP_2, &line.life);
         let mut answer = pin!(async {
-            match life.role {
-                Role::Client => self.outbound.answer(request, &line).await,
-                Role::Auth => self
+            match (life.role, &caller) {
+                (_, Some(caller)) => self.inbound.answer(request, &line, caller).await,
+                (Role::Client | Role::Https, None) => self.outbound.answer(request, &line).await,
+                (Role::Http, None) => match self.inbound.local(&request) {
+                    Some(answer) => answer.await,
+                    None => self.outbound.answer(request, &line).await,
+                },
+                (Role::Auth, None) => self
                     .auth
                     .borrow_mut()
                     .answer(&request, &self.shared.settings.load()),

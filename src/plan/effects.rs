@@ -76,6 +76,10 @@ fn of_key(key: &str, old: &Spec, new: &Spec) -> Option<Effect> {
             "peers are refused at {} from now on; open connections may finish",
             old.mesh.https_listen
         )),
+        "mesh.front" => breaks(format!(
+            "for a moment connections to {} and {} are refused; what is open may finish",
+            new.mesh.http_listen, new.mesh.https_listen
+        )),
         "metrics.listen" => breaks(format!(
             "the metrics can be read at {} no longer",
             old.metrics.listen?

@@ -136,17 +136,23 @@ pub fn plan(desired: &Desired, present: &Present) -> Plan {
             touched(&files, Reader::Daemon).then(|| "the effective settings changed".to_owned())
         }
     };
-    if let Some(reason) = listeners {
-        actions.push(Action {
-            kind: ActionKind::UpdateListeners,
-            reason,
-        });
-    }
+    let listeners = listeners.map(|reason| Action {
+        kind: ActionKind::UpdateListeners,
+        reason,
+    });
+    // Of two fronts on the same ports the one that goes has to be first.
+    let after_nginx = desired.listeners.mesh.front.is_some() && has_nginx(present);
+    let (first, last) = match after_nginx {
+        true => (None, listeners),
+        false => (listeners, None),
+    };
+    actions.extend(first);
 
     match &present.services {
         Some(services) => service_actions(desired, present, &files, services, &mut actions, &mut notes),
         None => notes.push("supervisord is not running: its programs are left alone until it is".into()),
     }
+    actions.extend(last);
     Plan {
         causes: Vec::new(),
         files,
@@ -154,6 +160,11 @@ pub fn plan(desired: &Desired, present: &Present) -> Plan {
         missing: desired.missing.values().cloned().collect(),
         notes,
     }
+}
+
+fn has_nginx(present: &Present) -> bool {
+    let services = present.services.as_ref();
+    services.is_some_and(|services| services.contains_key(Program::Nginx.name()))
 }
 
 /// The way back: from the generation that failed (`present`) to the files of an earlier one.
@@ -170,7 +181,12 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
         })
         .collect();
     let mut kinds = Vec::new();
-    if matches!(present.listeners, Listeners::Open(_)) {
+    let (listeners, builtin) = match &present.listeners {
+        Listeners::Open(before) => (true, before.mesh.front.is_some()),
+        Listeners::Closed | Listeners::NotOurs => (false, false),
+    };
+    let after_nginx = builtin && has_nginx(present);
+    if listeners && !after_nginx {
         kinds.push(ActionKind::UpdateListeners);
     }
     if let Some(services) = &present.services {
@@ -191,6 +207,9 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
                 _ => {}
             }
         }
+    }
+    if listeners && after_nginx {
+        kinds.push(ActionKind::UpdateListeners);
     }
     let reason = "the new configuration failed".to_owned();
     let actions = kinds
@@ -350,6 +369,24 @@ fn listener_reason(before: &ListenerSettings, after: &ListenerSettings) -> Strin
     }
     if old.auth_listen != new.auth_listen {
         what.push("mesh.auth_listen moved");
+    }
+    match (&old.front, &new.front) {
+        (None, Some(_)) => what.push("the daemon becomes the front"),
+        (Some(_), None) => what.push("nginx becomes the front"),
+        (Some(old), Some(new)) => {
+            if old.http_listen != new.http_listen {
+                what.push("mesh.http_listen moved");
+            }
+            match (old.https_listen, new.https_listen) {
+                (old, new) if old == new => {}
+                (None, Some(_)) => what.push("the certificate is there"),
+                _ => what.push("mesh.https_listen moved"),
+            }
+            if old.routes != new.routes {
+                what.push("backends changed");
+            }
+        }
+        (None, None) => {}
     }
     if old.gateway != new.gateway {
         what.push("the gateway domain changed");

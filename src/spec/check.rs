@@ -273,14 +273,6 @@ impl Check<'_> {
             reconcile,
             ..
         } = self.spec;
-        if mesh.front == Front::Builtin {
-            self.error(
-                &["mesh.front"],
-                "the built-in front is not part of this version",
-                "expected \"nginx\"",
-                "leave `front` out",
-            );
-        }
         if mesh.idle_timeout >= Duration::from_secs(600) {
             self.warn(
                 &["mesh.idle_timeout"],

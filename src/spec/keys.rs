@@ -55,11 +55,12 @@ section! {
         client_listen: SocketAddr = "127.0.0.1:8091";
         /// The service that nginx asks whether a peer may call a backend, served by the daemon.
         auth_listen: SocketAddr = "127.0.0.1:8092";
-        /// Plain HTTP from local apps to the outbound proxy, served by nginx.
+        /// Plain HTTP from local apps to the outbound proxy, served by the front.
         http_listen: SocketAddr = "0.0.0.0:80";
-        /// mTLS from peers to the backends, served by nginx.
+        /// mTLS from peers to the backends, served by the front.
         https_listen: SocketAddr = "0.0.0.0:443";
-        /// Who serves `http_listen` and `https_listen`. This version has no built-in front yet.
+        /// Who serves `http_listen` and `https_listen`: nginx, or the daemon itself, which then needs no nginx and no
+        /// `auth_listen`.
         front: Front = "nginx";
         /// How long TCP and TLS to a peer may take together.
         connect_timeout: Duration = "10s";

@@ -21,6 +21,7 @@ fn auth_service() -> Mesh {
         MeshSettings {
             client_listen: "127.0.0.1:0".parse().expect("an address"),
             auth_listen: "127.0.0.1:0".parse().expect("an address"),
+            front: None,
             gateway: None,
             agent: None,
             backends: BTreeMap::from([("vpc-server".parse().expect("a name"), AllowedApps::Any)]),
@@ -42,7 +43,7 @@ async fn the_certificate_says_who_calls_and_nothing_else_does() {
     let caller = rendered::app(CALLER);
     let server = Server::with(|settings| settings.allowed_apps = AllowedApps::from_iter([caller])).await;
     let mesh = auth_service();
-    let (api, auth) = (server.addr().await, mesh.local_addrs().await.auth);
+    let (api, auth) = (server.addr().await, mesh.local_addrs().await.auth.unwrap());
     let front = Front::start_with_auth(auth, Arc::default(), |spec, _| {
         spec.role.server = true;
         spec.server.api_listen = api;

@@ -55,6 +55,11 @@ pub struct Ports {
     pub https: Port,
 }
 
+/// Which front the machines have: `FRONT` says so, for a whole run of tests.
+pub fn front() -> String {
+    std::env::var("FRONT").unwrap_or_else(|_| "nginx".to_owned())
+}
+
 impl Plan {
     /// A mesh machine whose guest agent is at `socket`, whose calls all go to `gateway`, and that serves
     /// `backends` as (name, server_name, upstream).
@@ -78,6 +83,7 @@ client_listen = "{client}"
 auth_listen = "{auth}"
 http_listen = "{http}"
 https_listen = "{https}"
+front = "{front}"
 
 [reconcile]
 probe_timeout = "3s"
@@ -90,6 +96,7 @@ level = "info"
             auth = ports.auth,
             http = ports.http,
             https = ports.https,
+            front = front(),
         );
         for (name, server_name, upstream) in backends {
             toml += &format!(

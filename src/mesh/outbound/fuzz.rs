@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use hyper::Version;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::headers;
 use super::target::Target;
+use crate::mesh::hop::headers;
 use crate::names::{DnsName, Host};
 use crate::spec::Gateway;
 

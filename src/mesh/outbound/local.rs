@@ -3,11 +3,9 @@
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Request, StatusCode, Uri};
 
-use super::failure::Far;
-use super::forward::Hop;
-use super::pool::Dial;
-use super::{Failure, Outbound, Route};
+use super::{Outbound, Route};
 use crate::mesh::MeshSettings;
+use crate::mesh::hop::{Dial, Failure, Far, Hop};
 use crate::mesh::reply;
 use crate::spec::AgentAddr;
 
@@ -45,6 +43,7 @@ impl Outbound {
             response_timeout: settings.agent_timeout,
             idle_timeout: settings.idle_timeout,
             limits: settings.limits.clone(),
+            vouch: None,
         }))
     }
 }

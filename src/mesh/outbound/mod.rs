@@ -1,28 +1,15 @@
 //! The outbound proxy: from a local app to the app it names, over mutual TLS.
 
-mod bell;
-mod connect;
-mod download;
-mod failure;
-mod forward;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
-mod headers;
-mod http2;
-mod link;
 mod local;
-mod metered;
-mod pool;
-mod request_id;
 mod target;
 mod tls;
-mod tunnel;
-mod upload;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::header::HeaderMap;
@@ -30,25 +17,17 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::watch;
 
 use super::access::Entry;
+use super::hop::{Dial, Failure, Far, HOUSEKEEPING, Hop, Pool, Slot, Upload, headers, request_id};
 use super::reply::{self, Body};
 use super::tally::{Meter, Pen, To};
 use super::wire::Line;
 use super::{MeshSettings, Shared};
 use crate::identity::Identity;
 use crate::spec::{AgentAddr, Gateway};
-pub(super) use download::Download;
-pub(super) use failure::Failure;
-use failure::Far;
-use forward::Hop;
-use pool::{Dial, Pool, Slot};
 pub(super) use target::Target;
 use tls::Credentials;
 pub(crate) use tls::without_identity;
-pub(super) use upload::Progress;
-use upload::Upload;
 
-/// How often idle connections are looked at.
-const HOUSEKEEPING: Duration = Duration::from_secs(5);
 const HTTP1: &[&[u8]] = &[b"http/1.1"];
 const HTTP2: &[&[u8]] = &[b"h2", b"http/1.1"];
 
@@ -175,6 +154,7 @@ impl Outbound {
             response_timeout: settings.response_timeout,
             idle_timeout: settings.idle_timeout,
             limits: settings.limits.clone(),
+            vouch: None,
         }))
     }
 

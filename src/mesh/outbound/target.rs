@@ -3,7 +3,7 @@
 use hyper::header::{HeaderMap, HeaderValue};
 use rustls_pki_types::ServerName;
 
-use super::Failure;
+use crate::mesh::hop::{Endpoint, Failure};
 use crate::names::{AppId, Host, HostPort, InstanceId, parse_port};
 use crate::spec::Gateway;
 
@@ -98,15 +98,6 @@ impl Target {
             proves: self.end_to_end,
         })
     }
-}
-
-/// An address and the name that is asked for there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Endpoint {
-    pub(super) at: HostPort,
-    pub(super) name: ServerName<'static>,
-    /// Its certificate has to prove whose it is.
-    pub(super) proves: bool,
 }
 
 /// What is not plain text matches nothing that is looked for here.

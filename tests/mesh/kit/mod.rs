@@ -60,6 +60,7 @@ pub fn settings(gateway: Option<Gateway>) -> MeshSettings {
     MeshSettings {
         client_listen: "127.0.0.1:0".parse().unwrap(),
         auth_listen: "127.0.0.1:0".parse().unwrap(),
+        front: None,
         gateway,
         agent: None,
         backends: BTreeMap::new(),
@@ -93,7 +94,7 @@ impl OurSide {
         Self {
             mesh,
             client: addrs.client,
-            auth: addrs.auth,
+            auth: addrs.auth.unwrap(),
             identity: sender,
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rustls::{ClientConfig, HandshakeKind};
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{ServerName, UnixTime};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
@@ -19,7 +19,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Failure;
-use super::target::Endpoint;
 use crate::mesh::socket::Socket;
 use crate::names::{Host, HostPort};
 use crate::ratls::still_valid;
@@ -34,15 +33,24 @@ const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(15))
     .with_retries(4);
 
+/// An address and the name that is asked for there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::mesh) struct Endpoint {
+    pub(in crate::mesh) at: HostPort,
+    pub(in crate::mesh) name: ServerName<'static>,
+    /// Its certificate has to prove whose it is.
+    pub(in crate::mesh) proves: bool,
+}
+
 /// A connection to whatever is on the other side.
-pub(super) enum Stream {
+pub(in crate::mesh) enum Stream {
     Tls(Box<TlsStream<Socket>>),
-    Tcp(TcpStream),
+    Tcp(Socket),
     Unix(UnixStream),
 }
 
 /// Opens a TLS connection. When this returns, the peer has proved to be whom `config` demands.
-pub(super) async fn tls(
+pub(in crate::mesh) async fn tls(
     endpoint: &Endpoint,
     config: Arc<ClientConfig>,
 ) -> Result<TlsStream<Socket>, Failure> {
@@ -63,19 +71,30 @@ pub(super) async fn tls(
 }
 
 /// Opens a connection to the guest agent. By path each time: its socket is a new one after it restarts.
-pub(super) async fn agent(addr: &AgentAddr) -> Result<Stream, Failure> {
+pub(in crate::mesh) async fn agent(addr: &AgentAddr) -> Result<Stream, Failure> {
     match addr {
         AgentAddr::Unix(path) => UnixStream::connect(path)
             .await
             .map(Stream::Unix)
             .map_err(Failure::AgentUnreachable),
-        AgentAddr::Http(at) => tcp(at).await.map(Stream::Tcp).map_err(|failure| match failure {
-            Failure::Dns { cause, .. } | Failure::Unreachable { cause, .. } => {
-                Failure::AgentUnreachable(cause)
-            }
-            other => other,
-        }),
+        AgentAddr::Http(at) => tcp(at)
+            .await
+            .map(|tcp| Stream::Tcp(Socket(tcp)))
+            .map_err(|failure| match failure {
+                Failure::Dns { cause, .. } | Failure::Unreachable { cause, .. } => {
+                    Failure::AgentUnreachable(cause)
+                }
+                other => other,
+            }),
     }
+}
+
+/// Opens a connection to a backend.
+pub(in crate::mesh) async fn backend(at: &HostPort) -> Result<Socket, Failure> {
+    tcp(at).await.map(Socket).map_err(|failure| match failure {
+        Failure::Dns { at, cause } | Failure::Unreachable { at, cause } => Failure::Backend { at, cause },
+        other => other,
+    })
 }
 
 async fn tcp(at: &HostPort) -> Result<TcpStream, Failure> {

@@ -4,11 +4,12 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Version};
 
 use super::Failure;
+use crate::mesh::worker::LAST;
 
 /// The protocol a client asks to change to, when it asks in the way of RFC 9110 §7.8.
 ///
 /// Another version of HTTP is not one: the requests in such a tunnel would pass nobody's checks.
-pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+pub(in crate::mesh) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
     let protocol = headers.get(header::UPGRADE)?;
     let asked =
         version == Version::HTTP_11 && names(headers).any(|name| name.eq_ignore_ascii_case("upgrade"));
@@ -22,7 +23,7 @@ pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderVal
 }
 
 /// Whether it is gRPC over HTTP/2, whose clients read no other kind of answer (grpc-web is plain HTTP).
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+pub(in crate::mesh) fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers
         .get(header::CONTENT_TYPE)
         .map_or(&b""[..], |kind| kind.as_bytes());
@@ -34,7 +35,7 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// Refuses requests that two parsers could read as two different requests. (Of a length beside a coding hyper leaves only
 /// the coding, as RFC 9112 §6.3 has it.)
-pub(super) fn check_framing(headers: &HeaderMap, most: u16) -> Result<(), Failure> {
+pub(in crate::mesh) fn check_framing(headers: &HeaderMap, most: u16) -> Result<(), Failure> {
     // HTTP/2 counts bytes alone.
     if headers.len() > most.into() {
         return Err(Failure::TooManyHeaders);
@@ -61,13 +62,13 @@ pub(super) fn check_framing(headers: &HeaderMap, most: u16) -> Result<(), Failur
     Ok(())
 }
 
-pub(super) fn is_repeated(headers: &HeaderMap, name: &HeaderName) -> bool {
+pub(in crate::mesh) fn is_repeated(headers: &HeaderMap, name: &HeaderName) -> bool {
     headers.get_all(name).iter().nth(1).is_some()
 }
 
 /// Takes out of a request what must not reach the next hop: the hop-by-hop headers, the target headers, and any
 /// claim to an app id, which only the receiving side may make.
-pub(super) fn strip_request(headers: &mut HeaderMap) {
+pub(in crate::mesh) fn strip_request(headers: &mut HeaderMap) {
     let is_te_trailers = |(name, te): (&HeaderName, &HeaderValue)| {
         *name == header::TE && tokens(te).any(|t| t.eq_ignore_ascii_case("trailers"))
     };
@@ -78,9 +79,31 @@ pub(super) fn strip_request(headers: &mut HeaderMap) {
     }
 }
 
+/// Takes out what a backend could take for our word about the caller, or for another header: some servers read `_` as `-`.
+pub(in crate::mesh) fn strip_claims(headers: &mut HeaderMap) {
+    let is_claim = |name: &HeaderName| {
+        let name = name.as_str();
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        ["x-dstack-backend", "x-client-cert", "x-client-verify"].contains(&name) || !name.bytes().all(plain)
+    };
+    let claims: Vec<_> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
+    for name in claims {
+        headers.remove(name);
+    }
+}
+
+/// Takes out of an answer what only servers like nginx were to read, and what only we say.
+pub(in crate::mesh) fn strip_commands(headers: &mut HeaderMap) {
+    let is_command = |name: &HeaderName| name.as_str().starts_with("x-accel-") || *name == LAST;
+    let commands: Vec<_> = headers.keys().filter(|name| is_command(name)).cloned().collect();
+    for name in commands {
+        headers.remove(name);
+    }
+}
+
 /// Takes out of trailers what no one may learn from a trailer (RFC 9110 §6.5.1): how long the message is, whom it is
 /// for, who sends it, and how to read it.
-pub(super) fn strip_trailers(trailers: &mut HeaderMap) {
+pub(in crate::mesh) fn strip_trailers(trailers: &mut HeaderMap) {
     strip_request(trailers);
     for name in [
         header::AUTHORIZATION,
@@ -101,7 +124,7 @@ pub(super) fn strip_trailers(trailers: &mut HeaderMap) {
 }
 
 /// True when an OPTIONS or TRACE asks the hop it has just reached (RFC 9110 §7.6.2); else it may go one hop less.
-pub(super) fn is_last_hop<B>(request: &mut Request<B>) -> bool {
+pub(in crate::mesh) fn is_last_hop<B>(request: &mut Request<B>) -> bool {
     if ![Method::OPTIONS, Method::TRACE].contains(request.method()) {
         return false;
     }
@@ -122,14 +145,14 @@ pub(super) fn is_last_hop<B>(request: &mut Request<B>) -> bool {
 }
 
 /// Whoever sends `TE` says that it is for the next hop (RFC 9110 §10.1.4).
-pub(super) fn announce_te(headers: &mut HeaderMap) {
+pub(in crate::mesh) fn announce_te(headers: &mut HeaderMap) {
     if headers.contains_key(header::TE) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
     }
 }
 
 /// Takes out of a message whatever belongs to the connection it came over.
-pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(in crate::mesh) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     strip(headers, is_hop_by_hop);
 }
 
@@ -160,7 +183,7 @@ fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
 }
 
 /// Marks a message as the one that changes the protocol.
-pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+pub(in crate::mesh) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.remove(header::TE);
     headers.insert(header::UPGRADE, protocol);

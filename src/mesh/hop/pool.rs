@@ -13,10 +13,11 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::HOUSEKEEPING;
+use super::connect::Endpoint;
 use super::link::Link;
-use super::target::Endpoint;
 use super::upload::Upload;
 use crate::mesh::tally::{Held, Meter, Pen, To};
+use crate::names::HostPort;
 use crate::spec::{AgentAddr, Limits};
 
 /// So many connections a target has in each worker before a request waits for one of them.
@@ -27,7 +28,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 const OPENING: usize = 8;
 
 /// How a slot's connections are made.
-pub(super) enum Dial {
+pub(in crate::mesh) enum Dial {
     Peer {
         endpoint: Endpoint,
         /// Offers HTTP/1.1.
@@ -36,12 +37,14 @@ pub(super) enum Dial {
         http2: Arc<ClientConfig>,
     },
     Agent(AgentAddr),
+    /// In the clear, to a backend of this machine.
+    Backend(HostPort),
 }
 
 /// One target's connections.
-pub(super) struct Slot {
-    pub(super) dial: Dial,
-    pub(super) meter: Meter,
+pub(in crate::mesh) struct Slot {
+    pub(in crate::mesh) dial: Dial,
+    pub(in crate::mesh) meter: Meter,
     _pooled: Held,
     idle: RefCell<Vec<Idle>>,
     links: Rc<Cell<usize>>,
@@ -50,7 +53,7 @@ pub(super) struct Slot {
     places: Rc<Places>,
     http2: RefCell<Option<SendRequest<Upload>>>,
     /// Held while the HTTP/2 connection is being made, so that a burst of calls makes one.
-    pub(super) connecting: tokio::sync::Mutex<()>,
+    pub(in crate::mesh) connecting: tokio::sync::Mutex<()>,
     /// The peer was offered HTTP/2 and declined.
     only_http1: Cell<bool>,
     used: Cell<Instant>,
@@ -63,7 +66,7 @@ struct Idle {
 }
 
 /// One of a slot's connections, for as long as it exists, or is being opened.
-pub(super) struct Counted(Rc<Cell<usize>>);
+pub(in crate::mesh) struct Counted(Rc<Cell<usize>>);
 
 impl Counted {
     fn new(all: &Rc<Cell<usize>>) -> Self {
@@ -134,7 +137,7 @@ impl Slot {
     }
 
     /// The connection that was used last, so that the others may grow old.
-    pub(super) fn take(&self, idle_timeout: Duration) -> Option<Link> {
+    pub(in crate::mesh) fn take(&self, idle_timeout: Duration) -> Option<Link> {
         let now = Instant::now();
         self.used.set(now);
         let idle = self.idle.borrow_mut().pop()?;
@@ -150,7 +153,7 @@ impl Slot {
     /// nobody was done in time. While many are being opened this takes up to `longest`.
     ///
     /// That costs the work of many requests, and each connection costs memory at both ends.
-    pub(super) async fn wait(&self, longest: Duration) -> Option<Link> {
+    pub(in crate::mesh) async fn wait(&self, longest: Duration) -> Option<Link> {
         if self.links.get() < FEW {
             return None;
         }
@@ -177,18 +180,23 @@ impl Slot {
         receiver
     }
 
+    /// Connections in use.
+    fn busy(&self) -> usize {
+        self.links.get().saturating_sub(self.idle.borrow().len())
+    }
+
     /// Counts a connection, from before it is there.
-    pub(super) fn count(&self) -> Counted {
+    pub(in crate::mesh) fn count(&self) -> Counted {
         Counted::new(&self.links)
     }
 
     /// Counts one that is being opened.
-    pub(super) fn opening(&self) -> Counted {
+    pub(in crate::mesh) fn opening(&self) -> Counted {
         Counted::new(&self.opening)
     }
 
     /// Gives a connection to whoever waits for one, or keeps it, if there is room for it.
-    pub(super) fn put(&self, mut link: Link) {
+    pub(in crate::mesh) fn put(&self, mut link: Link) {
         while let Some(waiting) = self.waiting.borrow_mut().pop_front() {
             match waiting.send(link) {
                 Ok(()) => return,
@@ -203,25 +211,25 @@ impl Slot {
     }
 
     /// The HTTP/2 connection, if there is one and it lives.
-    pub(super) fn http2(&self) -> Option<SendRequest<Upload>> {
+    pub(in crate::mesh) fn http2(&self) -> Option<SendRequest<Upload>> {
         self.used.set(Instant::now());
         self.http2.borrow().clone().filter(|sender| !sender.is_closed())
     }
 
-    pub(super) fn set_http2(&self, sender: &SendRequest<Upload>) {
+    pub(in crate::mesh) fn set_http2(&self, sender: &SendRequest<Upload>) {
         *self.http2.borrow_mut() = Some(sender.clone());
     }
 
     /// The peer is about to end its HTTP/2 connection: what runs on it ends there, what comes next gets another.
-    pub(super) fn leave_http2(&self) {
+    pub(in crate::mesh) fn leave_http2(&self) {
         self.http2.borrow_mut().take();
     }
 
-    pub(super) fn only_http1(&self) -> bool {
+    pub(in crate::mesh) fn only_http1(&self) -> bool {
         self.only_http1.get()
     }
 
-    pub(super) fn set_only_http1(&self) {
+    pub(in crate::mesh) fn set_only_http1(&self) {
         self.only_http1.set(true);
     }
 
@@ -236,7 +244,7 @@ impl Slot {
 }
 
 /// Slots by target.
-pub(super) struct Pool<K> {
+pub(in crate::mesh) struct Pool<K> {
     slots: RefCell<HashMap<K, Rc<Slot>>>,
     places: Rc<Places>,
     most: Cell<usize>,
@@ -244,7 +252,7 @@ pub(super) struct Pool<K> {
 
 impl<K: Eq + Hash + Clone> Pool<K> {
     /// `to`: where its connections lead.
-    pub(super) fn new(limits: &Limits, pen: Pen, to: To) -> Self {
+    pub(in crate::mesh) fn new(limits: &Limits, pen: Pen, to: To) -> Self {
         let pool = Self {
             slots: RefCell::default(),
             places: Rc::new(Places {
@@ -266,7 +274,7 @@ impl<K: Eq + Hash + Clone> Pool<K> {
     }
 
     /// The target's slot, made by `dial` when there is none.
-    pub(super) fn slot<E>(
+    pub(in crate::mesh) fn slot<E>(
         &self,
         key: &K,
         dial: impl FnOnce() -> Result<(Dial, Meter), E>,
@@ -284,8 +292,13 @@ impl<K: Eq + Hash + Clone> Pool<K> {
         Ok(slot)
     }
 
+    /// Connections to a target that are in use.
+    pub(in crate::mesh) fn busy(&self, key: &K) -> usize {
+        self.slots.borrow().get(key).map_or(0, |slot| slot.busy())
+    }
+
     /// Takes out what is too old, and keeps to these limits from now on.
-    pub(super) fn sweep(&self, idle_timeout: Duration, limits: &Limits) {
+    pub(in crate::mesh) fn sweep(&self, idle_timeout: Duration, limits: &Limits) {
         self.limit(limits);
         // What is full is for those who are called now.
         let full = self.places.taken.get() >= self.places.most.get();

@@ -23,7 +23,7 @@ const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request body that can be watched, or none. It passes frame by frame, when the peer takes them.
 #[derive(Default)]
-pub(super) struct Upload(Option<Streaming>);
+pub(in crate::mesh) struct Upload(Option<Streaming>);
 
 struct Streaming {
     body: Incoming,
@@ -47,7 +47,7 @@ pub(in crate::mesh) struct Progress {
 impl Upload {
     /// The body of a request with these headers. If the client expects `100 Continue`, nothing is read before
     /// [`Progress::go_on`], or for `patience`: a peer need not say it (RFC 9110 §10.1.1).
-    pub(super) fn new(
+    pub(in crate::mesh) fn new(
         body: Incoming,
         line: &Arc<Line>,
         version: Version,
@@ -70,17 +70,17 @@ impl Upload {
     }
 
     /// It waits for [`Progress::go_on`].
-    pub(super) fn is_held(&self) -> bool {
+    pub(in crate::mesh) fn is_held(&self) -> bool {
         self.0.as_ref().is_some_and(|streaming| streaming.held.is_some())
     }
 
-    pub(super) fn is_none(&self) -> bool {
+    pub(in crate::mesh) fn is_none(&self) -> bool {
         self.0.is_none()
     }
 
     /// Reads a body that nobody will get, as far as that is quickly done: closing a connection on a client that still
     /// writes would take the answer from it.
-    pub(super) async fn discard(self) {
+    pub(in crate::mesh) async fn discard(self) {
         let Some(Streaming {
             mut body,
             line,
@@ -105,7 +105,7 @@ impl Upload {
         let _ = timeout(DISCARD_PATIENCE, read).await;
     }
 
-    pub(super) fn progress(&self) -> Option<Arc<Progress>> {
+    pub(in crate::mesh) fn progress(&self) -> Option<Arc<Progress>> {
         self.0.as_ref().map(|streaming| Arc::clone(&streaming.progress))
     }
 }
@@ -122,13 +122,13 @@ impl Progress {
     }
 
     /// The peer wants the body.
-    pub(super) fn go_on(&self) {
+    pub(in crate::mesh) fn go_on(&self) {
         self.wanted.store(true, Ordering::Release);
         self.on_wanted.wake();
     }
 
     /// True when the last byte was handed over; else the task is woken when it is.
-    pub(super) fn poll_ended(&self, cx: &Context<'_>) -> bool {
+    pub(in crate::mesh) fn poll_ended(&self, cx: &Context<'_>) -> bool {
         self.ended.load(Ordering::Acquire) || {
             self.on_end.register(cx.waker());
             self.ended.load(Ordering::Acquire)

@@ -3,13 +3,13 @@
 use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
-pub(super) const NAME: HeaderName = HeaderName::from_static("x-request-id");
+pub(in crate::mesh) const NAME: HeaderName = HeaderName::from_static("x-request-id");
 
 /// In bytes.
 const LONGEST: usize = 128;
 
 /// The id the caller gave, if it is one that can stand in a log and in JSON; else a new one.
-pub(super) fn of(headers: &HeaderMap) -> HeaderValue {
+pub(in crate::mesh) fn of(headers: &HeaderMap) -> HeaderValue {
     let mut given = headers.get_all(NAME).iter();
     if let (Some(id), None) = (given.next(), given.next())
         && is_sane(id.as_bytes())

@@ -19,6 +19,7 @@ use crate::ratls::{ChainError, PeerVerifier};
 pub(in crate::mesh) enum Far {
     Target,
     Agent,
+    Backend,
 }
 
 impl fmt::Display for Far {
@@ -26,6 +27,7 @@ impl fmt::Display for Far {
         f.write_str(match self {
             Self::Target => "the target app",
             Self::Agent => "the guest agent",
+            Self::Backend => "the backend",
         })
     }
 }
@@ -76,6 +78,10 @@ pub(in crate::mesh) enum Failure {
     NoAgent,
     #[error("the guest agent cannot be reached: {0}; check that its socket is mounted and that it runs")]
     AgentUnreachable(io::Error),
+    #[error(
+        "the backend at {at} cannot be reached: {cause}; check that it runs and that its upstream in vpc.toml is right"
+    )]
+    Backend { at: HostPort, cause: io::Error },
     #[error("the request's own body broke off")]
     ClientGone,
     #[error("an error inside dstack-vpc; its log has the details")]
@@ -100,6 +106,13 @@ impl Failure {
             Self::ConnectTimeout { .. } => "connect_timeout",
             Self::TlsClosed { .. } | Self::Tls { .. } => "tls_failed",
             Self::Identity { cause, .. } => cause.code(),
+            Self::Backend { cause, .. } if cause.kind() == io::ErrorKind::TimedOut => "backend_timeout",
+            Self::Backend { .. }
+            | Self::PeerClosed { hop: Far::Backend }
+            | Self::BadResponse { hop: Far::Backend } => "backend_unreachable",
+            Self::ResponseTimeout {
+                hop: Far::Backend, ..
+            } => "backend_timeout",
             Self::PeerClosed { .. } => "peer_closed",
             Self::BadResponse { .. } => "bad_response",
             Self::ResponseTimeout { .. } => "response_timeout",
@@ -127,9 +140,11 @@ impl Failure {
                 match hop {
                     Far::Target => "target",
                     Far::Agent => "agent",
+                    Far::Backend => "backend",
                 }
             }
             Self::NoAgent | Self::AgentUnreachable(_) => "agent",
+            Self::Backend { .. } => "backend",
         }
     }
 
@@ -159,6 +174,9 @@ impl Failure {
             Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Backend { cause, .. } if cause.kind() == io::ErrorKind::TimedOut => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_GATEWAY,
         }
@@ -166,7 +184,7 @@ impl Failure {
 
     /// The answer to a gRPC client: its status in headers and nothing else ("Trailers-Only" in the gRPC project's
     /// doc/PROTOCOL-HTTP2.md), where another proxy's JSON would be taken for a broken message.
-    pub(super) fn as_grpc(&self, id: &HeaderValue) -> Response<Body> {
+    pub(in crate::mesh) fn as_grpc(&self, id: &HeaderValue) -> Response<Body> {
         const INVALID_ARGUMENT: u16 = 3;
         const INTERNAL: u16 = 13;
         const UNAVAILABLE: u16 = 14;
@@ -189,7 +207,7 @@ impl Failure {
     }
 
     /// What a failed handshake with `at` means.
-    pub(super) fn handshake(at: &HostPort, error: io::Error) -> Self {
+    pub(in crate::mesh) fn handshake(at: &HostPort, error: io::Error) -> Self {
         let at = at.clone();
         match error.downcast::<rustls::Error>() {
             Ok(error) => match PeerVerifier::cause(&error) {
@@ -205,7 +223,7 @@ impl Failure {
     }
 
     /// What an error on an established connection to `hop` means.
-    pub(super) fn exchange(hop: Far, at: Option<&HostPort>, error: &hyper::Error) -> Self {
+    pub(in crate::mesh) fn exchange(hop: Far, at: Option<&HostPort>, error: &hyper::Error) -> Self {
         if error.is_user() {
             // hyper's error holds the body's, which holds the decoder's.
             let decoder = error.source().and_then(std::error::Error::source);

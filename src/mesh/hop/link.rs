@@ -35,7 +35,7 @@ const INTERIM_HEADS: u64 = 4;
 /// hyper's side of a connection; its own type has no public name.
 type Connection = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
 
-pub(super) struct Link {
+pub(in crate::mesh) struct Link {
     sender: SendRequest<Upload>,
     /// `None` once it has ended.
     connection: Option<Connection>,
@@ -51,7 +51,7 @@ pub(super) struct Link {
 }
 
 /// Why there is no response.
-pub(super) enum Broken {
+pub(in crate::mesh) enum Broken {
     /// Nothing of the request was sent; here it is again.
     Unsent(Box<Request<Upload>>, hyper::Error),
     /// The connection broke; `heard`: in the middle of a response.
@@ -64,7 +64,7 @@ pub(super) enum Broken {
 
 impl Broken {
     /// `heard` says whether anything came back.
-    pub(super) fn from_failed(mut failed: TrySendError<Request<Upload>>, heard: bool) -> Self {
+    pub(in crate::mesh) fn from_failed(mut failed: TrySendError<Request<Upload>>, heard: bool) -> Self {
         match failed.take_message() {
             Some(request) => Self::Unsent(Box::new(request), failed.into_error()),
             None => Self::Lost {
@@ -76,7 +76,7 @@ impl Broken {
 }
 
 impl Link {
-    pub(super) async fn open(
+    pub(in crate::mesh) async fn open(
         stream: Metered<Stream>,
         limits: &Limits,
         counted: Counted,
@@ -106,7 +106,7 @@ impl Link {
     }
 
     /// Sends a request and waits for the head of its response, no longer than `patience` after the request's end.
-    pub(super) async fn exchange(
+    pub(in crate::mesh) async fn exchange(
         &mut self,
         request: &mut Request<Upload>,
         patience: Duration,
@@ -148,18 +148,18 @@ impl Link {
     }
 
     /// Something came since the last request was begun.
-    pub(super) fn heard(&self) -> bool {
+    pub(in crate::mesh) fn heard(&self) -> bool {
         self.heard.load(Ordering::Relaxed) > 0
     }
 
     /// Moves bytes in both directions as far as they go now.
-    pub(super) fn drive(&mut self, cx: &Context<'_>) {
+    pub(in crate::mesh) fn drive(&mut self, cx: &Context<'_>) {
         self.bell.attach(cx);
         poll_connection(&mut self.connection, &self.waker);
     }
 
     /// The next piece of a response's body, which this link brings.
-    pub(super) fn poll_body(
+    pub(in crate::mesh) fn poll_body(
         &mut self,
         body: &mut Incoming,
         cx: &Context<'_>,
@@ -175,13 +175,13 @@ impl Link {
     }
 
     /// Its user is done with it: nobody is woken any more. True when another request can be sent.
-    pub(super) fn settle(&mut self) -> bool {
+    pub(in crate::mesh) fn settle(&mut self) -> bool {
         self.bell.detach();
         self.was_idle() || self.look()
     }
 
     /// Notices what the peer did in the meantime. True when another request can be sent.
-    pub(super) fn look(&mut self) -> bool {
+    pub(in crate::mesh) fn look(&mut self) -> bool {
         poll_connection(&mut self.connection, &self.waker);
         self.was_idle()
     }
@@ -192,7 +192,7 @@ impl Link {
     }
 
     /// The raw connection after a 101.
-    pub(super) async fn upgraded(mut self, mut upgrade: OnUpgrade) -> hyper::Result<Upgraded> {
+    pub(in crate::mesh) async fn upgraded(mut self, mut upgrade: OnUpgrade) -> hyper::Result<Upgraded> {
         poll_fn(|cx| {
             self.drive(cx);
             Pin::new(&mut upgrade).poll(cx)

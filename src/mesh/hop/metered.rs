@@ -9,14 +9,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::mesh::tally::{Held, Meter};
 
 /// Counts what passes, before encryption, and that the connection is open.
-pub(super) struct Metered<S> {
+pub(in crate::mesh) struct Metered<S> {
     stream: S,
     meter: Meter,
     _open: Held,
 }
 
 impl<S> Metered<S> {
-    pub(super) fn new(stream: S, meter: &Meter) -> Self {
+    pub(in crate::mesh) fn new(stream: S, meter: &Meter) -> Self {
         Self {
             stream,
             _open: meter.open(),

@@ -18,7 +18,7 @@ pub(in crate::mesh) struct Download {
 }
 
 impl Download {
-    pub(super) fn new(body: Incoming, link: Link, slot: Rc<Slot>) -> Self {
+    pub(in crate::mesh) fn new(body: Incoming, link: Link, slot: Rc<Slot>) -> Self {
         let mut download = Self {
             body,
             source: Some((link, slot)),

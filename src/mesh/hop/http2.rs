@@ -7,11 +7,13 @@ use std::task::Poll;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::header::{self, HeaderMap};
+use hyper::http::uri::Scheme;
 use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::sleep;
 
 use super::Failure;
+use super::connect::{self, Stream};
 use super::forward::{Hop, clean};
 use super::link::Broken;
 use super::metered::Metered;
@@ -22,7 +24,7 @@ use crate::mesh::worker::{KEEP_ALIVE, LAST, Local};
 
 impl Hop {
     /// Sends a request over HTTP/2, or over HTTP/1.1 to a peer that does not speak it.
-    pub(super) async fn forward_http2(
+    pub(in crate::mesh) async fn forward_http2(
         &self,
         request: &mut Request<Upload>,
     ) -> Result<Response<Body>, Failure> {
@@ -30,7 +32,11 @@ impl Hop {
             return self.forward(request, None).await;
         };
         self.outgoing(request)?;
-        *request.uri_mut() = absolute(request.uri(), request.headers())?;
+        let scheme = match self.slot.dial {
+            Dial::Backend(_) => Scheme::HTTP,
+            Dial::Peer { .. } | Dial::Agent(_) => Scheme::HTTPS,
+        };
+        *request.uri_mut() = absolute(scheme, request.uri(), request.headers())?;
         *request.version_mut() = Version::HTTP_2;
         request.headers_mut().remove(header::HOST);
         // hyper tells nothing of a `100 Continue` over HTTP/2, where it saves a frame at most.
@@ -95,9 +101,9 @@ impl Hop {
             let sender = self.slot.http2()?;
             Some(Connection { sender, fresh: false })
         };
-        let Dial::Peer { endpoint, http2, .. } = &self.slot.dial else {
+        if let Dial::Agent(_) = &self.slot.dial {
             return Ok(None);
-        };
+        }
         if let Some(connection) = pooled() {
             return Ok(Some(connection));
         }
@@ -110,11 +116,19 @@ impl Hop {
         if let Some(connection) = pooled() {
             return Ok(Some(connection));
         }
-        let stream = self.handshake(endpoint, http2, deadline).await?;
-        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-            self.slot.set_only_http1();
-            return Ok(None);
-        }
+        let stream = match &self.slot.dial {
+            Dial::Agent(_) => return Ok(None),
+            // Whoever is asked for gRPC speaks HTTP/2.
+            Dial::Backend(at) => Stream::Tcp(self.in_time(deadline, connect::backend(at)).await?),
+            Dial::Peer { endpoint, http2, .. } => {
+                let stream = self.handshake(endpoint, http2, deadline).await?;
+                if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                    self.slot.set_only_http1();
+                    return Ok(None);
+                }
+                Stream::Tls(Box::new(stream))
+            }
+        };
         let stream = Metered::new(stream, &self.slot.meter);
         let opening = http2::Builder::new(Local)
             .timer(TokioTimer::new())
@@ -140,10 +154,10 @@ struct Connection {
 }
 
 /// The URI as HTTP/2 wants it: `:authority` is what `Host` was.
-fn absolute(uri: &Uri, headers: &HeaderMap) -> Result<Uri, Failure> {
+fn absolute(scheme: Scheme, uri: &Uri, headers: &HeaderMap) -> Result<Uri, Failure> {
     let host = headers.get(header::HOST).map_or(&b""[..], |host| host.as_bytes());
     Uri::builder()
-        .scheme("https")
+        .scheme(scheme)
         .authority(host)
         .path_and_query(uri.path_and_query().map_or("/", |path| path.as_str()))
         .build()

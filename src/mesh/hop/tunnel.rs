@@ -17,7 +17,7 @@ use crate::mesh::listener::Life;
 use crate::mesh::reply::{self, Body};
 
 /// Passes a 101 on and joins the two connections. The tunnel ends with its listener's drain.
-pub(super) fn switch(
+pub(in crate::mesh) fn switch(
     response: Response<Incoming>,
     link: Link,
     client: OnUpgrade,

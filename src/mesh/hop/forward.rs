@@ -1,11 +1,14 @@
 //! One request over one hop: connect or reuse, send, retry where that is safe, hand the answer back.
 
+use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::Authority;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
@@ -13,12 +16,12 @@ use rustls::{ClientConfig, HandshakeKind};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::client::TlsStream;
 
+use super::connect::Endpoint;
 use super::connect::{self, Stream};
 use super::failure::Far;
 use super::link::{Broken, Link};
 use super::metered::Metered;
 use super::pool::{Dial, Slot};
-use super::target::Endpoint;
 use super::upload::Upload;
 use super::{Download, Failure, headers, tunnel};
 use crate::mesh::reply::Body;
@@ -28,13 +31,53 @@ use crate::names::HostPort;
 use crate::spec::Limits;
 
 /// Where a request goes, and how long it may take.
-pub(super) struct Hop {
-    pub(super) far: Far,
-    pub(super) slot: Rc<Slot>,
-    pub(super) connect_timeout: Duration,
-    pub(super) response_timeout: Duration,
-    pub(super) idle_timeout: Duration,
-    pub(super) limits: Limits,
+pub(in crate::mesh) struct Hop {
+    pub(in crate::mesh) far: Far,
+    pub(in crate::mesh) slot: Rc<Slot>,
+    pub(in crate::mesh) connect_timeout: Duration,
+    pub(in crate::mesh) response_timeout: Duration,
+    pub(in crate::mesh) idle_timeout: Duration,
+    pub(in crate::mesh) limits: Limits,
+    /// What the next hop is to believe about the caller.
+    pub(in crate::mesh) vouch: Option<Vouch>,
+}
+
+/// Headers in which a backend is told who calls: whatever came under these names is replaced.
+pub(in crate::mesh) struct Vouch {
+    pub(in crate::mesh) app: HeaderValue,
+    pub(in crate::mesh) client: IpAddr,
+}
+
+impl Vouch {
+    fn stamp(&self, headers: &mut HeaderMap) {
+        const APP_ID: HeaderName = HeaderName::from_static("x-dstack-app-id");
+        const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+        const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+        const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+        headers::strip_claims(headers);
+        headers.insert(APP_ID, self.app.clone());
+        // As nginx does, whoever came before stays in the list.
+        let mut list = Vec::new();
+        for earlier in headers.get_all(&FOR) {
+            list.extend_from_slice(earlier.as_bytes());
+            list.extend_from_slice(b", ");
+        }
+        list.extend_from_slice(self.client.to_string().as_bytes());
+        if let Ok(list) = HeaderValue::from_maybe_shared(Bytes::from(list)) {
+            headers.insert(FOR, list);
+        }
+        headers.insert(PROTO, HeaderValue::from_static("https"));
+        if let Some(host) = headers.get(header::HOST).cloned() {
+            headers.insert(HOST, host);
+        }
+    }
+}
+
+/// What an HTTP/1.1 request's headers said that were for this hop.
+pub(in crate::mesh) struct Asked<'l> {
+    wish: Option<Wish<'l>>,
+    /// Where interim responses go.
+    line: Option<&'l Arc<Line>>,
 }
 
 /// The wish of a client to speak another protocol.
@@ -46,11 +89,21 @@ struct Wish<'l> {
 
 impl Hop {
     /// Sends the request over HTTP/1.1. `line` is where it came from, if that is HTTP/1 too.
-    pub(super) async fn forward(
+    pub(in crate::mesh) async fn forward(
         &self,
         request: &mut Request<Upload>,
         line: Option<&Arc<Line>>,
     ) -> Result<Response<Body>, Failure> {
+        let mut asked = self.prepare(request, line)?;
+        self.carry(request, &mut asked).await
+    }
+
+    /// Makes what is sent over HTTP/1.1 of what came in.
+    pub(in crate::mesh) fn prepare<'l>(
+        &self,
+        request: &mut Request<Upload>,
+        line: Option<&'l Arc<Line>>,
+    ) -> Result<Asked<'l>, Failure> {
         let wish = headers::upgrade(request.headers(), request.version())
             .zip(line)
             .map(|(protocol, line)| Wish {
@@ -66,20 +119,35 @@ impl Hop {
             Some(wish) => headers::set_upgrade(request.headers_mut(), wish.protocol.clone()),
             None => headers::announce_te(request.headers_mut()),
         }
-        let (mut response, link) = self.send(request, line).await?;
+        Ok(Asked { wish, line })
+    }
+
+    /// Sends what was prepared. After [`Failure::Backend`] it is still there, and can be sent over another hop.
+    pub(in crate::mesh) async fn carry(
+        &self,
+        request: &mut Request<Upload>,
+        asked: &mut Asked<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let (mut response, link) = self.send(request, asked.line).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let wish = wish.ok_or(Failure::BadResponse { hop: self.far })?;
+            let wish = asked.wish.take().ok_or(Failure::BadResponse { hop: self.far })?;
             return tunnel::switch(response, link, wish.client, &wish.line.life);
         }
         clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.far })?;
+        if self.vouch.is_some() {
+            headers::strip_commands(response.headers_mut());
+        }
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(|body| Body::Http1(Download::new(body, link, Rc::clone(&self.slot)))))
     }
 
     /// Makes what is sent of what came in.
-    pub(super) fn outgoing(&self, request: &mut Request<Upload>) -> Result<(), Failure> {
-        address(request, self.at())?;
+    pub(in crate::mesh) fn outgoing(&self, request: &mut Request<Upload>) -> Result<(), Failure> {
+        address(request, self.name())?;
         headers::strip_request(request.headers_mut());
+        if let Some(vouch) = &self.vouch {
+            vouch.stamp(request.headers_mut());
+        }
         *request.version_mut() = Version::HTTP_11;
         request.extensions_mut().clear();
         Ok(())
@@ -133,6 +201,8 @@ impl Hop {
 
     /// A connection where none was idle, and whether it is new. `patient`: it need not be.
     async fn another(&self, patient: bool) -> Result<(Link, bool), Failure> {
+        // To open one more to a backend costs little, and it may want to think about many requests at once.
+        let patient = patient && !matches!(self.slot.dial, Dial::Backend(_));
         if patient && let Some(link) = self.slot.wait(self.connect_timeout).await {
             return Ok((link, false));
         }
@@ -148,6 +218,7 @@ impl Hop {
                 Stream::Tls(Box::new(self.handshake(endpoint, http1, deadline).await?))
             }
             Dial::Agent(addr) => self.in_time(deadline, connect::agent(addr)).await?,
+            Dial::Backend(at) => Stream::Tcp(self.in_time(deadline, connect::backend(at)).await?),
         };
         let stream = Metered::new(stream, &self.slot.meter);
         let opened = Link::open(stream, &self.limits, counted).await;
@@ -155,7 +226,7 @@ impl Hop {
     }
 
     /// Opens a connection to the peer, and counts how that ended.
-    pub(super) async fn handshake(
+    pub(in crate::mesh) async fn handshake(
         &self,
         endpoint: &Endpoint,
         config: &Arc<ClientConfig>,
@@ -174,40 +245,52 @@ impl Hop {
     }
 
     /// Until when a connection has to be made.
-    pub(super) fn deadline(&self) -> Instant {
+    pub(in crate::mesh) fn deadline(&self) -> Instant {
         Instant::now() + self.connect_timeout
     }
 
     /// Bounds the making of a connection.
-    pub(super) async fn in_time<T>(
+    pub(in crate::mesh) async fn in_time<T>(
         &self,
         deadline: Instant,
         connecting: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let after = self.connect_timeout;
         timeout_at(deadline, connecting).await.unwrap_or_else(|_| {
-            Err(match self.at() {
-                Some(at) => Failure::ConnectTimeout {
-                    at: at.clone(),
+            Err(match &self.slot.dial {
+                Dial::Peer { endpoint, .. } => Failure::ConnectTimeout {
+                    at: endpoint.at.clone(),
                     after,
                 },
-                None => Failure::ResponseTimeout { hop: self.far, after },
+                Dial::Agent(_) => Failure::ResponseTimeout { hop: self.far, after },
+                Dial::Backend(at) => Failure::Backend {
+                    at: at.clone(),
+                    cause: io::ErrorKind::TimedOut.into(),
+                },
             })
         })
     }
 
-    pub(super) fn timed_out(&self) -> Failure {
+    pub(in crate::mesh) fn timed_out(&self) -> Failure {
         Failure::ResponseTimeout {
             hop: self.far,
             after: self.response_timeout,
         }
     }
 
+    /// Whom a request is for that does not say so itself.
+    fn name(&self) -> Option<&HostPort> {
+        match &self.slot.dial {
+            Dial::Backend(at) => Some(at),
+            Dial::Peer { .. } | Dial::Agent(_) => self.at(),
+        }
+    }
+
     /// The address of a peer.
-    pub(super) fn at(&self) -> Option<&HostPort> {
+    pub(in crate::mesh) fn at(&self) -> Option<&HostPort> {
         match &self.slot.dial {
             Dial::Peer { endpoint, .. } => Some(&endpoint.at),
-            Dial::Agent(_) => None,
+            Dial::Agent(_) | Dial::Backend(_) => None,
         }
     }
 }
@@ -232,7 +315,7 @@ fn hear_interim(request: &mut Request<Upload>, line: Option<&Arc<Line>>) {
 }
 
 /// A copy of a request that may be sent twice (RFC 9110 §9.2.2).
-fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
+pub(in crate::mesh) fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
     if !request.method().is_idempotent() || !request.body().is_none() {
         return None;
     }
@@ -303,7 +386,7 @@ fn frame(request: &mut Request<Upload>) {
 }
 
 /// Makes a response's headers fit for the client; `None` when the length of its body is in doubt.
-pub(super) fn clean(headers: &mut HeaderMap) -> Option<()> {
+pub(in crate::mesh) fn clean(headers: &mut HeaderMap) -> Option<()> {
     if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
         // Both at once is how responses are smuggled (RFC 9112 §6.3).
         if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || headers.contains_key(header::CONTENT_LENGTH)

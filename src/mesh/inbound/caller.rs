@@ -1,0 +1,123 @@
+//! Whose connection it is: read once from the whole chain, checked again for each request as far as time goes on.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hyper::header::HeaderValue;
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use super::door::{Accepted, Door};
+use crate::names::AppId;
+use crate::ratls::{ChainError, Purpose, VerifiedPeer, still_valid, verify_chain};
+
+/// Chains remembered by each worker; the same few come again and again.
+const REMEMBERED: usize = 128;
+
+/// Who is on the other side of one connection.
+pub(in crate::mesh) struct Caller {
+    pub(super) address: IpAddr,
+    /// Whose root the chain led to.
+    door: Arc<Door>,
+    standing: Result<VerifiedPeer, Stranger>,
+}
+
+/// Why nobody can say who calls.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Stranger {
+    #[error("no client certificate; connect with the certificate that the guest agent issues to the app")]
+    Unnamed,
+    #[error("{0}")]
+    Chain(#[from] ChainError),
+    #[error("the client certificate expired while the connection was open; connect again with the new one")]
+    Outlived,
+    #[error("this machine has another KMS root since; connect again")]
+    OtherRoot,
+}
+
+impl Stranger {
+    /// The stable name in metrics.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::Unnamed => "no_certificate",
+            Self::Chain(cause) => cause.code(),
+            Self::Outlived => "expired",
+            Self::OtherRoot => "untrusted_chain",
+        }
+    }
+}
+
+impl Caller {
+    /// The app that calls, as far as this moment's certificate of ours and this time go.
+    pub(super) fn app(&self, now: &Arc<Door>, time: SystemTime) -> Result<AppId, Stranger> {
+        let peer = self.standing.as_ref().map_err(Clone::clone)?;
+        if !Arc::ptr_eq(&self.door, now) && self.door.root() != now.root() {
+            return Err(Stranger::OtherRoot);
+        }
+        if peer.not_after < time {
+            return Err(Stranger::Outlived);
+        }
+        Ok(peer.app_id)
+    }
+
+    /// The app id as a header has it.
+    pub(super) fn header(&self, app: AppId) -> HeaderValue {
+        HeaderValue::try_from(app.to_string()).unwrap_or(HeaderValue::from_static(""))
+    }
+}
+
+/// Chains that were verified.
+#[derive(Default)]
+pub(super) struct Callers {
+    door: Option<Arc<Door>>,
+    known: HashMap<Vec<CertificateDer<'static>>, VerifiedPeer>,
+}
+
+impl Callers {
+    /// Whose connection was accepted. A resumed one brings its chain along, and is checked like any other.
+    pub(super) fn caller(&mut self, door: Arc<Door>, accepted: &Accepted) -> Caller {
+        let (socket, tls) = accepted.get_ref();
+        let address = socket.0.peer_addr();
+        let address = address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+        let standing = match tls.peer_certificates() {
+            None | Some([]) => Err(Stranger::Unnamed),
+            Some(chain) => self.verify(&door, chain).map_err(Stranger::from),
+        };
+        if let Err(stranger) = &standing {
+            tracing::debug!(code = stranger.code(), %address, "{stranger}");
+        }
+        Caller {
+            // `::ffff:` is how IPv4 comes to an IPv6 socket.
+            address: address.to_canonical(),
+            door,
+            standing,
+        }
+    }
+
+    fn verify(
+        &mut self,
+        door: &Arc<Door>,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<VerifiedPeer, ChainError> {
+        let same = self
+            .door
+            .as_ref()
+            .is_some_and(|before| before.root() == door.root());
+        if !same {
+            self.known.clear();
+            self.door = Some(Arc::clone(door));
+        }
+        let now = UnixTime::now();
+        if let Some(peer) = self.known.get(chain) {
+            still_valid(chain, now)?;
+            return Ok(*peer);
+        }
+        let peer = verify_chain(chain, door.root(), now, Purpose::Client)?;
+        if self.known.len() >= REMEMBERED {
+            self.known.clear();
+        }
+        self.known.insert(chain.to_vec(), peer);
+        Ok(peer)
+    }
+}

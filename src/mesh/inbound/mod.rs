@@ -1,0 +1,302 @@
+//! The built-in front: what nginx does where it is the front, in this process.
+//!
+//! Peers come over mutual TLS; whose connection it is was read from the whole chain once, and each request is
+//! authorised by what the allow-lists say at that moment. Local apps come over plain HTTP and are the outbound
+//! proxy's, but for a few files.
+
+mod balance;
+mod caller;
+mod door;
+mod files;
+mod refusal;
+mod routes;
+
+use std::cell::RefCell;
+use std::future::ready;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::future::LocalBoxFuture;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Version};
+
+use super::hop::{
+    Dial, Failure, Far, HOUSEKEEPING, Hop, Pool, Upload, Vouch, headers, repeatable, request_id,
+};
+use super::reply::{self, Body};
+use super::tally::{Meter, Pen, To};
+use super::wire::Line;
+use super::{MeshSettings, Shared};
+use crate::names::{AppId, HostPort};
+use balance::Balance;
+pub(super) use caller::Caller;
+use caller::Callers;
+use door::Door;
+pub(super) use door::{Accepted, Doors};
+use refusal::{Ledger, Refusal};
+pub use routes::{FrontSettings, Route, Routes};
+
+/// Where each listener tells which generation it serves.
+const GENERATION: &str = "/.dstack-vpc/generation";
+/// A backend is on this machine or next to it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Servers close idle connections after 5 seconds and more: the one who closes must be us, because a POST that meets the
+/// other's close is lost.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// One worker's side of it.
+pub(super) struct Inbound {
+    shared: Arc<Shared>,
+    callers: RefCell<Callers>,
+    ledger: RefCell<Ledger>,
+    backends: Pool<HostPort>,
+    balance: Balance,
+    meter: Meter,
+}
+
+impl Inbound {
+    pub(super) fn new(shared: Arc<Shared>, pen: &Pen) -> Self {
+        let limits = &shared.settings.load().limits;
+        Self {
+            callers: RefCell::default(),
+            ledger: RefCell::new(Ledger::new(pen.clone())),
+            backends: Pool::new(limits, pen.clone(), To::Backend),
+            balance: Balance::default(),
+            meter: pen.backends(),
+            shared: Arc::clone(&shared),
+        }
+    }
+
+    /// What a TLS connection begins with; `None` while this machine has no certificate.
+    pub(super) fn door(&self) -> Option<Arc<Door>> {
+        self.shared.doors.current(&self.shared.identity)
+    }
+
+    /// Whose connection this is.
+    pub(super) fn caller(&self, door: Arc<Door>, accepted: &Accepted) -> Caller {
+        self.callers.borrow_mut().caller(door, accepted)
+    }
+
+    /// What a local app asks the front for, and not the outbound proxy.
+    pub(super) fn local<B>(&self, request: &Request<B>) -> Option<LocalBoxFuture<'static, Response<Body>>> {
+        let settings = self.shared.settings.load();
+        let front = settings.front.as_ref()?;
+        match request.uri().path() {
+            GENERATION => Some(Box::pin(ready(generation(front)))),
+            path => {
+                let name = path.strip_prefix("/vpc/0/")?.to_owned();
+                let (method, folder) = (request.method().clone(), front.files.clone());
+                Some(Box::pin(
+                    async move { files::answer(&method, &folder, &name).await },
+                ))
+            }
+        }
+    }
+
+    /// Answers a peer's request, whatever happens.
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        line: &Arc<Line>,
+        caller: &Caller,
+    ) -> Response<Body> {
+        let began = Instant::now();
+        let settings = self.shared.settings.load();
+        if let Some(front) = &settings.front {
+            match request.uri().path() {
+                "/health" => return reply::text("OK"),
+                GENERATION => return generation(front),
+                _ => {}
+            }
+        }
+        let (parts, body) = request.into_parts();
+        let id = request_id::of(&parts.headers);
+        let patience = settings.limits.continue_timeout;
+        let body = Upload::new(body, line, parts.version, &parts.headers, patience);
+        let grpc = headers::is_grpc(&parts.headers);
+        let mut request = Request::from_parts(parts, body);
+        let route = self.route(&request, caller, &settings);
+        let answer = match route {
+            Ok((app, upstream)) => {
+                request.headers_mut().insert(request_id::NAME, id.clone());
+                let waiting = self.meter.waiting();
+                let passage = Passage {
+                    inbound: self,
+                    settings: &settings,
+                    upstream: &upstream.upstream,
+                    app,
+                    caller,
+                };
+                let answer = match grpc && request.version() == Version::HTTP_2 {
+                    true => Box::pin(passage.grpc(&mut request)).await,
+                    false => passage.http1(&mut request, line).await,
+                };
+                match answer {
+                    Ok(response) => {
+                        waiting.answered(response.status(), began.elapsed());
+                        response
+                    }
+                    Err(failure) => {
+                        waiting.failed(failure.code());
+                        match grpc {
+                            true => failure.as_grpc(&id),
+                            false => failure.reply(Some(&id)),
+                        }
+                    }
+                }
+            }
+            Err(refusal) => refusal.reply(&id, grpc),
+        };
+        // What was sent was taken out; what is still there is a refused request's.
+        if !request.body().is_none() {
+            Box::pin(request.into_body().discard()).await;
+        }
+        answer
+    }
+
+    /// Whose request it is, and where it goes.
+    fn route<'s, B>(
+        &self,
+        request: &Request<B>,
+        caller: &Caller,
+        settings: &'s MeshSettings,
+    ) -> Result<(AppId, &'s Route), Refusal> {
+        let Some(front) = &settings.front else {
+            // The last requests of a front that was switched off.
+            return Err(Refusal::NotServed);
+        };
+        if request.method() == Method::CONNECT {
+            return Err(Failure::Connect.into());
+        }
+        headers::check_framing(request.headers(), settings.limits.headers)?;
+        let route = front.routes.of(request);
+        let backend = route.map(|route| &route.backend);
+        let mut ledger = self.ledger.borrow_mut();
+        let decisions = ledger.of(backend);
+        let decided = self
+            .door()
+            .ok_or(Refusal::NotServed)
+            .and_then(|door| caller.app(&door, SystemTime::now()).map_err(Refusal::Caller))
+            .and_then(|app| {
+                let route = route.ok_or(Refusal::NoBackend)?;
+                let allowed = settings.backends.get(&route.backend);
+                match allowed.is_some_and(|allowed| allowed.allows(&app)) {
+                    true => Ok((app, route)),
+                    false => Err(Refusal::NotAllowed(app)),
+                }
+            });
+        match &decided {
+            Ok(_) => decisions.allowed.add(1),
+            Err(refusal) => decisions.denied.add(refusal.cause()),
+        }
+        decided
+    }
+
+    /// Closes idle connections in time, until the worker ends.
+    pub(super) async fn keep_house(self: std::rc::Rc<Self>) {
+        loop {
+            tokio::time::sleep(HOUSEKEEPING.min(IDLE_TIMEOUT / 2)).await;
+            let settings = self.shared.settings.load();
+            self.backends.sweep(IDLE_TIMEOUT, &settings.limits);
+            self.balance.forget();
+        }
+    }
+}
+
+/// One request's way to one of the addresses of its backend.
+struct Passage<'p> {
+    inbound: &'p Inbound,
+    settings: &'p MeshSettings,
+    upstream: &'p [HostPort],
+    app: AppId,
+    caller: &'p Caller,
+}
+
+impl Passage<'_> {
+    fn hop(&self, at: &HostPort) -> Result<Hop, Failure> {
+        let limits = &self.settings.limits;
+        let dial = || Ok((Dial::Backend(at.clone()), self.inbound.meter.clone()));
+        Ok(Hop {
+            far: Far::Backend,
+            slot: self.inbound.backends.slot(at, dial)?,
+            connect_timeout: CONNECT_TIMEOUT,
+            // As nginx does: a backend may think for as long as a message may stand still.
+            response_timeout: limits.stall_timeout,
+            idle_timeout: IDLE_TIMEOUT,
+            limits: limits.clone(),
+            vouch: Some(Vouch {
+                app: self.caller.header(self.app),
+                client: self.caller.address,
+            }),
+        })
+    }
+
+    async fn http1(
+        &self,
+        request: &mut Request<Upload>,
+        line: &Arc<Line>,
+    ) -> Result<Response<Body>, Failure> {
+        let mut tour = self.inbound.balance.tour(self.upstream);
+        let busy = |at: &HostPort| self.inbound.backends.busy(at);
+        let mut at = tour.next(busy).ok_or(Failure::Internal)?;
+        let mut hop = self.hop(at)?;
+        let line = (request.version() < Version::HTTP_2).then_some(line);
+        let mut asked = hop.prepare(request, line)?;
+        loop {
+            let spare = tour.has_more().then(|| repeatable(request)).flatten();
+            let failure = match hop.carry(request, &mut asked).await {
+                Ok(response) => return Ok(response),
+                Err(failure) => failure,
+            };
+            let Some(next) = self.elsewhere(&failure, at, &mut tour, spare.is_some()) else {
+                return Err(failure);
+            };
+            if let (Some(spare), false) = (spare, matches!(failure, Failure::Backend { .. })) {
+                *request = spare;
+            }
+            at = next;
+            hop = self.hop(at)?;
+        }
+    }
+
+    async fn grpc(&self, request: &mut Request<Upload>) -> Result<Response<Body>, Failure> {
+        let mut tour = self.inbound.balance.tour(self.upstream);
+        let busy = |at: &HostPort| self.inbound.backends.busy(at);
+        let mut at = tour.next(busy).ok_or(Failure::Internal)?;
+        loop {
+            match self.hop(at)?.forward_http2(request).await {
+                Ok(response) => return Ok(response),
+                Err(failure) => {
+                    at = self.elsewhere(&failure, at, &mut tour, false).ok_or(failure)?;
+                }
+            }
+        }
+    }
+
+    /// Another address for a request that may still be sent to one: nothing was sent, or it may be sent twice.
+    fn elsewhere<'u>(
+        &self,
+        failure: &Failure,
+        at: &HostPort,
+        tour: &mut balance::Tour<'_, 'u>,
+        repeatable: bool,
+    ) -> Option<&'u HostPort> {
+        match failure {
+            Failure::Backend { .. } => {}
+            Failure::PeerClosed { .. } | Failure::ResponseTimeout { .. } if repeatable => {}
+            _ => return None,
+        }
+        self.inbound.balance.failed(at);
+        tour.next(|at| self.inbound.backends.busy(at))
+    }
+}
+
+/// For whoever wants to see that a change is live: a connection more says nothing about the next one.
+fn generation(front: &FrontSettings) -> Response<Body> {
+    let mut answer = reply::own(StatusCode::OK, "text/plain", front.tag.clone().into());
+    answer
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
+}

@@ -1,0 +1,106 @@
+//! Why a peer's request does not reach a backend.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hyper::header::HeaderValue;
+use hyper::{Response, StatusCode};
+
+use super::caller::Stranger;
+use crate::mesh::hop::{Failure, request_id};
+use crate::mesh::reply::{self, Body};
+use crate::mesh::tally::{Decisions, Pen};
+use crate::names::{AppId, BackendName};
+
+/// The same statuses and codes as in the rendered nginx.conf.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("{0}")]
+    Caller(Stranger),
+    #[error("the app {0} may not call this backend; add it to the backend's allowed_apps")]
+    NotAllowed(AppId),
+    #[error("no backend has this Host")]
+    NoBackend,
+    #[error("nothing is served here any more")]
+    NotServed,
+    #[error(transparent)]
+    Request(#[from] Failure),
+}
+
+impl Refusal {
+    /// Status, code, who is to blame, and what gRPC calls it (doc/statuscodes.md of the gRPC project).
+    fn terms(&self) -> (StatusCode, &'static str, &'static str, u16) {
+        match self {
+            Self::Caller(_) => (StatusCode::UNAUTHORIZED, "unauthorized", "caller", 16),
+            Self::NotAllowed(_) => (StatusCode::FORBIDDEN, "forbidden", "caller", 7),
+            Self::NoBackend => (StatusCode::MISDIRECTED_REQUEST, "no_backend", "front", 12),
+            Self::NotServed | Self::Request(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "not_served", "front", 14)
+            }
+        }
+    }
+
+    /// The stable name in metrics.
+    pub(super) fn cause(&self) -> &'static str {
+        match self {
+            Self::Caller(stranger) => stranger.code(),
+            Self::NotAllowed(_) => "not_allowed",
+            Self::NoBackend => "unknown_backend",
+            Self::NotServed => "not_served",
+            Self::Request(failure) => failure.code(),
+        }
+    }
+
+    pub(super) fn reply(&self, id: &HeaderValue, grpc: bool) -> Response<Body> {
+        if let Self::Request(failure) = self {
+            return match grpc {
+                true => failure.as_grpc(id),
+                false => failure.reply(Some(id)),
+            };
+        }
+        let (status, code, hop, grpc_status) = self.terms();
+        tracing::debug!(code = self.cause(), request_id = id.to_str().ok(), "{self}");
+        let words = serde_json::json!({
+            "error": self.to_string(),
+            "code": code,
+            "hop": hop,
+            "request_id": id.to_str().ok(),
+        });
+        let mut answer = reply::json(status, &words);
+        let headers = answer.headers_mut();
+        headers.insert(request_id::NAME, id.clone());
+        if grpc {
+            headers.insert("grpc-status", grpc_status.into());
+        }
+        answer
+    }
+}
+
+/// Counts what was decided, by backend.
+pub(super) struct Ledger {
+    pen: Pen,
+    backends: HashMap<BackendName, Arc<Decisions>>,
+    none: Arc<Decisions>,
+}
+
+impl Ledger {
+    pub(super) fn new(pen: Pen) -> Self {
+        Self {
+            backends: HashMap::new(),
+            none: pen.decisions("_none"),
+            pen,
+        }
+    }
+
+    /// `None`: the request is for no backend.
+    pub(super) fn of(&mut self, backend: Option<&BackendName>) -> &Arc<Decisions> {
+        match backend {
+            None => &self.none,
+            Some(name) if self.backends.contains_key(name) => &self.backends[name],
+            Some(name) => {
+                let decisions = self.pen.decisions(name.as_str());
+                self.backends.entry(name.clone()).or_insert(decisions)
+            }
+        }
+    }
+}
