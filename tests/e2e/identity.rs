@@ -30,7 +30,7 @@ fn renewals_under_load_fail_no_request() {
             assert!(holds(&status, IdentityValid), "{status:#?}");
         }
         let tally = load.stop().await;
-        assert!(tally.answered > 100, "{tally:?}");
+        assert!(tally.answered > 30, "{tally:?}");
         assert!(
             tally.failed.is_empty(),
             "{} answered, failed: {:#?}",

@@ -10,6 +10,7 @@ mod children;
 mod cost;
 mod drift;
 mod edits;
+mod front;
 mod identity;
 mod lifecycle;
 mod observe;

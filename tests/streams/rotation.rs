@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::chain::Chain;
 use crate::common::http::{Error, With, request};
-use crate::common::machine::{EDIT, Machine};
+use crate::common::machine::{EDIT, Machine, front};
 use crate::common::pair::REPORTS;
 use crate::common::ports::Port;
 use crate::common::{CLIENT_APP, SERVER_APP, poll, run};
@@ -157,9 +157,13 @@ async fn chat(mut at: watch::Receiver<SocketAddr>, stop: Arc<AtomicBool>) -> Tal
     tally
 }
 
-/// Which generation is live.
-pub(crate) fn generation(machine: &Machine) -> PathBuf {
-    std::fs::read_link(machine.state.current()).expect("a live generation")
+/// What changes when another certificate is shown: nginx needs another generation for it.
+pub(crate) async fn shown(machine: &Machine) -> Option<PathBuf> {
+    if front() == "nginx" {
+        return Some(std::fs::read_link(machine.state.current()).expect("a live generation"));
+    }
+    let status = machine.status().await?;
+    Some(status.identity?.folder.into())
 }
 
 #[test]

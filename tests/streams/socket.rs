@@ -1,4 +1,4 @@
-//! WebSockets that outlive many reloads of both nginx.
+//! WebSockets that outlive many reloads of both fronts.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::{Bytes, Message};
 use crate::chain::Chain;
 use crate::common::machine::Machine;
 use crate::common::{SERVER_APP, poll, run};
-use crate::rotation::generation;
+use crate::rotation::shown;
 
 /// How many messages are on their way at once, so that a cut would find some in each direction.
 const UNDER_WAY: u64 = 16;
@@ -50,12 +50,12 @@ async fn outlives(time: Duration) {
     assert!(echoed > time.as_secs() * 20, "{echoed} messages");
 }
 
-/// Has a machine fetch a new certificate, and waits until nginx shows it.
+/// Has a machine fetch a new certificate, and waits until its front shows it.
 pub(crate) async fn renew(machine: &Machine) {
-    let before = generation(machine);
+    let before = shown(machine).await;
     machine.ask_for_renewal().await;
     let live = poll(Duration::from_secs(20), async || {
-        (generation(machine) != before).then_some(())
+        (shown(machine).await != before).then_some(())
     });
     live.await.expect("the new certificate goes live");
     tokio::time::sleep(Duration::from_millis(500)).await;

@@ -1,0 +1,82 @@
+//! From one front to the other and back, on the same ports.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use dstack_vpc::reconcile::status::ConditionKind::Configured;
+
+use crate::common::http::{With, get};
+use crate::common::machine::{EDIT, Machine, front as first, holds};
+use crate::common::pair::Pair;
+use crate::common::{SERVER_APP, poll, run};
+
+const FRONTS: [&str; 2] = ["nginx", "builtin"];
+
+fn other(front: &str) -> &'static str {
+    FRONTS[usize::from(front == FRONTS[0])]
+}
+
+fn runs_nginx(machine: &Machine) -> bool {
+    let processes = machine.processes();
+    processes
+        .iter()
+        .any(|process| process.command.starts_with("nginx: "))
+}
+
+async fn switch(machine: &Machine, from: &str, to: &str) {
+    let (from, to) = (format!("front = \"{from}\""), format!("front = \"{to}\""));
+    let status = machine.edit(|toml| toml.replace(&from, &to)).await;
+    assert!(holds(&status, Configured), "{status:#?}");
+}
+
+#[test]
+fn the_ports_change_hands_there_and_back() {
+    run(async {
+        let pair = Pair::start().await;
+        let call = || get("/who").to_app(SERVER_APP);
+        let mut now = first();
+        for _ in 0..2 {
+            let next = other(&now);
+            for machine in [&pair.server, &pair.client] {
+                let began = Instant::now();
+                switch(machine, &now, next).await;
+                let took = began.elapsed();
+                let answered = poll(EDIT, async || {
+                    let reply = pair.client.call(call()).await.ok()?;
+                    (reply.status == 200).then_some(())
+                });
+                answered.await.expect("calls go through");
+                println!("{now} to {next}: {took:?}");
+                let gone = poll(Duration::from_secs(10), async || {
+                    (runs_nginx(machine) == (next == "nginx")).then_some(())
+                });
+                gone.await.expect("nginx runs only where it is the front");
+            }
+            next.clone_into(&mut now);
+        }
+        assert_eq!(now, first());
+    });
+}
+
+#[test]
+fn a_front_that_cannot_open_its_ports_leaves_the_other_one_serving() {
+    run(async {
+        let pair = Pair::start().await;
+        let server = &pair.server;
+        let now = first();
+        let next = other(&now);
+        let stranger = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let taken = stranger.local_addr().expect("an address");
+        let status = server
+            .edit(|toml| {
+                let moved = format!("https_listen = \"{}\"", server.ports.https);
+                let toml = toml.replace(&moved, &format!("https_listen = \"{taken}\""));
+                toml.replace(&format!("front = \"{now}\""), &format!("front = \"{next}\""))
+            })
+            .await;
+        assert!(!holds(&status, Configured), "{status:#?}");
+        let reply = pair.client.call(get("/who").to_app(SERVER_APP)).await.unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(runs_nginx(server), now == "nginx");
+    });
+}
