@@ -32,11 +32,13 @@ use compare::Pace;
 use report::Report;
 use stage::Stage;
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "crowd",
     "outbound",
     "chain",
     "entrance",
+    "front",
+    "fronts",
     "auth",
     "auth-in-place",
     "bodies",
@@ -92,6 +94,8 @@ async fn run() -> Result<()> {
             "outbound" => scenes::outbound(&stage, pace).await?,
             "chain" => scenes::chain(&stage, pace).await?,
             "entrance" => scenes::entrance(&stage, pace).await?,
+            "front" => scenes::front(&stage, pace).await?,
+            "fronts" => scenes::fronts(&stage, pace).await?,
             "auth" => scenes::auth(&stage, pace).await?,
             "auth-in-place" => scenes::auth_in_place(&stage, pace).await?,
             "bodies" => scenes::bodies(&stage, pace).await?,

@@ -49,6 +49,13 @@ impl Part {
         Self::of_machine(name, machine, |command| command.starts_with("nginx: "))
     }
 
+    /// Of both, where there are both.
+    pub(crate) fn whole(name: &'static str, machine: &Machine) -> Self {
+        Self::of_machine(name, machine, |command| {
+            command.ends_with(" run") || command.starts_with("nginx: ")
+        })
+    }
+
     fn of_machine(name: &'static str, machine: &Machine, wanted: impl Fn(&str) -> bool) -> Self {
         let processes = machine.processes().into_iter();
         let pids = processes.filter(|p| wanted(&p.command)).map(|p| p.pid);
@@ -241,6 +248,18 @@ impl Hop {
     pub(crate) async fn haproxy(files: &Files, server: SocketAddr) -> Result<Self> {
         let (port, values) = Self::values(files, server);
         let program = Program::haproxy(include_str!("conf/hop.haproxy"), &values).await?;
+        Ok(Self { program, port })
+    }
+
+    /// nginx as the serving side: mutual TLS in, and on to `backend` without asking anybody.
+    pub(crate) async fn front(files: &Files, backend: SocketAddr) -> Result<Self> {
+        let port = Port::reserve();
+        let values = [
+            files.dir(),
+            ("BACKEND", backend.to_string()),
+            ("FRONT", port.to_string()),
+        ];
+        let program = Program::nginx(include_str!("conf/front.nginx"), &values).await?;
         Ok(Self { program, port })
     }
 

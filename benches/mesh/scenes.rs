@@ -101,6 +101,69 @@ pub(crate) async fn entrance(stage: &Stage, pace: Pace) -> Result<Comparison> {
 
 pub(crate) const ENTRANCE: &str = "dstack-vpc through port 80";
 
+/// The built-in front beside an nginx that asks nobody who calls.
+pub(crate) async fn front(stage: &Stage, pace: Pace) -> Result<Comparison> {
+    let pace = pace.aside();
+    let backend = Answers::start(&stage.files).await?;
+    let ours = stage.serving_with("builtin", backend.plain.addr()).await?;
+    let nginx = Hop::front(&stage.files, backend.plain.addr()).await?;
+    let callers = [
+        stage.calling(ours.ports.https.addr()).await?,
+        stage.calling(nginx.port.addr()).await?,
+    ];
+    let peer = |name, caller: &Machine, front| Peer {
+        name,
+        addr: caller.ports.client.addr(),
+        parts: vec![
+            front,
+            Part::daemon("hop", caller),
+            backend.program.part("backend"),
+        ],
+    };
+    let scene = Scene {
+        id: "front",
+        title: "Built-in front alone",
+        about: "wrk → our hop → mutual TLS → front → backend. nginx lets in everybody with a certificate and asks nobody.",
+        peers: vec![
+            peer(OURS, &callers[0], Part::daemon("front", &ours)),
+            peer("nginx", &callers[1], nginx.program.part("front")),
+        ],
+        loads: by_connections(pace),
+        counter: None,
+    };
+    scene.run(pace)
+}
+
+/// From app to app with built-in fronts on both sides, beside nginx on both.
+pub(crate) async fn fronts(stage: &Stage, pace: Pace) -> Result<Comparison> {
+    let pace = pace.aside();
+    let backend = Answers::start(&stage.files).await?;
+    let mut machines = Vec::new();
+    for (name, front) in [(OURS, "builtin"), ("nginx", "nginx")] {
+        let server = stage.serving_with(front, backend.plain.addr()).await?;
+        let client = stage.calling_through(front, server.ports.https.addr()).await?;
+        machines.push((name, client, server));
+    }
+    let peers = machines.iter().map(|(name, client, server)| Peer {
+        name,
+        addr: client.ports.http.addr(),
+        parts: vec![
+            Part::whole("calling machine", client),
+            Part::whole("serving machine", server),
+            backend.program.part("backend"),
+        ],
+    });
+    let scene = Scene {
+        id: "fronts",
+        title: "Built-in fronts on both sides",
+        about: "wrk → port 80 → mutual TLS → port 443 → backend, with `mesh.front = \"builtin\"` on both machines, beside the same with nginx.",
+        peers: peers.collect(),
+        loads: by_connections(pace),
+        counter: None,
+    };
+    scene.run(pace)
+}
+
 /// The auth service, asked as nginx asks it, beside an nginx that says yes to everything.
 pub(crate) async fn auth(stage: &Stage, pace: Pace) -> Result<Comparison> {
     let server = stage.serving(stage.server.plain.addr()).await?;

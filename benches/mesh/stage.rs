@@ -38,10 +38,21 @@ impl Stage {
 
     /// A machine that serves, with `backend` behind it.
     pub(crate) async fn serving(&self, backend: SocketAddr) -> Result<Machine> {
+        self.serving_with("nginx", backend).await
+    }
+
+    /// The same behind a front of this kind.
+    pub(crate) async fn serving_with(&self, front: &str, backend: SocketAddr) -> Result<Machine> {
         let nowhere = Port::reserve();
         let backends = [("default", "_", backend)];
         let plan = Plan::new(&self.agent.socket(SERVER_APP), nowhere.addr(), &backends);
-        host::start(plan, &self.binaries[0].1).await
+        host::start(with_front(plan, front), &self.binaries[0].1).await
+    }
+
+    /// A machine that calls through a front of this kind.
+    pub(crate) async fn calling_through(&self, front: &str, server: SocketAddr) -> Result<Machine> {
+        let plan = Plan::new(&self.agent.socket(CLIENT_APP), server, &[]);
+        host::start(with_front(plan, front), &self.binaries[0].1).await
     }
 
     /// A machine that calls: everything it sends goes to `server`.
@@ -66,6 +77,13 @@ impl Stage {
             haproxy: Hop::haproxy(&self.files, server).await?,
         })
     }
+}
+
+fn with_front(mut plan: Plan, front: &str) -> Plan {
+    plan.toml = plan
+        .toml
+        .replace("front = \"nginx\"", &format!("front = \"{front}\""));
+    plan
 }
 
 /// The same hop by everybody. Dropping it ends their processes.

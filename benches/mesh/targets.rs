@@ -15,6 +15,8 @@ pub(crate) fn of(comparisons: &[Comparison], idle: Option<u64>) -> Vec<Target> {
             "outbound" => outbound(comparison, &mut targets),
             "chain" => chain(comparison, &mut targets),
             "entrance" => entrance(comparison, &mut targets),
+            "front" => front(comparison, &mut targets),
+            "fronts" => fronts(comparison, &mut targets),
             "bodies" => bodies(comparison, &mut targets),
             "auth" | "auth in place" => auth(comparison, &mut targets),
             "crowd" => crowd(comparison, idle, &mut targets),
@@ -88,6 +90,24 @@ fn entrance(comparison: &Comparison, targets: &mut Vec<Target>) {
             AtMost(line.load.connections as f64, ""),
             line.of(ours, |s| s.connects),
         ));
+    }
+}
+
+fn front(comparison: &Comparison, targets: &mut Vec<Target>) {
+    for (line, ratio) in of_nginx(comparison, |s| s.cpu[0]) {
+        let what = format!("built-in front, {line}: CPU per request");
+        targets.push(Target::new(what, AtMost(1.0, RATIO), ratio));
+    }
+}
+
+fn fronts(comparison: &Comparison, targets: &mut Vec<Target>) {
+    for (line, ratio) in of_nginx(comparison, |s| s.requests) {
+        let what = format!("built-in fronts on both sides, {line}: req/s");
+        targets.push(Target::new(what, AtLeast(3.0, RATIO), ratio));
+    }
+    for (line, ratio) in of_nginx(comparison, |s| s.cpu[0] + s.cpu[1]) {
+        let what = format!("built-in fronts on both sides, {line}: CPU per request");
+        targets.push(Target::new(what, AtMost(0.25, RATIO), ratio));
     }
 }
 
