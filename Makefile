@@ -9,13 +9,16 @@ export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sb
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Tests of whole machines that are about what a front does, and not about nginx.
+EITHER_FRONT := callers:: edits:: front:: identity:: peers:: smuggling:: traffic:: volume::
+
 setup: ## install nginx, supervisord, headscale, tailscale and etcd where they are missing
 	@scripts/setup
 
 build: ## build the release binary
 	cargo build --locked --release
 
-demo: ## two machines, a call between them, a live edit, what gets refused, and a VPN
+demo: ## two machines, a call, a live edit, what gets refused, and a VPN (FRONT=builtin: without nginx)
 	@scripts/setup --demo
 	@echo 'demo: building dstack-vpc (some minutes the first time)' >&2
 	@cargo build --locked --bin dstack-vpc --example demo
@@ -23,6 +26,8 @@ demo: ## two machines, a call between them, a live edit, what gets refused, and 
 
 test: setup ## run every test, with all of these for real
 	cargo test --locked
+	FRONT=builtin cargo test --locked --test streams
+	FRONT=builtin cargo test --locked --test e2e -- $(EITHER_FRONT)
 
 bench-reconcile: shipped-reconcile ## measure edits beside consul-template and confd, into docs/ (15 minutes)
 	@cargo bench --locked --quiet --profile dev --bench reconcile

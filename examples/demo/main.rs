@@ -1,4 +1,5 @@
-//! `make demo`: two machines side by side, and what dstack-vpc does for them, told in six steps.
+//! `make demo`: two machines side by side, and what dstack-vpc does for them, told in six steps. With `FRONT=builtin`
+//! they need no nginx.
 
 #[path = "../../tests/common/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use common::http::{Reply, With, get, post};
 use common::load::Load;
-use common::machine::{Machine, holds};
+use common::machine::{Machine, front, holds};
 use common::pair::{Pair, REPORTS};
 use common::ports::Port;
 use common::{CLIENT_APP, OTHER_APP, SERVER_APP, poll};
@@ -96,11 +97,13 @@ fn programs(machine: &Machine) -> String {
     let processes = machine.processes();
     let count = |words: &str| processes.iter().filter(|p| p.command.contains(words)).count();
     let mut text = format!(
-        "{} of supervisord, {} of dstack-vpc, {} of nginx",
+        "{} of supervisord, {} of dstack-vpc",
         count("supervisord"),
         processes.iter().filter(|p| p.command.ends_with(" run")).count(),
-        count("nginx: "),
     );
+    if front() == "nginx" {
+        text += &format!(", {} of nginx", count("nginx: "));
+    }
     for (program, words) in [("headscale", "headscale serve"), ("tailscaled", "tailscaled --")] {
         if count(words) > 0 {
             text += &format!(", 1 of {program}");
@@ -118,12 +121,22 @@ async fn calling(pair: &Pair) -> Result<()> {
         shop.http
     ));
     say("The request goes");
-    aside(&format!("  nginx {} -> proxy {}", shop.http, shop.client));
+    let (entrance, exit) = match front().as_str() {
+        "nginx" => (
+            format!("nginx {} -> proxy {}", shop.http, shop.client),
+            format!(
+                "nginx {}, which asks the auth service {}",
+                orders.https, orders.auth
+            ),
+        ),
+        _ => (
+            format!("dstack-vpc {}", shop.http),
+            format!("dstack-vpc {}", orders.https),
+        ),
+    };
+    aside(&format!("  {entrance}"));
     aside("    -> mutual TLS, both certificates carry an app id");
-    aside(&format!(
-        "    -> nginx {}, which asks the auth service {}",
-        orders.https, orders.auth
-    ));
+    aside(&format!("    -> {exit}"));
     aside(&format!("    -> the backend {}", pair.default.addr()));
     let reply = pair.call(get("/hello")).await;
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text());

@@ -54,11 +54,11 @@ macro_rules! metrics {
 
 metrics! { OUTBOUND:
     REQUESTS Counter "dstack_vpc_mesh_requests"
-        ["target": "an app id; `agent`; `self` for what the proxy answers alone; `other` beyond 256 apps at a time",
+        ["target": "an app id; `agent`; `backend` for what the built-in front passes on; `self` for what the proxy answers alone; `other` beyond 256 apps at a time",
          "outcome": "`2xx` and the like, or the code of the failure (see docs/operations.md); `client_gone` when nobody waited"],
-        "Requests to the outbound proxy that were answered or given up";
+        "Requests to the outbound proxy, or through the built-in front, that were answered or given up";
     LATENCY Histogram "dstack_vpc_mesh_request_duration_seconds"
-        ["to": "`peer`, `agent`"],
+        ["to": "`peer`, `agent`, `backend`"],
         "From the head of a request to the head of the response, where one came from the far end";
     SENT Counter "dstack_vpc_mesh_sent_bytes"
         ["target": "as above"],
@@ -72,20 +72,20 @@ metrics! { OUTBOUND:
     HANDSHAKE_TIME Histogram "dstack_vpc_mesh_handshake_duration_seconds" ,
         "How long connecting to a peer took, with DNS, TCP and TLS, however it ended";
     POOL Gauge "dstack_vpc_mesh_pool_connections"
-        ["to": "`peer`, `agent`", "state": "`active`, `idle`"],
+        ["to": "`peer`, `agent`, `backend`", "state": "`active`, `idle`"],
         "Open connections to far ends";
     POOL_TARGETS Gauge "dstack_vpc_mesh_pool_targets" ,
         "Targets in the pools; each worker thread has its own pool";
     CLIENTS Gauge "dstack_vpc_mesh_client_connections"
-        ["listener": "`mesh.client_listen`, `mesh.auth_listen`"],
+        ["listener": "`mesh.client_listen`, `mesh.auth_listen`; of the built-in front `mesh.http_listen`, `mesh.https_listen`"],
         "Open connections to the daemon";
 }
 
 metrics! { INBOUND:
     DECISIONS Counter "dstack_vpc_auth_decisions"
-        ["backend": "its name; `_none` for pages of nginx itself, `_unknown` for names that are not in vpc.toml",
+        ["backend": "its name; `_none` where no backend has that Host, `_unknown` for names that are not in vpc.toml",
          "outcome": "`allowed`, or why not: `no_certificate`, `untrusted_chain`, `bad_certificate`, `expired`, `not_allowed`, …"],
-        "What the auth service told nginx about callers";
+        "What was decided about callers, for nginx or by the built-in front";
     API_REQUESTS Counter "dstack_vpc_api_requests"
         ["route": "the pattern of the path; `other` for paths that are not there", "status": "the HTTP status"],
         "Requests to the VPC API (servers)";
