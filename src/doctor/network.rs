@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 
 use super::{Finding, Patient};
 use crate::facts::ports::{Holder, holder_of};
-use crate::spec::{Spec, Tun};
+use crate::spec::{Front, Spec, Tun};
 
 /// What Tailscale clients take for their own: RFC 6598.
 const SHARED_SPACE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
@@ -142,12 +142,18 @@ fn ports(patient: &Patient<'_>) -> Vec<Finding> {
     let Spec {
         role, mesh, server, ..
     } = patient.spec;
+    let front = match mesh.front {
+        Front::Nginx => "nginx",
+        Front::Builtin => "dstack-vpc",
+    };
     let mut listeners = vec![
         ("mesh.client_listen", mesh.client_listen, "dstack-vpc"),
-        ("mesh.auth_listen", mesh.auth_listen, "dstack-vpc"),
-        ("mesh.http_listen", mesh.http_listen, "nginx"),
-        ("mesh.https_listen", mesh.https_listen, "nginx"),
+        ("mesh.http_listen", mesh.http_listen, front),
+        ("mesh.https_listen", mesh.https_listen, front),
     ];
+    if mesh.front == Front::Nginx {
+        listeners.push(("mesh.auth_listen", mesh.auth_listen, "dstack-vpc"));
+    }
     if role.server {
         listeners.push(("server.headscale_listen", server.headscale_listen, "headscale"));
         listeners.push(("server.api_listen", server.api_listen, "dstack-vpc"));
@@ -203,7 +209,7 @@ fn privileged(patient: &Patient<'_>, key: &str, addr: SocketAddr) -> Option<Find
             "port",
             format!("{key} {addr}: only root may listen below port {first}"),
         )
-        .why("Started as this user, nginx could not take it, and nothing would go live.")
+        .why("Started as this user, nobody of ours could take it, and nothing would go live.")
         .mend(format!(
             "start it as root, or choose a higher port: {key} = \"{elsewhere}\""
         ))

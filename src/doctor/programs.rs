@@ -2,6 +2,7 @@
 
 use super::{Finding, Patient};
 use crate::facts::{Fact, Installed, Version};
+use crate::spec::Front;
 
 /// What is rendered for Headscale needs this one; the next minor version after the last tested one is only told.
 const HEADSCALE: (Version, Version) = (Version(0, 26, 0), Version(0, 30, 0));
@@ -16,20 +17,16 @@ pub(super) fn findings(patient: &Patient<'_>) -> Vec<Finding> {
         true => Finding::ok(name, format!("the daemon has found {name}")),
         false => installed(name, program, key, mend),
     };
-    let mut findings = vec![
-        installed(
-            "nginx",
-            &programs.nginx,
-            "nginx.program",
-            "apt-get install nginx-light",
-        ),
-        installed(
-            "supervisord",
-            &programs.supervisord,
-            "supervisor.program",
-            "apt-get install supervisor",
-        ),
-    ];
+    let mut findings = vec![installed(
+        "supervisord",
+        &programs.supervisord,
+        "supervisor.program",
+        "apt-get install supervisor",
+    )];
+    if patient.spec.mesh.front == Front::Nginx {
+        let mend = "apt-get install nginx-light, or do without it: mesh.front = \"builtin\"";
+        findings.push(installed("nginx", &programs.nginx, "nginx.program", mend));
+    }
     if role.server {
         let mend = "use the project's image, or: make setup";
         let mut finding = installed("headscale", &programs.headscale, "headscale.program", mend);

@@ -27,7 +27,7 @@ use super::{Download, Failure, headers, tunnel};
 use crate::mesh::reply::Body;
 use crate::mesh::socket::Socket;
 use crate::mesh::wire::Line;
-use crate::names::HostPort;
+use crate::names::{AppId, HostPort};
 use crate::spec::Limits;
 
 /// Where a request goes, and how long it may take.
@@ -43,12 +43,21 @@ pub(in crate::mesh) struct Hop {
 }
 
 /// Headers in which a backend is told who calls: whatever came under these names is replaced.
+#[derive(Clone)]
 pub(in crate::mesh) struct Vouch {
-    pub(in crate::mesh) app: HeaderValue,
-    pub(in crate::mesh) client: IpAddr,
+    app: HeaderValue,
+    client: HeaderValue,
 }
 
 impl Vouch {
+    /// For requests of `app` that come from `client`.
+    pub(in crate::mesh) fn new(app: &AppId, client: IpAddr) -> Option<Self> {
+        Some(Self {
+            app: HeaderValue::try_from(app.to_string()).ok()?,
+            client: HeaderValue::try_from(client.to_string()).ok()?,
+        })
+    }
+
     fn stamp(&self, headers: &mut HeaderMap) {
         const APP_ID: HeaderName = HeaderName::from_static("x-dstack-app-id");
         const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -56,20 +65,25 @@ impl Vouch {
         const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
         headers::strip_claims(headers);
         headers.insert(APP_ID, self.app.clone());
-        // As nginx does, whoever came before stays in the list.
-        let mut list = Vec::new();
-        for earlier in headers.get_all(&FOR) {
-            list.extend_from_slice(earlier.as_bytes());
-            list.extend_from_slice(b", ");
-        }
-        list.extend_from_slice(self.client.to_string().as_bytes());
-        if let Ok(list) = HeaderValue::from_maybe_shared(Bytes::from(list)) {
-            headers.insert(FOR, list);
-        }
+        headers.insert(FOR, self.list(headers.get_all(&FOR)));
         headers.insert(PROTO, HeaderValue::from_static("https"));
         if let Some(host) = headers.get(header::HOST).cloned() {
             headers.insert(HOST, host);
         }
+    }
+
+    /// As nginx does, whoever came before stays in the list.
+    fn list(&self, earlier: header::GetAll<'_, HeaderValue>) -> HeaderValue {
+        let mut list = Vec::new();
+        for earlier in earlier {
+            list.extend_from_slice(earlier.as_bytes());
+            list.extend_from_slice(b", ");
+        }
+        if list.is_empty() {
+            return self.client.clone();
+        }
+        list.extend_from_slice(self.client.as_bytes());
+        HeaderValue::from_maybe_shared(Bytes::from(list)).unwrap_or_else(|_| self.client.clone())
     }
 }
 

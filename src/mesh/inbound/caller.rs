@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hyper::header::HeaderValue;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::door::{Accepted, Door};
+use crate::mesh::hop::Vouch;
 use crate::names::AppId;
 use crate::ratls::{ChainError, Purpose, VerifiedPeer, still_valid, verify_chain};
 
@@ -17,7 +17,8 @@ const REMEMBERED: usize = 128;
 
 /// Who is on the other side of one connection.
 pub(in crate::mesh) struct Caller {
-    pub(super) address: IpAddr,
+    /// What backends are told about the caller.
+    vouch: Option<Vouch>,
     /// Whose root the chain led to.
     door: Arc<Door>,
     standing: Result<VerifiedPeer, Stranger>,
@@ -61,9 +62,9 @@ impl Caller {
         Ok(peer.app_id)
     }
 
-    /// The app id as a header has it.
-    pub(super) fn header(&self, app: AppId) -> HeaderValue {
-        HeaderValue::try_from(app.to_string()).unwrap_or(HeaderValue::from_static(""))
+    /// What a backend is told; `None` of a stranger.
+    pub(super) fn vouch(&self) -> Option<Vouch> {
+        self.vouch.clone()
     }
 }
 
@@ -87,9 +88,11 @@ impl Callers {
         if let Err(stranger) = &standing {
             tracing::debug!(code = stranger.code(), %address, "{stranger}");
         }
+        // `::ffff:` is how IPv4 comes to an IPv6 socket.
+        let client = address.to_canonical();
+        let app = standing.as_ref().ok();
         Caller {
-            // `::ffff:` is how IPv4 comes to an IPv6 socket.
-            address: address.to_canonical(),
+            vouch: app.and_then(|peer| Vouch::new(&peer.app_id, client)),
             door,
             standing,
         }

@@ -20,15 +20,15 @@ use futures_util::future::LocalBoxFuture;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
+use tokio::sync::watch;
 
-use super::hop::{
-    Dial, Failure, Far, HOUSEKEEPING, Hop, Pool, Upload, Vouch, headers, repeatable, request_id,
-};
+use super::hop::{Dial, Failure, Far, HOUSEKEEPING, Hop, Pool, Upload, headers, repeatable, request_id};
 use super::reply::{self, Body};
 use super::tally::{Meter, Pen, To};
 use super::wire::Line;
 use super::{MeshSettings, Shared};
-use crate::names::{AppId, HostPort};
+use crate::identity::Identity;
+use crate::names::HostPort;
 use balance::Balance;
 pub(super) use caller::Caller;
 use caller::Callers;
@@ -48,6 +48,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// One worker's side of it.
 pub(super) struct Inbound {
     shared: Arc<Shared>,
+    identity: RefCell<watch::Receiver<Option<Arc<Identity>>>>,
+    door: RefCell<Option<Arc<Door>>>,
     callers: RefCell<Callers>,
     ledger: RefCell<Ledger>,
     backends: Pool<HostPort>,
@@ -59,6 +61,8 @@ impl Inbound {
     pub(super) fn new(shared: Arc<Shared>, pen: &Pen) -> Self {
         let limits = &shared.settings.load().limits;
         Self {
+            identity: RefCell::new(shared.identity.clone()),
+            door: RefCell::default(),
             callers: RefCell::default(),
             ledger: RefCell::new(Ledger::new(pen.clone())),
             backends: Pool::new(limits, pen.clone(), To::Backend),
@@ -70,7 +74,14 @@ impl Inbound {
 
     /// What a TLS connection begins with; `None` while this machine has no certificate.
     pub(super) fn door(&self) -> Option<Arc<Door>> {
-        self.shared.doors.current(&self.shared.identity)
+        let mut identity = self.identity.borrow_mut();
+        let mut door = self.door.borrow_mut();
+        // An error means that nobody will publish another identity: the last one stays.
+        if door.is_none() || identity.has_changed().unwrap_or(false) {
+            identity.mark_unchanged();
+            *door = self.shared.doors.current(&identity);
+        }
+        door.clone()
     }
 
     /// Whose connection this is.
@@ -118,14 +129,13 @@ impl Inbound {
         let mut request = Request::from_parts(parts, body);
         let route = self.route(&request, caller, &settings);
         let answer = match route {
-            Ok((app, upstream)) => {
+            Ok(route) => {
                 request.headers_mut().insert(request_id::NAME, id.clone());
                 let waiting = self.meter.waiting();
                 let passage = Passage {
                     inbound: self,
                     settings: &settings,
-                    upstream: &upstream.upstream,
-                    app,
+                    upstream: &route.upstream,
                     caller,
                 };
                 let answer = match grpc && request.version() == Version::HTTP_2 {
@@ -161,7 +171,7 @@ impl Inbound {
         request: &Request<B>,
         caller: &Caller,
         settings: &'s MeshSettings,
-    ) -> Result<(AppId, &'s Route), Refusal> {
+    ) -> Result<&'s Route, Refusal> {
         let Some(front) = &settings.front else {
             // The last requests of a front that was switched off.
             return Err(Refusal::NotServed);
@@ -182,7 +192,7 @@ impl Inbound {
                 let route = route.ok_or(Refusal::NoBackend)?;
                 let allowed = settings.backends.get(&route.backend);
                 match allowed.is_some_and(|allowed| allowed.allows(&app)) {
-                    true => Ok((app, route)),
+                    true => Ok(route),
                     false => Err(Refusal::NotAllowed(app)),
                 }
             });
@@ -209,7 +219,6 @@ struct Passage<'p> {
     inbound: &'p Inbound,
     settings: &'p MeshSettings,
     upstream: &'p [HostPort],
-    app: AppId,
     caller: &'p Caller,
 }
 
@@ -225,10 +234,7 @@ impl Passage<'_> {
             response_timeout: limits.stall_timeout,
             idle_timeout: IDLE_TIMEOUT,
             limits: limits.clone(),
-            vouch: Some(Vouch {
-                app: self.caller.header(self.app),
-                client: self.caller.address,
-            }),
+            vouch: Some(self.caller.vouch().ok_or(Failure::Internal)?),
         })
     }
 
