@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
@@ -143,6 +143,8 @@ struct Shared {
     settings: ArcSwap<MeshSettings>,
     identity: watch::Receiver<Option<Arc<Identity>>>,
     doors: Doors,
+    /// What the built-in front served last, for the requests that it still has when nginx follows it.
+    last_front: ArcSwapOption<FrontSettings>,
     /// Connections of one listener that the limit of open files has room for.
     room: usize,
     tallies: Arc<Tallies>,
@@ -186,6 +188,7 @@ impl Mesh {
             settings: ArcSwap::from_pointee(settings),
             identity,
             doors: Doors::default(),
+            last_front: ArcSwapOption::empty(),
             room: room(),
             tallies: Arc::new(Tallies::new(worker::count())),
             farewell: AtomicBool::new(false),
@@ -208,7 +211,11 @@ impl Mesh {
     /// A new address cannot be opened; then nothing has changed.
     pub async fn update(&self, settings: MeshSettings) -> Result<(), BindError> {
         let mut listeners = self.listeners.lock().await;
-        let moves = listeners.prepare(&self.settings(), &settings, &self.crew).await?;
+        let before = self.settings();
+        let moves = listeners.prepare(&before, &settings, &self.crew).await?;
+        if let Some(front) = &before.front {
+            self.shared.last_front.store(Some(Arc::new(front.clone())));
+        }
         self.shared.settings.store(Arc::new(settings));
         listeners.carry_out(moves, &self.crew).await;
         Ok(())

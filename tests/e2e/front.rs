@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use dstack_vpc::reconcile::status::ConditionKind::Configured;
 
 use crate::common::http::{With, get};
+use crate::common::load::Load;
 use crate::common::machine::{EDIT, Machine, front as first, holds};
 use crate::common::pair::Pair;
 use crate::common::{SERVER_APP, poll, run};
@@ -23,6 +24,15 @@ fn runs_nginx(machine: &Machine) -> bool {
         .any(|process| process.command.starts_with("nginx: "))
 }
 
+/// What callers see of a port that nobody listens on, or no longer.
+fn is_absence(failed: &str) -> bool {
+    let from_afar = ["\"connect_refused\"", "\"tls_failed\"", "\"peer_closed\""];
+    match failed.split_once(": ") {
+        Some(("502", body)) => from_afar.iter().any(|code| body.contains(code)),
+        _ => !failed.starts_with(|c: char| c.is_ascii_digit()),
+    }
+}
+
 async fn switch(machine: &Machine, from: &str, to: &str) {
     let (from, to) = (format!("front = \"{from}\""), format!("front = \"{to}\""));
     let status = machine.edit(|toml| toml.replace(&from, &to)).await;
@@ -38,9 +48,17 @@ fn the_ports_change_hands_there_and_back() {
         for _ in 0..2 {
             let next = other(&now);
             for machine in [&pair.server, &pair.client] {
+                let load = Load::start(2, pair.client.ports.http.addr(), || {
+                    get("/load").to_app(SERVER_APP)
+                });
                 let began = Instant::now();
                 switch(machine, &now, next).await;
                 let took = began.elapsed();
+                let tally = load.stop().await;
+                // Nobody was there for a moment; but nobody who was there gave a wrong answer.
+                let wrong: Vec<_> = tally.failed.iter().filter(|failed| !is_absence(failed)).collect();
+                assert!(wrong.is_empty(), "{now} to {next}: {wrong:#?}");
+                println!("{} answered, {} not", tally.answered, tally.failed.len());
                 let answered = poll(EDIT, async || {
                     let reply = pair.client.call(call()).await.ok()?;
                     (reply.status == 200).then_some(())

@@ -114,12 +114,17 @@ impl Inbound {
     ) -> Response<Body> {
         let began = Instant::now();
         let settings = self.shared.settings.load();
-        if let Some(front) = &settings.front {
-            match request.uri().path() {
-                "/health" => return reply::text("OK"),
-                GENERATION => return generation(front),
-                _ => {}
-            }
+        let last = match settings.front {
+            Some(_) => None,
+            None => self.shared.last_front.load_full(),
+        };
+        let Some(front) = settings.front.as_ref().or(last.as_deref()) else {
+            return Failure::Internal.reply(None);
+        };
+        match request.uri().path() {
+            "/health" => return reply::text("OK"),
+            GENERATION => return generation(front),
+            _ => {}
         }
         let (parts, body) = request.into_parts();
         let id = request_id::of(&parts.headers);
@@ -127,7 +132,7 @@ impl Inbound {
         let body = Upload::new(body, line, parts.version, &parts.headers, patience);
         let grpc = headers::is_grpc(&parts.headers);
         let mut request = Request::from_parts(parts, body);
-        let route = self.route(&request, caller, &settings);
+        let route = self.route(&request, caller, front, &settings);
         let answer = match route {
             Ok(route) => {
                 request.headers_mut().insert(request_id::NAME, id.clone());
@@ -170,12 +175,9 @@ impl Inbound {
         &self,
         request: &Request<B>,
         caller: &Caller,
-        settings: &'s MeshSettings,
+        front: &'s FrontSettings,
+        settings: &MeshSettings,
     ) -> Result<&'s Route, Refusal> {
-        let Some(front) = &settings.front else {
-            // The last requests of a front that was switched off.
-            return Err(Refusal::NotServed);
-        };
         if request.method() == Method::CONNECT {
             return Err(Failure::Connect.into());
         }

@@ -21,7 +21,7 @@ pub(super) enum Refusal {
     NotAllowed(AppId),
     #[error("no backend has this Host")]
     NoBackend,
-    #[error("nothing is served here any more")]
+    #[error("this machine has no certificate any more that it can use")]
     NotServed,
     #[error(transparent)]
     Request(#[from] Failure),
