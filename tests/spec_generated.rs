@@ -112,8 +112,12 @@ fn the_schema_accepts_what_loads() {
             let text = match (section.name, section.many) {
                 ("", _) => format!("{} = {value}", key.name),
                 (name, false) => format!("[{name}]\n{} = {value}", key.name),
-                (name, true) if key.name == "upstream" => format!("[[{name}]]\n{} = {value}", key.name),
-                (name, true) => format!("[[{name}]]\nupstream = \"a:1\"\n{} = {value}", key.name),
+                (name, true) => {
+                    // With whatever else has to be given.
+                    let needed = section.keys.iter().filter(|it| it.name != key.name);
+                    let needed = needed.filter_map(|it| Some(format!("{} = {}\n", it.name, it.example?)));
+                    format!("[[{name}]]\n{}{} = {value}", needed.collect::<String>(), key.name)
+                }
             };
             accepts(&section.path(key), &text);
         }

@@ -252,8 +252,8 @@ mod tests {
     #[test]
     fn a_section_a_list_or_one_key() {
         assert_eq!(said(Some("log")).lines().count(), 2);
-        assert_eq!(said(Some("backends")).lines().count(), 4);
-        assert_eq!(said(Some("backends[0]")).lines().count(), 4);
+        assert_eq!(said(Some("backends")).lines().count(), 6);
+        assert_eq!(said(Some("backends[0]")).lines().count(), 6);
         let one = said(Some("log.level"));
         assert!(
             one.starts_with("log.level = \"debug\"\nFrom VPC__LOG__LEVEL.\n"),

@@ -134,7 +134,7 @@ fn nginx_reads(conf: &str, spec: &Spec, facts: &Facts, state: &StateDir, desired
     servers("vpc_client", vec![spec.mesh.client_listen.to_string()]);
     servers("vpc_auth", vec![spec.mesh.auth_listen.to_string()]);
     let mut hosts = BTreeSet::new();
-    for backend in &spec.backends {
+    for backend in super::nginx::http_backends(spec) {
         let expected = || backend.upstream.iter().map(ToString::to_string).collect();
         servers(&format!("backend_{}", backend.name), expected());
         servers(&format!("backend_{}_grpc", backend.name), expected());
@@ -148,7 +148,7 @@ fn nginx_reads(conf: &str, spec: &Spec, facts: &Facts, state: &StateDir, desired
         servers("vpc_api", vec![spec.server.api_listen.to_string()]);
         hosts.insert(("vpc-server".to_owned(), Some("vpc-server".to_owned())));
     }
-    let upstreams = spec.backends.len() + usize::from(spec.role.server);
+    let upstreams = super::nginx::http_backends(spec).count() + usize::from(spec.role.server);
     assert_eq!(http.named("upstream").count(), 2 + 2 * upstreams);
     if !hosts.iter().any(|(host, _)| host == "_") {
         hosts.insert(("_".to_owned(), None));

@@ -240,6 +240,18 @@ impl ListenerSettings {
                 all.extend(front.https_listen.map(|addr| ("mesh.https_listen", addr)));
             }
         }
+        let tcp = self
+            .mesh
+            .tcp_backends
+            .values()
+            .map(|it| ("backends.listen", it.listen));
+        all.extend(tcp);
+        let forwards = self
+            .mesh
+            .forwards
+            .values()
+            .map(|it| ("forwards.listen", it.listen));
+        all.extend(forwards);
         all.extend(self.api.as_ref().map(|api| ("server.api_listen", api.listen)));
         all.extend(self.metrics.map(|addr| ("metrics.listen", addr)));
         all

@@ -11,7 +11,7 @@ use super::{Check, Command, quote};
 use crate::facts::{Facts, Installed, Version};
 use crate::names::HostPort;
 use crate::paths::StateDir;
-use crate::spec::Spec;
+use crate::spec::{Backend, Protocol, Spec};
 
 /// Below the generation's folder.
 pub(super) const FILE: &str = "nginx/nginx.conf";
@@ -214,18 +214,20 @@ fn upstreams(spec: &Spec) -> Vec<Upstream> {
         .role
         .server
         .then(|| group("vpc_api".to_owned(), &[HostPort::from(spec.server.api_listen)]));
-    let backends = spec
-        .backends
-        .iter()
-        .map(|b| group(upstream_name(b.name.as_str()), &b.upstream));
+    let backends = http_backends(spec).map(|b| group(upstream_name(b.name.as_str()), &b.upstream));
     api.into_iter().chain(backends).collect()
+}
+
+/// The others are served by the daemon itself, whichever front is configured.
+pub(super) fn http_backends(spec: &Spec) -> impl Iterator<Item = &Backend> {
+    spec.backends
+        .iter()
+        .filter(|backend| backend.protocol == Protocol::Http)
 }
 
 /// Server blocks in the order of the file, but the default one first: it carries the socket options.
 fn servers(spec: &Spec) -> Vec<Server<'_>> {
-    let mut servers: Vec<_> = spec
-        .backends
-        .iter()
+    let mut servers: Vec<_> = http_backends(spec)
         .map(|backend| Server {
             backend: Some(backend.name.as_str()),
             server_name: backend.server_name.as_ref().map_or("_", |n| n.as_str()),

@@ -6,12 +6,12 @@ use super::{ListenerSettings, headscale, nginx};
 use crate::api::ApiSettings;
 use crate::facts::Facts;
 use crate::headscale::Access;
-use crate::mesh::{FrontSettings, MeshSettings, Route, Routes};
+use crate::mesh::{Forward, FrontSettings, MeshSettings, Route, Routes, TcpBackend};
 use crate::names::{BackendName, HostPort};
 use crate::node::{NodeSettings, SHARED_SPACE, Server};
 use crate::paths::StateDir;
 use crate::registry::RegistrySettings;
-use crate::spec::{AllowedApps, Front, ServerAppId, Spec, Tun};
+use crate::spec::{AllowedApps, Front, Protocol, ServerAppId, Spec, Tun};
 
 pub(super) fn listeners(spec: &Spec, facts: &Facts, state: &StateDir) -> ListenerSettings {
     ListenerSettings {
@@ -89,7 +89,7 @@ pub fn backends(spec: &Spec) -> BTreeMap<BackendName, AllowedApps> {
 /// What nginx.conf says, for the front of our own. It gets its tag when it is complete.
 fn front(spec: &Spec, facts: &Facts, state: &StateDir) -> FrontSettings {
     let mut routes = Routes::default();
-    for backend in &spec.backends {
+    for backend in nginx::http_backends(spec) {
         let (backend, name) = (
             Route {
                 backend: backend.name.clone(),
@@ -114,6 +114,30 @@ fn front(spec: &Spec, facts: &Facts, state: &StateDir) -> FrontSettings {
     }
 }
 
+/// As HTTPS, they are not open before there is a certificate.
+fn tcp_backends(spec: &Spec, facts: &Facts) -> BTreeMap<BackendName, TcpBackend> {
+    let certified = spec.backends.iter().filter(|_| facts.identity.is_some());
+    let tcp = certified.filter(|backend| backend.protocol == Protocol::Tcp);
+    tcp.filter_map(|backend| {
+        let (listen, upstream) = (backend.listen?, backend.upstream.clone());
+        Some((backend.name.clone(), TcpBackend { listen, upstream }))
+    })
+    .collect()
+}
+
+fn forwards(spec: &Spec) -> BTreeMap<BackendName, Forward> {
+    let forwards = spec.forwards.iter().map(|forward| {
+        let settings = Forward {
+            listen: forward.listen,
+            app: forward.target_app,
+            instance: forward.target_instance,
+            port: forward.target_port,
+        };
+        (forward.name.clone(), settings)
+    });
+    forwards.collect()
+}
+
 fn mesh(spec: &Spec, facts: &Facts, state: &StateDir) -> MeshSettings {
     MeshSettings {
         client_listen: spec.mesh.client_listen,
@@ -122,6 +146,8 @@ fn mesh(spec: &Spec, facts: &Facts, state: &StateDir) -> MeshSettings {
         gateway: facts.gateway.as_ref().map(|fact| fact.value.clone()),
         agent: facts.agent.as_ref().map(|fact| fact.value.clone()),
         backends: backends(spec),
+        tcp_backends: tcp_backends(spec, facts),
+        forwards: forwards(spec),
         connect_timeout: spec.mesh.connect_timeout,
         response_timeout: spec.mesh.response_timeout,
         idle_timeout: spec.mesh.idle_timeout,

@@ -160,6 +160,10 @@ fn ports(patient: &Patient<'_>) -> Vec<Finding> {
     }
     let metrics = patient.spec.metrics.listen;
     listeners.extend(metrics.map(|addr| ("metrics.listen", addr, "dstack-vpc")));
+    let tcp = patient.spec.backends.iter().filter_map(|backend| backend.listen);
+    listeners.extend(tcp.map(|addr| ("backends.listen", addr, "dstack-vpc")));
+    let forwards = patient.spec.forwards.iter().map(|forward| forward.listen);
+    listeners.extend(forwards.map(|addr| ("forwards.listen", addr, "dstack-vpc")));
     let mut findings = Vec::new();
     for (key, addr, program) in listeners {
         let Some(holder) = holder_of(addr) else {

@@ -95,7 +95,7 @@ impl Listener {
         let listener = Self {
             addr: bound.addr,
             life: Arc::new(Life {
-                role: bound.role,
+                role: bound.role.clone(),
                 retired: CancellationToken::new(),
                 stop: CancellationToken::new(),
                 cut: CancellationToken::new(),
@@ -114,8 +114,8 @@ impl Listener {
         listener
     }
 
-    pub(super) fn role(&self) -> Role {
-        self.life.role
+    pub(super) fn role(&self) -> &Role {
+        &self.life.role
     }
 
     /// Stops in a little while.
@@ -133,6 +133,7 @@ impl Listener {
         if !self.is_done() {
             tracing::info!(
                 key = self.role().key(),
+                name = self.role().name(),
                 open = self.life.tasks.len(),
                 "cutting what did not end in time"
             );
@@ -234,6 +235,7 @@ impl Door {
         if full && !self.full.get() {
             tracing::warn!(
                 key = self.life.role.key(),
+                name = self.life.role.name(),
                 open = self.life.tasks.len(),
                 "connections are refused until others end; see limits.connections and the limit of open files"
             );
@@ -241,6 +243,7 @@ impl Door {
         self.full.set(full);
         // It fails for a connection that is already gone.
         match stream.into_std() {
+            Ok(stream) if full && self.life.role.is_stream() => drop(stream),
             Ok(mut stream) if full => drop(stream.write(reply::FULL.as_bytes())),
             Ok(stream) => {
                 let (life, open) = (Arc::clone(&self.life), self.life.tasks.token());

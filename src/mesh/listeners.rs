@@ -1,5 +1,6 @@
 //! Where the mesh listens, and how that changes: new before old, all or nothing.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -22,9 +23,7 @@ pub(super) struct Listeners {
 
 /// Opens all listeners, or none.
 pub(super) fn bind_all(settings: &MeshSettings) -> Result<Vec<Bound>, BindError> {
-    let wanted = Role::ALL
-        .into_iter()
-        .filter_map(|role| Some((role, role.addr(settings)?)));
+    let wanted = Role::all(settings).filter_map(|role| role.addr(settings).map(|addr| (role, addr)));
     wanted.map(|(role, addr)| listener::bind(role, addr)).collect()
 }
 
@@ -39,11 +38,11 @@ pub(super) enum Move {
 }
 
 impl Move {
-    fn role(&self) -> Role {
+    fn role(&self) -> &Role {
         match self {
-            Self::To(bound) => bound.role,
+            Self::To(bound) => &bound.role,
             Self::Back(listener) => listener.role(),
-            Self::Gone(role) => *role,
+            Self::Gone(role) => role,
         }
     }
 }
@@ -64,7 +63,7 @@ impl Listeners {
         let at = |role: Role| {
             self.live
                 .iter()
-                .find(|live| live.role() == role)
+                .find(|live| *live.role() == role)
                 .map(|live| live.addr)
         };
         LocalAddrs {
@@ -82,14 +81,15 @@ impl Listeners {
         new: &MeshSettings,
         crew: &Crew,
     ) -> Result<Vec<Move>, BindError> {
-        let moving: Vec<Role> = Role::ALL
+        let all: BTreeSet<Role> = Role::all(old).chain(Role::all(new)).collect();
+        let moving: Vec<Role> = all
             .into_iter()
             .filter(|role| role.addr(old) != role.addr(new))
             .collect();
         let mut moves = Vec::new();
-        for &role in &moving {
+        for role in &moving {
             let Some(addr) = role.addr(new) else {
-                moves.push(Move::Gone(role));
+                moves.push(Move::Gone(role.clone()));
                 continue;
             };
             match self.open(role, addr, &moving).await {
@@ -103,12 +103,12 @@ impl Listeners {
         Ok(moves)
     }
 
-    async fn open(&mut self, role: Role, addr: SocketAddr, moving: &[Role]) -> Result<Move, BindError> {
+    async fn open(&mut self, role: &Role, addr: SocketAddr, moving: &[Role]) -> Result<Move, BindError> {
         let there = |left: &Listener| left.role() == role && left.addr == addr && !left.is_stopped();
         if let Some(at) = self.left.iter().position(there) {
             return Ok(Move::Back(self.left.swap_remove(at)));
         }
-        match listener::bind(role, addr) {
+        match listener::bind(role.clone(), addr) {
             Err(BindError::Taken { .. }) => {}
             opened => return opened.map(Move::To),
         }
@@ -116,14 +116,14 @@ impl Listeners {
         let leaving = self
             .live
             .iter()
-            .filter(|listener| moving.contains(&listener.role()));
+            .filter(|listener| moving.contains(listener.role()));
         for listener in self.left.iter().chain(&self.draining).chain(leaving) {
             if listener.addr.port() == addr.port() {
                 listener.stop();
                 listener.closed().await;
             }
         }
-        listener::bind(role, addr).map(Move::To)
+        listener::bind(role.clone(), addr).map(Move::To)
     }
 
     /// Opens again what was closed to make way.
@@ -138,7 +138,7 @@ impl Listeners {
         for slot in 0..self.live.len() {
             let listener = &self.live[slot];
             if listener.is_stopped() {
-                match listener::bind(listener.role(), listener.addr) {
+                match listener::bind(listener.role().clone(), listener.addr) {
                     Ok(bound) => self.carry_out(vec![Move::To(bound)], crew).await,
                     Err(error) => tracing::error!(%error, "a listener that made way cannot be opened again"),
                 }
@@ -148,13 +148,13 @@ impl Listeners {
 
     pub(super) async fn carry_out(&mut self, moves: Vec<Move>, crew: &Crew) {
         for next in moves {
-            let role = next.role();
+            let role = next.role().clone();
             let next = match next {
                 Move::To(bound) => Some(Listener::start(bound, crew)),
                 Move::Back(listener) => Some(listener),
                 Move::Gone(_) => None,
             };
-            let before = self.live.iter().position(|live| live.role() == role);
+            let before = self.live.iter().position(|live| *live.role() == role);
             if let Some(before) = before.map(|at| self.live.swap_remove(at)) {
                 // nginx asks the auth service for as long as it still has requests.
                 if next.is_none() && role != Role::Auth {

@@ -1,5 +1,5 @@
-//! The data plane: the outbound proxy, and for inbound requests either the auth service that nginx asks, or the whole
-//! front.
+//! The data plane: the outbound proxy, for inbound requests either the auth service that nginx asks or the whole front,
+//! and TCP as it is in both directions.
 //!
 //! A few worker threads, each with its own single-threaded runtime and its own connection pool, so that a request
 //! never crosses threads or takes a lock. Settings and identity are swapped underneath them: what runs goes on with
@@ -16,6 +16,7 @@ mod listeners;
 mod outbound;
 mod reply;
 mod socket;
+mod streams;
 mod tally;
 mod wire;
 mod worker;
@@ -41,6 +42,7 @@ pub use inbound::{FrontSettings, Route, Routes};
 pub(crate) use listener::open;
 use listeners::Listeners;
 pub(crate) use outbound::without_identity;
+pub use streams::{Forward, TcpBackend};
 pub(crate) use tally::{Tallies, To};
 use worker::{Crew, Threads};
 
@@ -55,6 +57,10 @@ pub struct MeshSettings {
     pub gateway: Option<Gateway>,
     /// `None`: no guest agent found yet.
     pub agent: Option<AgentAddr>,
+    /// Backends that are reached over TCP as it is.
+    pub tcp_backends: BTreeMap<BackendName, TcpBackend>,
+    /// Local ports that lead to other apps.
+    pub forwards: BTreeMap<BackendName, Forward>,
     /// Who may call each backend.
     pub backends: BTreeMap<BackendName, AllowedApps>,
     pub connect_timeout: Duration,
@@ -104,7 +110,7 @@ impl BindError {
 }
 
 /// What a listener serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
     Client,
     Auth,
@@ -112,28 +118,70 @@ enum Role {
     Http,
     /// Peers, at the built-in front.
     Https,
+    /// Peers of a TCP backend.
+    Backend(BackendName),
+    /// Local apps, on their way to what a forward leads to.
+    Forward(BackendName),
 }
 
 impl Role {
-    const ALL: [Self; 4] = [Self::Client, Self::Auth, Self::Http, Self::Https];
+    const KEYS: [&'static str; 6] = [
+        "mesh.client_listen",
+        "mesh.auth_listen",
+        "mesh.http_listen",
+        "mesh.https_listen",
+        "backends.listen",
+        "forwards.listen",
+    ];
 
-    fn key(self) -> &'static str {
+    /// Every listener that there is with these settings.
+    fn all(settings: &MeshSettings) -> impl Iterator<Item = Self> {
+        let fixed = [Self::Client, Self::Auth, Self::Http, Self::Https].into_iter();
+        let backends = settings.tcp_backends.keys().cloned().map(Self::Backend);
+        let forwards = settings.forwards.keys().cloned().map(Self::Forward);
+        let all = fixed.chain(backends).chain(forwards);
+        all.filter(|role| role.addr(settings).is_some())
+    }
+
+    /// The number of its key.
+    fn kind(&self) -> usize {
         match self {
-            Self::Client => "mesh.client_listen",
-            Self::Auth => "mesh.auth_listen",
-            Self::Http => "mesh.http_listen",
-            Self::Https => "mesh.https_listen",
+            Self::Client => 0,
+            Self::Auth => 1,
+            Self::Http => 2,
+            Self::Https => 3,
+            Self::Backend(_) => 4,
+            Self::Forward(_) => 5,
         }
     }
 
+    fn key(&self) -> &'static str {
+        Self::KEYS[self.kind()]
+    }
+
+    /// Which of the listeners with the same key.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Backend(name) | Self::Forward(name) => Some(name.as_str()),
+            _ => None,
+        }
+    }
+
+    /// Bytes are passed on as they come, and nothing else is said.
+    fn is_stream(&self) -> bool {
+        self.name().is_some()
+    }
+
     /// `None`: there is no such listener.
-    fn addr(self, settings: &MeshSettings) -> Option<SocketAddr> {
+    fn addr(&self, settings: &MeshSettings) -> Option<SocketAddr> {
         let front = settings.front.as_ref();
         match self {
             Self::Client => Some(settings.client_listen),
             Self::Auth => front.is_none().then_some(settings.auth_listen),
             Self::Http => front.map(|front| front.http_listen),
             Self::Https => front.and_then(|front| front.https_listen),
+            Self::Backend(name) => settings.tcp_backends.get(name).map(|it| it.listen),
+            Self::Forward(name) => settings.forwards.get(name).map(|it| it.listen),
         }
     }
 }

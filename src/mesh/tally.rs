@@ -57,8 +57,9 @@ struct Worker {
     idle: [Count; To::ALL.len()],
     targets: [Count; To::ALL.len()],
     /// Connections of clients, by role of the listener.
-    clients: [Count; Role::ALL.len()],
+    clients: [Count; Role::KEYS.len()],
     decisions: Mutex<BTreeMap<Box<str>, Arc<Decisions>>>,
+    sessions: Mutex<BTreeMap<Role, Arc<Sessions>>>,
 }
 
 /// Requests to one target, counted by each worker for itself.
@@ -81,6 +82,26 @@ struct Cells {
 pub(super) struct Decisions {
     pub(super) allowed: Count,
     pub(super) denied: Named,
+}
+
+/// TCP that one worker passes on for one backend or forward.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    pub(super) open: Count,
+    /// By how they ended, or why there was none.
+    pub(super) ended: Named,
+    /// In bytes: from whoever connected, and to it.
+    pub(super) received: Count,
+    pub(super) sent: Count,
+}
+
+/// The same, of all workers.
+#[derive(Debug, Default)]
+pub(crate) struct SessionsRead {
+    pub(crate) open: u64,
+    pub(crate) ended: BTreeMap<&'static str, u64>,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
 }
 
 impl Tallies {
@@ -168,8 +189,8 @@ impl Tallies {
     }
 
     /// Connections of clients, by the key of the listener.
-    pub(crate) fn clients(&self) -> [(&'static str, u64); Role::ALL.len()] {
-        Role::ALL.map(|role| (role.key(), self.sum(|worker| &worker.clients[role as usize])))
+    pub(crate) fn clients(&self) -> [(&'static str, u64); Role::KEYS.len()] {
+        std::array::from_fn(|kind| (Role::KEYS[kind], self.sum(|worker| &worker.clients[kind])))
     }
 
     fn sum(&self, of: impl Fn(&Worker) -> &Count) -> u64 {
@@ -189,6 +210,31 @@ impl Tallies {
             }
         }
         sum
+    }
+}
+
+impl Tallies {
+    /// What TCP was passed on: for `backend` or `forward`, and which.
+    pub(crate) fn sessions(&self) -> BTreeMap<(&'static str, String), SessionsRead> {
+        let mut all = BTreeMap::<_, SessionsRead>::new();
+        for worker in &self.workers {
+            let sessions = worker.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            for (role, sessions) in &*sessions {
+                let kind = match role {
+                    Role::Forward(_) => "forward",
+                    _ => "backend",
+                };
+                let name = role.name().unwrap_or_default().to_owned();
+                let sum = all.entry((kind, name)).or_default();
+                sum.open += sessions.open.get();
+                sum.received += sessions.received.get();
+                sum.sent += sessions.sent.get();
+                for (outcome, count) in sessions.ended.read() {
+                    *sum.ended.entry(outcome).or_default() += count;
+                }
+            }
+        }
+        all
     }
 }
 
@@ -292,8 +338,18 @@ impl Pen {
     }
 
     /// Connections of clients.
-    pub(super) fn clients(&self, role: Role) -> &Count {
-        &self.worker.clients[role as usize]
+    pub(super) fn clients(&self, role: &Role) -> &Count {
+        &self.worker.clients[role.kind()]
+    }
+
+    /// For sessions of a TCP backend or a forward; to be kept.
+    pub(super) fn sessions(&self, of: &Role) -> Arc<Sessions> {
+        let mut all = self
+            .worker
+            .sessions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(of.clone()).or_default())
     }
 
     /// For decisions about a backend; to be kept.

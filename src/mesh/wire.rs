@@ -20,6 +20,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::sleep;
+use tokio_rustls::client;
 
 use super::inbound::Accepted;
 use super::listener::Life;
@@ -50,6 +51,12 @@ impl Reset for Socket {
 }
 
 impl Reset for Accepted {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
+impl Reset for client::TlsStream<Socket> {
     fn reset(&self) {
         self.get_ref().0.reset();
     }
@@ -191,7 +198,7 @@ impl Line {
 }
 
 /// Waits until a value has been the same for so long, give or take a quarter. Without one, time does not count.
-async fn unchanged(how_long: Duration, value: impl Fn() -> Option<u64>) {
+pub(super) async fn unchanged(how_long: Duration, value: impl Fn() -> Option<u64>) {
     const PARTS: u32 = 4;
     let pause = (how_long / PARTS).max(Duration::from_millis(1));
     let (mut seen, mut unchanged) = (value(), 0);

@@ -37,6 +37,7 @@ use super::listener::{Accepting, Life};
 use super::outbound::Outbound;
 use super::reply::Body;
 use super::socket::Socket;
+use super::streams::Streams;
 use super::tally::Pen;
 use super::wire::{Answer, Answering, Line, Reset, Wire};
 use super::{Role, Shared};
@@ -169,6 +170,7 @@ struct Worker {
     outbound: Rc<Outbound>,
     auth: RefCell<Auth>,
     inbound: Rc<Inbound>,
+    streams: Streams,
     http: RefCell<Rc<Http>>,
     pen: Pen,
     busy: Arc<AtomicUsize>,
@@ -206,9 +208,13 @@ impl Worker {
     fn new(shared: Arc<Shared>, number: usize, busy: Arc<AtomicUsize>) -> Self {
         let http = Http::new(&shared.settings.load().limits);
         let pen = Pen::new(&shared.tallies, number);
+        let outbound = Rc::new(Outbound::new(Arc::clone(&shared), pen.clone()));
+        let inbound = Rc::new(Inbound::new(Arc::clone(&shared), &pen));
+        let streams = Streams::new(&shared, &pen, &inbound, &outbound);
         Self {
-            outbound: Rc::new(Outbound::new(Arc::clone(&shared), pen.clone())),
-            inbound: Rc::new(Inbound::new(Arc::clone(&shared), &pen)),
+            outbound,
+            inbound,
+            streams,
             shared,
             auth: RefCell::new(Auth::new(pen.clone())),
             http: RefCell::new(http),
@@ -228,7 +234,7 @@ impl Worker {
 
     /// One connection, from its first byte to its last.
     async fn serve(self: Rc<Self>, stream: TcpStream, life: Arc<Life>) {
-        let _busy = Busy::new(&self, life.role);
+        let _busy = Busy::new(&self, &life);
         let prepared = stream
             .set_nonblocking(true)
             .and_then(|()| stream.set_nodelay(true))
@@ -236,13 +242,19 @@ impl Worker {
         let Ok(stream) = prepared else {
             return; // It is already gone.
         };
-        match life.role {
+        match &life.role {
             Role::Https => {
                 if let Some((stream, caller)) = Box::pin(self.accept(stream, &life)).await {
                     self.converse(stream, life, Some(Rc::new(caller))).await;
                 }
             }
             Role::Client | Role::Auth | Role::Http => self.converse(Socket(stream), life, None).await,
+            Role::Backend(name) => {
+                if let Some((stream, caller)) = Box::pin(self.accept(stream, &life)).await {
+                    self.streams.inbound(stream, &caller, name, &life).await;
+                }
+            }
+            Role::Forward(name) => self.streams.outbound(Socket(stream), name, &life).await,
         }
     }
 
@@ -251,7 +263,7 @@ impl Worker {
         let door = self.inbound.door()?;
         let patience = self.shared.settings.load().limits.header_timeout;
         let accepted = tokio::select! {
-            accepted = timeout(patience, door.accept(stream)) => accepted,
+            accepted = timeout(patience, door.accept(stream, &life.role)) => accepted,
             () = life.cut.cancelled() => return None,
         };
         match accepted {
@@ -323,9 +335,11 @@ impl Worker {
     ) -> Result<Response<Answer<Body>>, Infallible> {
         let (http1, life) = (request.version() < Version::HTTP_2, &line.life);
         let mut answer = pin!(async {
-            match (life.role, &caller) {
+            match (&life.role, &caller) {
                 (_, Some(caller)) => self.inbound.answer(request, &line, caller).await,
-                (Role::Client | Role::Https, None) => self.outbound.answer(request, &line).await,
+                (Role::Client | Role::Https | Role::Backend(_) | Role::Forward(_), None) => {
+                    self.outbound.answer(request, &line).await
+                }
                 (Role::Http, None) => match self.inbound.local(&request) {
                     Some(answer) => answer.await,
                     None => self.outbound.answer(request, &line).await,
@@ -367,23 +381,23 @@ enum End {
 /// Counts a connection for as long as it is open.
 struct Busy {
     worker: Rc<Worker>,
-    role: Role,
+    life: Arc<Life>,
 }
 
 impl Busy {
     /// That the worker is busy was counted when it got the connection.
-    fn new(worker: &Rc<Worker>, role: Role) -> Self {
-        worker.pen.clients(role).add(1);
+    fn new(worker: &Rc<Worker>, life: &Arc<Life>) -> Self {
+        worker.pen.clients(&life.role).add(1);
         Self {
             worker: Rc::clone(worker),
-            role,
+            life: Arc::clone(life),
         }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.worker.pen.clients(self.role).sub(1);
+        self.worker.pen.clients(&self.life.role).sub(1);
         self.worker.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }

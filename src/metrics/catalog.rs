@@ -77,7 +77,7 @@ metrics! { OUTBOUND:
     POOL_TARGETS Gauge "dstack_vpc_mesh_pool_targets" ,
         "Targets in the pools; each worker thread has its own pool";
     CLIENTS Gauge "dstack_vpc_mesh_client_connections"
-        ["listener": "`mesh.client_listen`, `mesh.auth_listen`; of the built-in front `mesh.http_listen`, `mesh.https_listen`"],
+        ["listener": "`mesh.client_listen`, `mesh.auth_listen`; of the built-in front `mesh.http_listen`, `mesh.https_listen`; of TCP `backends.listen`, `forwards.listen`"],
         "Open connections to the daemon";
 }
 
@@ -95,6 +95,19 @@ metrics! { INBOUND:
     VPN_PEERS Gauge "dstack_vpc_vpn_peers"
         ["path": "`direct`, `relayed`, `idle`: no packets lately", "online": "`true`, `false`"],
         "Other machines in the VPN, when they were last looked at (nodes)";
+}
+
+metrics! { STREAMS:
+    SESSIONS Counter "dstack_vpc_tcp_sessions"
+        ["kind": "`backend`, `forward`", "name": "its name",
+         "outcome": "`ended`, `broke_off`, `idle`, `cut` by the end of the daemon; or why there was none: the causes of refusals and failures above"],
+        "Sessions of TCP backends and forwards that ended or were refused";
+    OPEN_SESSIONS Gauge "dstack_vpc_tcp_open_sessions"
+        ["kind": "as above", "name": "as above"],
+        "Sessions of TCP backends and forwards that are open";
+    SESSION_BYTES Counter "dstack_vpc_tcp_bytes"
+        ["kind": "as above", "name": "as above", "direction": "`received` from whoever connected, `sent` to it"],
+        "Bytes of TCP backends and forwards, before encryption";
 }
 
 metrics! { RECONCILE:
@@ -164,6 +177,7 @@ metrics! { PROCESS:
 const SECTIONS: &[(&str, &[Metric])] = &[
     ("Calls to other apps", OUTBOUND),
     ("Calls from other apps, and the VPN", INBOUND),
+    ("TCP backends and forwards", STREAMS),
     ("Keeping the machine", RECONCILE),
     ("The daemon", PROCESS),
 ];

@@ -62,6 +62,7 @@ impl Collector for Gather {
         outbound(&mut page, &self.mesh)?;
         let status = self.sources.status.borrow().clone();
         inbound(&mut page, &self.mesh, &status, self.api.as_ref())?;
+        streams(&mut page, &self.mesh)?;
         reconcile(&mut page, &status, &self.sources)?;
         process(&mut page, &status)
     }
@@ -140,6 +141,24 @@ fn inbound(
         &catalog::VPN_PEERS,
         peers.into_iter().map(|(labels, n)| (labels, count(n))),
     )
+}
+
+fn streams(page: &mut Page<'_>, mesh: &Tallies) -> fmt::Result {
+    let all = mesh.sessions();
+    let ended = all.iter().flat_map(|((kind, name), sessions)| {
+        let ended = sessions.ended.iter();
+        ended.map(move |(outcome, n)| ([*kind, name, outcome], Value::Count(*n)))
+    });
+    page.family(&catalog::SESSIONS, ended)?;
+    let open = all.iter();
+    let open =
+        open.map(|((kind, name), sessions)| ([*kind, name.as_str()], Value::Level(sessions.open as f64)));
+    page.family(&catalog::OPEN_SESSIONS, open)?;
+    let bytes = all.iter().flat_map(|((kind, name), sessions)| {
+        let both = [("received", sessions.received), ("sent", sessions.sent)];
+        both.map(|(direction, bytes)| ([*kind, name.as_str(), direction], Value::Count(bytes)))
+    });
+    page.family(&catalog::SESSION_BYTES, bytes)
 }
 
 fn reconcile(page: &mut Page<'_>, status: &Status, sources: &Sources) -> fmt::Result {

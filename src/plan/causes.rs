@@ -3,7 +3,7 @@
 //! Which file a key changes is not guessed: the key is put back to what it was, and what is rendered then differs in
 //! just the files that the key is the cause of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -262,60 +262,95 @@ fn cause(change: &Change, was: &Spec, after: &After<'_>) -> Cause {
     cause.with(effect(change, was, after.spec))
 }
 
-/// A spec as keys and values, both TOML; backends by name, since their places move.
+/// A spec as keys and values, both TOML; backends and forwards by name, since their places move.
 #[derive(Clone)]
 struct Document {
     keys: Vec<(String, String)>,
-    backends: Vec<Backend>,
+    entries: Vec<Entry>,
 }
 
+/// A table of a list.
 #[derive(Clone, PartialEq)]
-pub(super) struct Backend {
+pub(super) struct Entry {
+    pub(super) place: Place,
+    keys: Vec<(String, String)>,
+}
+
+/// Which table of which list.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) list: List,
     /// As TOML: quoted.
     pub(super) name: String,
-    keys: Vec<(String, String)>,
+    index: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum List {
+    Backends,
+    Forwards,
+}
+
+impl List {
+    /// As it is written in the file, and one of it.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Backends => ("backends", "backend"),
+            Self::Forwards => ("forwards", "forward"),
+        }
+    }
+
+    /// `backends[3].name`: the list, the place in it, and the key.
+    fn of(path: &str) -> Option<(Self, usize, &str)> {
+        [Self::Backends, Self::Forwards].into_iter().find_map(|list| {
+            let rest = path.strip_prefix(list.words().0)?.strip_prefix('[')?;
+            let (index, key) = rest.split_once("].")?;
+            Some((list, index.parse().ok()?, key))
+        })
+    }
+}
+
+impl Place {
+    /// What makes it the same one.
+    fn id(&self) -> (List, &str) {
+        (self.list, &self.name)
+    }
 }
 
 pub(super) enum Change {
     Value {
-        /// Of this backend.
-        backend: Option<(usize, String)>,
+        /// `None`: of a section.
+        of: Option<Place>,
         key: String,
         old: String,
         new: String,
     },
-    Added(usize, String),
-    Removed(Backend),
+    Added(Place),
+    Removed(Entry),
 }
 
 impl Change {
     fn words(&self) -> String {
+        let named = |place: &Place| format!("{} {}", place.list.words().1, place.name);
         match self {
+            Self::Value { of: None, key, .. } => format!("{key} changed"),
             Self::Value {
-                backend: None, key, ..
-            } => format!("{key} changed"),
-            Self::Value {
-                backend: Some((_, name)),
-                key,
-                ..
-            } => format!("{key} of backend {name} changed"),
-            Self::Added(_, name) => format!("backend {name} was added"),
-            Self::Removed(backend) => format!("backend {} was removed", backend.name),
+                of: Some(place), key, ..
+            } => format!("{key} of {} changed", named(place)),
+            Self::Added(place) => format!("{} was added", named(place)),
+            Self::Removed(entry) => format!("{} was removed", named(&entry.place)),
         }
     }
 
     /// The key by which its place in the file is known.
     fn place(&self) -> Option<String> {
+        let path = |place: &Place, key: &str| format!("{}[{}].{key}", place.list.words().0, place.index);
         match self {
+            Self::Value { of: None, key, .. } => Some(key.clone()),
             Self::Value {
-                backend: None, key, ..
-            } => Some(key.clone()),
-            Self::Value {
-                backend: Some((index, _)),
-                key,
-                ..
-            } => Some(format!("backends[{index}].{key}")),
-            Self::Added(index, _) => Some(format!("backends[{index}].name")),
+                of: Some(place), key, ..
+            } => Some(path(place, key)),
+            Self::Added(place) => Some(path(place, "name")),
             Self::Removed(_) => None,
         }
     }
@@ -325,26 +360,24 @@ impl Document {
     fn of(spec: &Spec) -> Self {
         let mut document = Self {
             keys: Vec::new(),
-            backends: Vec::new(),
+            entries: Vec::new(),
         };
         for (path, value) in spec.values() {
-            match path
-                .strip_prefix("backends[")
-                .and_then(|rest| rest.split_once("]."))
-            {
-                None => document.keys.push((path, value)),
-                Some((index, key)) => {
-                    if index.parse() == Ok(document.backends.len()) {
-                        let (name, keys) = (String::new(), Vec::new());
-                        document.backends.push(Backend { name, keys });
-                    }
-                    if let Some(backend) = document.backends.last_mut() {
-                        if key == "name" {
-                            backend.name.clone_from(&value);
-                        }
-                        backend.keys.push((key.to_owned(), value));
-                    }
+            let Some((list, index, key)) = List::of(&path) else {
+                document.keys.push((path, value));
+                continue;
+            };
+            let same = |entry: &Entry| (entry.place.list, entry.place.index) == (list, index);
+            if !document.entries.last().is_some_and(same) {
+                let (name, keys) = (String::new(), Vec::new());
+                let place = Place { list, name, index };
+                document.entries.push(Entry { place, keys });
+            }
+            if let Some(entry) = document.entries.last_mut() {
+                if key == "name" {
+                    entry.place.name.clone_from(&value);
                 }
+                entry.keys.push((key.to_owned(), value));
             }
         }
         document
@@ -355,33 +388,33 @@ impl Document {
         let values = self.keys.iter().filter_map(|(key, new)| {
             let old = *was.get(key).filter(|old| **old != new)?;
             Some(Change::Value {
-                backend: None,
+                of: None,
                 key: key.clone(),
                 old: old.clone(),
                 new: new.clone(),
             })
         });
         let mut changes: Vec<_> = values.collect();
-        let there: BTreeMap<_, _> = old.backends.iter().map(|it| (&it.name, it)).collect();
-        for (index, backend) in self.backends.iter().enumerate() {
-            let Some(old) = there.get(&backend.name) else {
-                changes.push(Change::Added(index, backend.name.clone()));
+        let there: BTreeMap<_, _> = old.entries.iter().map(|it| (it.place.id(), it)).collect();
+        for entry in &self.entries {
+            let Some(old) = there.get(&entry.place.id()) else {
+                changes.push(Change::Added(entry.place.clone()));
                 continue;
             };
-            let pairs = backend.keys.iter().zip(&old.keys);
+            let pairs = entry.keys.iter().zip(&old.keys);
             changes.extend(
                 pairs
                     .filter(|(new, old)| new != old)
                     .map(|((key, new), (_, old))| Change::Value {
-                        backend: Some((index, backend.name.clone())),
+                        of: Some(entry.place.clone()),
                         key: key.clone(),
                         old: old.clone(),
                         new: new.clone(),
                     }),
             );
         }
-        let here: std::collections::BTreeSet<_> = self.backends.iter().map(|it| &it.name).collect();
-        let gone = old.backends.iter().filter(|it| !here.contains(&it.name));
+        let here: BTreeSet<_> = self.entries.iter().map(|it| it.place.id()).collect();
+        let gone = old.entries.iter().filter(|it| !here.contains(&it.place.id()));
         changes.extend(gone.cloned().map(Change::Removed));
         changes
     }
@@ -390,19 +423,20 @@ impl Document {
     fn without(&self, change: &Change) -> Self {
         let mut document = self.clone();
         match change {
-            Change::Value {
-                backend, key, old, ..
-            } => {
-                let keys = match backend {
-                    None => &mut document.keys,
-                    Some((index, _)) => &mut document.backends[*index].keys,
+            Change::Value { of, key, old, .. } => {
+                let keys = match of {
+                    None => Some(&mut document.keys),
+                    Some(place) => {
+                        let entry = document.entries.iter_mut().find(|it| it.place == *place);
+                        entry.map(|entry| &mut entry.keys)
+                    }
                 };
-                for (_, value) in keys.iter_mut().filter(|(name, _)| name == key) {
+                for (_, value) in keys.into_iter().flatten().filter(|(name, _)| name == key) {
                     value.clone_from(old);
                 }
             }
-            Change::Added(index, _) => drop(document.backends.remove(*index)),
-            Change::Removed(backend) => document.backends.push(backend.clone()),
+            Change::Added(place) => document.entries.retain(|it| it.place != *place),
+            Change::Removed(entry) => document.entries.push(entry.clone()),
         }
         document
     }
@@ -414,9 +448,9 @@ impl Document {
             // Dotted keys need no headings.
             text += &format!("{path} = {value}\n");
         }
-        for backend in &self.backends {
-            text += "[[backends]]\n";
-            for (key, value) in &backend.keys {
+        for entry in &self.entries {
+            text += &format!("[[{}]]\n", entry.place.list.words().0);
+            for (key, value) in &entry.keys {
                 text += &format!("{key} = {value}\n");
             }
         }

@@ -1,7 +1,9 @@
 //! What a change costs those who use the machine: no diff of a file says it, so it is said of the settings.
 
-use super::causes::Change;
-use crate::spec::{AllowedApps, Backend, Role, ServerUrl, Spec};
+use std::net::SocketAddr;
+
+use super::causes::{Change, List, Place};
+use crate::spec::{AllowedApps, Backend, Forward, Protocol, Role, ServerUrl, Spec};
 
 /// More apps than these are counted.
 const APPS: usize = 3;
@@ -26,20 +28,37 @@ fn harmless(text: impl Into<String>) -> Option<Effect> {
 
 /// `None`: nobody notices.
 pub(super) fn effect(change: &Change, old: &Spec, new: &Spec) -> Option<Effect> {
-    let named = |spec: &Spec, quoted: &str| {
-        let mut backends = spec.backends.iter();
-        backends.find(|it| format!("\"{}\"", it.name) == quoted).cloned()
-    };
     match change {
         Change::Added(..) => None,
-        Change::Removed(backend) => hosts(&named(old, &backend.name)?, new),
+        Change::Removed(entry) => match entry.place.list {
+            List::Backends => withdrawn(backend(old, &entry.place)?, new),
+            List::Forwards => closed("local apps", forward(old, &entry.place)?.listen),
+        },
         Change::Value {
-            backend: Some((_, name)),
-            key,
-            ..
-        } => of_backend(key, &named(old, name)?, &named(new, name)?, new),
+            of: Some(place), key, ..
+        } => match place.list {
+            List::Backends => of_backend(key, backend(old, place)?, backend(new, place)?, new),
+            List::Forwards => of_forward(key, forward(old, place)?),
+        },
         Change::Value { key, .. } => of_key(key, old, new),
     }
+}
+
+fn backend<'s>(spec: &'s Spec, place: &Place) -> Option<&'s Backend> {
+    let mut backends = spec.backends.iter();
+    backends.find(|it| format!("\"{}\"", it.name) == place.name)
+}
+
+fn forward<'s>(spec: &'s Spec, place: &Place) -> Option<&'s Forward> {
+    let mut forwards = spec.forwards.iter();
+    forwards.find(|it| format!("\"{}\"", it.name) == place.name)
+}
+
+/// Of a TCP listener that goes.
+fn closed(who: &str, listen: SocketAddr) -> Option<Effect> {
+    breaks(format!(
+        "{who} are refused at {listen} from now on; open sessions go on"
+    ))
 }
 
 /// Of a fact that is another one now.
@@ -55,14 +74,16 @@ fn of_key(key: &str, old: &Spec, new: &Spec) -> Option<Effect> {
     let (server, node) = (old.role.server && new.role.server, old.role.node && new.role.node);
     match key {
         "role" => role(old.role, new.role),
-        "allowed_apps" if server => apps("the VPC API", &old.allowed_apps, &new.allowed_apps).map(|effect| {
-            let stay = match effect.breaks {
-                true => "; its nodes that have joined stay in the VPN",
-                false => "",
-            };
-            let text = effect.text + stay;
-            Effect { text, ..effect }
-        }),
+        "allowed_apps" if server => {
+            apps("the VPC API", "403", &old.allowed_apps, &new.allowed_apps).map(|effect| {
+                let stay = match effect.breaks {
+                    true => "; its nodes that have joined stay in the VPN",
+                    false => "",
+                };
+                let text = effect.text + stay;
+                Effect { text, ..effect }
+            })
+        }
         "dstack.gateway_domain" => harmless("calls to other apps take the new way from the next one on"),
         "mesh.http_listen" => breaks(format!(
             "local apps are refused at {} from now on; open requests may finish",
@@ -162,11 +183,38 @@ fn role(old: Role, new: Role) -> Option<Effect> {
 }
 
 fn of_backend(key: &str, old: &Backend, new: &Backend, all: &Spec) -> Option<Effect> {
+    let tcp = new.protocol == Protocol::Tcp;
     match key {
-        "server_name" => hosts(old, all),
-        "allowed_apps" => apps("this backend", &old.allowed_apps, &new.allowed_apps),
+        "server_name" | "protocol" => withdrawn(old, all),
+        "listen" if tcp && old.protocol == new.protocol => withdrawn(old, all),
+        "allowed_apps" if tcp => {
+            let refusal = "a closed connection";
+            let effect = apps("this backend", refusal, &old.allowed_apps, &new.allowed_apps)?;
+            let text = effect.text + "; open sessions go on";
+            Some(Effect { text, ..effect })
+        }
+        "allowed_apps" => apps("this backend", "403", &old.allowed_apps, &new.allowed_apps),
+        "upstream" if tcp => harmless("new sessions go there; those that are open stay where they are"),
         "upstream" => harmless("new requests go there; those under way end where they are"),
         _ => None,
+    }
+}
+
+fn of_forward(key: &str, old: &Forward) -> Option<Effect> {
+    match key {
+        "listen" => closed("local apps", old.listen),
+        "target_app" | "target_port" | "target_instance" => {
+            harmless("new sessions go there; those that are open stay where they are")
+        }
+        _ => None,
+    }
+}
+
+/// What becomes of peers of a backend that is not where it was.
+fn withdrawn(old: &Backend, new: &Spec) -> Option<Effect> {
+    match (old.protocol, old.listen) {
+        (Protocol::Tcp, Some(listen)) => closed("peers", listen),
+        _ => hosts(old, new),
     }
 }
 
@@ -176,16 +224,18 @@ fn hosts(old: &Backend, new: &Spec) -> Option<Effect> {
         Some(name) => format!("peers that ask for Host {name}"),
         None => "peers that ask for a Host that no backend names".to_owned(),
     };
-    let takes_over =
-        |backend: &&Backend| backend.server_name == old.server_name || backend.server_name.is_none();
+    let takes_over = |backend: &&Backend| {
+        let same = backend.server_name == old.server_name || backend.server_name.is_none();
+        same && backend.protocol == Protocol::Http
+    };
     match new.backends.iter().find(takes_over) {
         Some(other) => breaks(format!("{host} are answered by backend \"{}\"", other.name)),
         None => breaks(format!("{host} get 421")),
     }
 }
 
-/// Whom a list lets in no longer, or from now on.
-fn apps(what: &str, old: &AllowedApps, new: &AllowedApps) -> Option<Effect> {
+/// Whom a list lets in no longer, or from now on. `refusal`: what the others get.
+fn apps(what: &str, refusal: &str, old: &AllowedApps, new: &AllowedApps) -> Option<Effect> {
     use AllowedApps::{Any, Only};
     let name = |apps: Vec<String>| match apps.len() {
         more if more > APPS => format!("{more} apps"),
@@ -196,7 +246,7 @@ fn apps(what: &str, old: &AllowedApps, new: &AllowedApps) -> Option<Effect> {
         (Any, Any) => None,
         (Any, Only(apps)) => {
             let some = name(apps.iter().map(ToString::to_string).collect());
-            breaks(format!("only {some} may call {what}, every other gets 403"))
+            breaks(format!("only {some} may call {what}, every other gets {refusal}"))
         }
         (Only(_), Any) => harmless(format!("every app may call {what}")),
         (Only(old), Only(new)) => {
@@ -206,7 +256,7 @@ fn apps(what: &str, old: &AllowedApps, new: &AllowedApps) -> Option<Effect> {
                     "{} may call {what}, too",
                     name(new.difference(old).map(ToString::to_string).collect())
                 )),
-                false => breaks(format!("{}: 403 from {what} from now on", name(lost))),
+                false => breaks(format!("{}: {refusal} from {what} from now on", name(lost))),
             }
         }
     }

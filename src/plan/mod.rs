@@ -397,6 +397,12 @@ fn listener_reason(before: &ListenerSettings, after: &ListenerSettings) -> Strin
     if old.backends != new.backends {
         what.push("backends or who may call them changed");
     }
+    if old.tcp_backends != new.tcp_backends {
+        what.push("TCP backends changed");
+    }
+    if old.forwards != new.forwards {
+        what.push("forwards changed");
+    }
     match (&before.api, &after.api) {
         (None, Some(_)) => what.push("the VPC API is wanted"),
         (Some(_), None) => what.push("the VPC API is no longer wanted"),

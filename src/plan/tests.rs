@@ -90,6 +90,7 @@ fn kinds(plan: &Plan) -> Vec<ActionKind> {
 
 const PLAIN: &str = "";
 const SERVER: &str = "role = \"server\"\nallowed_apps = [\"aa00000000000000000000000000000000000001\"]\n";
+const FORWARD: &str = "[[forwards]]\nname = \"db\"\nlisten = \"127.0.0.1:27018\"\ntarget_app = \"aa00000000000000000000000000000000000001\"\n";
 const BACKEND: &str = "[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\n";
 
 #[test]
@@ -260,6 +261,7 @@ fn causes_are_keys_with_their_lines() {
             .replace("27017", "8081")
     );
     let moved = "[mesh]\nhttps_listen = \"0.0.0.0:8443\"\n";
+    let tcp = format!("{BACKEND}protocol = \"tcp\"\n\nlisten = \"0.0.0.0:5432\"\n");
     let apps = "[[backends]]\nname = \"db\"\nupstream = \"127.0.0.1:27017\"\nallowed_apps = [\"aa00000000000000000000000000000000000001\"]\n";
     for (from, to, what, source, nginx, listeners) in [
         (
@@ -294,6 +296,22 @@ fn causes_are_keys_with_their_lines() {
             Some("default"),
             true,
             false,
+        ),
+        (
+            &tcp,
+            &tcp.replace("5432", "5433"),
+            "listen of backend \"db\" changed",
+            Some("vpc.toml:6"),
+            false,
+            true,
+        ),
+        (
+            PLAIN,
+            FORWARD,
+            "forward \"db\" was added",
+            Some("vpc.toml:2"),
+            false,
+            true,
         ),
         (
             BACKEND,

@@ -1,21 +1,44 @@
-//! Reading the backends: a list of tables, all of it from the file or all of it from one variable, with
-//! `MESH_BACKEND` in the place of one upstream.
+//! Reading the backends and the forwards: lists of tables, each all of it from the file or all of it from one variable,
+//! with `MESH_BACKEND` in the place of one upstream.
+
+use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{Backend, SECTIONS};
+use super::keys::{Backend, Forward, SECTIONS};
 use super::load::Document;
 use super::problem::{Origin, Problem};
-use super::table::{Section, TableReader, Variable, not_a_table};
+use super::table::{Reader, Section, SectionInfo, TableReader, Variable, not_a_table};
+use super::variables::variable_of;
 
 impl Document<'_, '_> {
     /// Every `[[backends]]`, or what `VPC__BACKENDS` has instead, with `MESH_BACKEND` in its place.
     pub(super) fn backends(&mut self, mesh_backend: Option<&Variable>) -> Vec<Backend> {
-        let variable = self.reader.variables.get("backends").cloned();
+        self.list(|tables, reader| {
+            let Some(mesh_backend) = mesh_backend else { return };
+            let at = default_backend(tables.iter().map(|(table, _)| *table)).unwrap_or_else(|| {
+                tables.push((None, 0..0));
+                tables.len() - 1
+            });
+            reader
+                .variables
+                .insert(format!("backends[{at}].upstream"), mesh_backend.clone());
+        })
+    }
+
+    /// Every `[[forwards]]`, or what `VPC__FORWARDS` has instead.
+    pub(super) fn forwards(&mut self) -> Vec<Forward> {
+        self.list(|_, _| {})
+    }
+
+    /// `amend` may add to the tables that were found.
+    fn list<S: Section>(&mut self, amend: impl FnOnce(&mut Vec<Written<'_>>, &mut Reader<'_>)) -> Vec<S> {
+        let name = S::INFO.name;
+        let variable = self.reader.variables.get(name).cloned();
         let parsed;
         let value = match &variable {
-            None => self.root.get("backends"),
+            None => self.root.get(name),
             Some(variable) => match DeValue::parse(&variable.value) {
                 Ok(value) => {
                     parsed = value;
@@ -23,10 +46,10 @@ impl Document<'_, '_> {
                 }
                 Err(e) => {
                     self.reader.problems.push(
-                        Problem::new("`VPC__BACKENDS` is not TOML", variable.origin())
-                            .key("backends")
+                        Problem::new(format!("`{}` is not TOML", variable_of(name)), variable.origin())
+                            .key(name)
                             .expected(e.message())
-                            .help(BACKENDS_HELP.to_owned()),
+                            .help(format!("write a TOML list: {}", example(&S::INFO))),
                     );
                     None
                 }
@@ -39,29 +62,21 @@ impl Document<'_, '_> {
                 for item in items.iter() {
                     match item.get_ref() {
                         DeValue::Table(table) => tables.push((Some(table), item.span())),
-                        _ => self.not_backends(item, variable.as_ref()),
+                        _ => self.not_a_list(&S::INFO, item, variable.as_ref()),
                     }
                 }
             }
-            Some((value, _)) => self.not_backends(value, variable.as_ref()),
+            Some((value, _)) => self.not_a_list(&S::INFO, value, variable.as_ref()),
         }
-        if let Some(mesh_backend) = mesh_backend {
-            let at = default_backend(tables.iter().map(|(table, _)| *table)).unwrap_or_else(|| {
-                tables.push((None, 0..0));
-                tables.len() - 1
-            });
-            self.reader
-                .variables
-                .insert(format!("backends[{at}].upstream"), mesh_backend.clone());
-        }
-        let mut backends = Vec::new();
+        amend(&mut tables, self.reader);
+        let mut all = Vec::new();
         for (i, (values, span)) in tables.into_iter().enumerate() {
             let origin = match (&variable, values) {
                 (Some(variable), _) => variable.origin(),
                 (None, Some(_)) => self.reader.in_file(span),
                 (None, None) => Origin::Default,
             };
-            let path = format!("backends[{i}]");
+            let path = format!("{name}[{i}]");
             self.reader.origins.insert(path.clone(), origin.clone());
             let mut table = TableReader {
                 reader: self.reader,
@@ -70,35 +85,51 @@ impl Document<'_, '_> {
                 origin,
                 variable: variable.clone(),
             };
-            table.refuse_unknown(&Backend::INFO, &[], SECTIONS);
-            match Backend::read(&mut table) {
-                Some(backend) => backends.push(backend),
+            table.refuse_unknown(&S::INFO, &[], SECTIONS);
+            match S::read(&mut table) {
+                Some(one) => all.push(one),
                 None => {
-                    self.reader.failed.insert("backends".into());
+                    self.reader.failed.insert(name.into());
                 }
             }
         }
-        backends
+        all
     }
 
-    fn not_backends(&mut self, value: &Spanned<DeValue<'_>>, variable: Option<&Variable>) {
+    fn not_a_list(
+        &mut self,
+        section: &SectionInfo,
+        value: &Spanned<DeValue<'_>>,
+        variable: Option<&Variable>,
+    ) {
         match variable {
-            None => not_a_table(self.reader, &Backend::INFO, value),
+            None => not_a_table(self.reader, section, value),
             Some(variable) => self.reader.problems.push(
                 Problem::new(
-                    "`VPC__BACKENDS` has a value that cannot be used",
+                    format!("`{}` has a value that cannot be used", variable_of(section.name)),
                     variable.origin(),
                 )
-                .key("backends")
+                .key(section.name)
                 .expected("expected a list of tables")
-                .help(BACKENDS_HELP.to_owned()),
+                .help(format!("write a TOML list: {}", example(section))),
             ),
         }
     }
 }
 
-const BACKENDS_HELP: &str =
-    "write a TOML list: VPC__BACKENDS='[{ name = \"default\", upstream = \"127.0.0.1:8080\" }]'";
+/// A table of the list, and where it stands; `None` where only a variable speaks of it.
+type Written<'r> = (Option<&'r DeTable<'r>>, Range<usize>);
+
+/// How to write such a list in a variable.
+pub(super) fn example(section: &SectionInfo) -> String {
+    let keys = section.keys.iter();
+    let keys = keys.filter_map(|key| match (key.name, key.example) {
+        ("name", _) => Some("name = \"default\"".to_owned()),
+        (name, example) => Some(format!("{name} = {}", example?)),
+    });
+    let (variable, keys) = (variable_of(section.name), keys.collect::<Vec<_>>().join(", "));
+    format!("{variable}='[{{ {keys} }}]'")
+}
 
 /// The backend that `MESH_BACKEND` speaks of: the one named `default`, else the one for every other Host.
 fn default_backend<'a>(tables: impl Iterator<Item = Option<&'a DeTable<'a>>> + Clone) -> Option<usize> {

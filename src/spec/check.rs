@@ -2,6 +2,7 @@
 
 mod vpn;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub(super) fn check(spec: &Spec, reader: &Reader<'_>) -> Vec<Problem> {
     check.roles();
     check.listeners();
     check.backends();
+    check.streams();
     check.mesh();
     check.identity();
     if spec.role.server {
@@ -143,21 +145,32 @@ impl Check<'_> {
     }
 
     /// Every address this role listens on.
-    fn listening(&self) -> Vec<(&'static str, SocketAddr)> {
+    fn listening(&self) -> Vec<(Cow<'static, str>, SocketAddr)> {
         let Spec {
             role, mesh, server, ..
         } = self.spec;
-        let mut all = vec![
-            ("mesh.client_listen", mesh.client_listen),
-            ("mesh.auth_listen", mesh.auth_listen),
-            ("mesh.http_listen", mesh.http_listen),
-            ("mesh.https_listen", mesh.https_listen),
+        let mut all: Vec<(Cow<'static, str>, _)> = vec![
+            ("mesh.client_listen".into(), mesh.client_listen),
+            ("mesh.auth_listen".into(), mesh.auth_listen),
+            ("mesh.http_listen".into(), mesh.http_listen),
+            ("mesh.https_listen".into(), mesh.https_listen),
         ];
         if role.server {
-            all.push(("server.headscale_listen", server.headscale_listen));
-            all.push(("server.api_listen", server.api_listen));
+            all.push(("server.headscale_listen".into(), server.headscale_listen));
+            all.push(("server.api_listen".into(), server.api_listen));
         }
-        all.extend(self.spec.metrics.listen.map(|addr| ("metrics.listen", addr)));
+        all.extend(
+            self.spec
+                .metrics
+                .listen
+                .map(|addr| ("metrics.listen".into(), addr)),
+        );
+        // Where one could not be read, the places of the others are not known.
+        let lists = ["backends", "forwards"].map(|list| self.known(&[list]));
+        let backends = self.spec.backends.iter().enumerate().filter(|_| lists[0]);
+        all.extend(backends.filter_map(|(i, it)| Some((format!("backends[{i}].listen").into(), it.listen?))));
+        let forwards = self.spec.forwards.iter().enumerate().filter(|_| lists[1]);
+        all.extend(forwards.map(|(i, it)| (format!("forwards[{i}].listen").into(), it.listen)));
         all
     }
 
@@ -168,9 +181,9 @@ impl Check<'_> {
                 if collide(*addr, *other) {
                     let message = format!("`{other_key}` and `{key}` take the same port {}", addr.port());
                     let shown = if self.is_set(key) {
-                        (*key, *other_key, *other)
+                        (key, other_key, *other)
                     } else {
-                        (*other_key, *key, *addr)
+                        (other_key, key, *addr)
                     };
                     let (at, than, value) = shown;
                     let expected = format!("`{than}` is {value} ({})", self.place(than));
@@ -215,16 +228,37 @@ impl Check<'_> {
         for (i, backend) in self.spec.backends.iter().enumerate() {
             let (name, host) = (&backend.name, &backend.server_name);
             if let Some(first) = names.insert(name, i) {
-                self.twice("name", i, first, format!("two backends are named `{name}`"));
+                self.twice(
+                    "backends",
+                    "name",
+                    i,
+                    first,
+                    format!("two backends are named `{name}`"),
+                );
             }
-            if let Some(first) = hosts.insert(host, i) {
+            if backend.protocol == Protocol::Tcp {
+                self.tcp_backend(i);
+            } else if backend.listen.is_some() {
+                self.error(
+                    &[
+                        &format!("backends[{i}].listen"),
+                        &format!("backends[{i}].protocol"),
+                    ],
+                    "`listen` is for TCP backends",
+                    "peers reach this one through `mesh.https_listen`",
+                    "add `protocol = \"tcp\"`, or leave `listen` out",
+                );
+            }
+            let known = self.known(&[&format!("backends[{i}].protocol")]);
+            let http = backend.protocol == Protocol::Http && known;
+            if let Some(first) = http.then(|| hosts.insert(host, i)).flatten() {
                 let message = match host {
                     Some(host) => format!("two backends have the server name `{host}`"),
                     None => "two backends have the server name `_`, which takes every other Host".into(),
                 };
-                self.twice("server_name", i, first, message);
+                self.twice("backends", "server_name", i, first, message);
             }
-            if self.spec.role.server && host.as_ref().is_some_and(|host| host.as_str() == API_HOST) {
+            if self.spec.role.server && http && host.as_ref().is_some_and(|host| host.as_str() == API_HOST) {
                 self.error(
                     &[&format!("backends[{i}].server_name")],
                     format!("the server name `{API_HOST}` is taken"),
@@ -238,9 +272,64 @@ impl Check<'_> {
         }
     }
 
-    fn twice(&mut self, key: &str, second: usize, first: usize, message: String) {
-        let [there, here] = [first, second].map(|i| format!("backends[{i}].{key}"));
-        let [there_at, here_at] = [first, second].map(|i| format!("backends[{i}]"));
+    /// What TCP needs, and what it has no use for.
+    fn tcp_backend(&mut self, i: usize) {
+        let key = |key: &str| format!("backends[{i}].{key}");
+        if self.spec.backends[i].listen.is_none() {
+            self.error(
+                &[&key("protocol"), &key("listen")],
+                "a TCP backend needs `listen`",
+                "over TCP there is no Host to tell backends apart by",
+                "add `listen = \"0.0.0.0:<a port of its own>\"`: peers reach it there, at the gateway under that port",
+            );
+        }
+        if self.spec.backends[i].server_name.is_some() {
+            self.error(
+                &[&key("server_name"), &key("protocol")],
+                "a TCP backend has no server name",
+                "it is selected by its `listen`",
+                "leave `server_name` out",
+            );
+        }
+    }
+
+    /// Forwards, and what holds for all that is TCP.
+    fn streams(&mut self) {
+        let (mut names, known) = (HashMap::new(), self.known(&["forwards"]));
+        for (i, forward) in self.spec.forwards.iter().enumerate().filter(|_| known) {
+            let name = &forward.name;
+            if let Some(first) = names.insert(name, i) {
+                self.twice(
+                    "forwards",
+                    "name",
+                    i,
+                    first,
+                    format!("two forwards are named `{name}`"),
+                );
+            }
+            if !forward.listen.ip().is_loopback() {
+                self.warn(
+                    &[&format!("forwards[{i}].listen")],
+                    format!("whoever reaches the forward `{name}` speaks to the other app as this one"),
+                    "others can reach this address",
+                    "listen on 127.0.0.1",
+                );
+            }
+        }
+        // Silence is noticed with a delay of up to a quarter.
+        if self.spec.limits.tcp_idle_timeout > Duration::from_secs(480) {
+            self.warn(
+                &["limits.tcp_idle_timeout"],
+                "the gateway ends unused connections first",
+                "it does so after 10m, and silence is noticed up to a quarter late",
+                "with 8m or less the daemon ends them in order, and says so",
+            );
+        }
+    }
+
+    fn twice(&mut self, list: &str, key: &str, second: usize, first: usize, message: String) {
+        let [there, here] = [first, second].map(|i| format!("{list}[{i}].{key}"));
+        let [there_at, here_at] = [first, second].map(|i| format!("{list}[{i}]"));
         if self.known(&[&there]) {
             let place = self.place(if self.is_set(&there) { &there } else { &there_at });
             self.error(
@@ -252,10 +341,16 @@ impl Check<'_> {
         }
     }
 
-    fn upstream(&mut self, backend: usize, upstream: &HostPort, listening: &[(&'static str, SocketAddr)]) {
+    fn upstream(
+        &mut self,
+        backend: usize,
+        upstream: &HostPort,
+        listening: &[(Cow<'static, str>, SocketAddr)],
+    ) {
         for (listener, addr) in listening {
             // Headscale and the API are programs like any other; the mesh's own listeners lead back here.
-            if listener.starts_with("mesh.") && leads_to(upstream, *addr) {
+            let own = listener.starts_with("mesh.") || listener.starts_with("backends[");
+            if own && leads_to(upstream, *addr) {
                 self.error(
                     &[&format!("backends[{backend}].upstream"), listener],
                     "the backend is this machine's own mesh",

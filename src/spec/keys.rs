@@ -17,7 +17,7 @@ use super::numbers::{Count, FileVersion, Int, Patience, Switch, Workers};
 use super::table::{Section, SectionInfo, join, section};
 use super::types::{AbsolutePath, Folder, HostName, ProgramPath, UserName, WebPage};
 use super::values::*;
-use crate::names::{BackendName, DeviceName, DnsName, HostPort, NodeName, NodeType};
+use crate::names::{AppId, BackendName, DeviceName, DnsName, HostPort, InstanceId, NodeName, NodeType};
 
 section! {
     /// What this machine is and who may call it.
@@ -71,7 +71,8 @@ section! {
         /// How long open requests may go on after the daemon was told to stop.
         drain_timeout: Duration = "30s";
         /// Whether each request to another app or to the guest agent is a line in the log: request id, target,
-        /// method, path without its query, status or code of the failure, bytes, duration.
+        /// method, path without its query, status or code of the failure, bytes, duration; and each session of a TCP
+        /// backend or a forward.
         access_log: bool as Switch = false;
     }
 }
@@ -83,14 +84,17 @@ section! {
         header_timeout: Duration = "2m";
         /// How long a message that has begun may stand still, on either side, before its connection is cut.
         stall_timeout: Duration = "1h";
+        /// How long nothing may move on a connection of a TCP backend or a forward before it is cut. The gateway ends
+        /// idle ones after 10 minutes.
+        tcp_idle_timeout: Duration = "7m";
         /// How long a body is held back for a peer that says nothing to `Expect: 100-continue`.
         continue_timeout: Duration = "1s";
         /// The head of a request or a response, in KiB.
         header_kib: u16 as Int<16, 1024> = 128;
         /// The headers of a request or a response.
         headers: u16 as Int<16, 4096> = 100;
-        /// Open connections of `mesh.client_listen` and `mesh.auth_listen`, each. What is more gets 503 at once.
-        /// The limit of open files may allow fewer.
+        /// Open connections of each listener of the daemon. What is more gets 503 at once, or is closed where the
+        /// listener is for TCP. The limit of open files may allow fewer.
         connections: u16 as Int<16, 65535> = 16384;
         /// Requests at once on one HTTP/2 connection.
         streams: u16 as Int<1, 4096> = 256;
@@ -111,16 +115,39 @@ impl Limits {
 }
 
 section! {
-    /// What peers reach through `mesh.https_listen`. Any number of them; with none, nothing is reachable.
+    /// What peers reach: over HTTP through `mesh.https_listen`, over TCP through an address of its own. Any number of
+    /// them; with none, nothing is reachable.
     pub many "backends" Backend {
         /// Names the backend in messages and in the rendered files.
         name: BackendName = "default";
-        /// The Host that selects this backend. "_" is every Host that no other backend names.
+        /// What peers speak: "http", or "tcp" for anything else. A TCP backend is served by the daemon, whoever serves
+        /// the rest: mTLS up to it, and the bytes within go to the upstream as they are.
+        protocol: Protocol = "http";
+        /// Where peers reach a TCP backend. Has to be given for "tcp", and only there.
+        listen: Option<SocketAddr> = "";
+        /// The Host that selects this backend. "_" is every Host that no other backend names. TCP has no Host.
         server_name: Option<DnsName> as HostName = "_";
         /// Where the backend listens: host:port, or a list of them, balanced and with failover.
         upstream: Vec<HostPort> as Some1<HostPort> => "127.0.0.1:8080";
         /// App ids that may call this backend. "any" is everyone with a valid certificate.
         allowed_apps: AllowedApps = "any";
+    }
+}
+
+section! {
+    /// Local TCP ports that lead to other apps over mTLS, for programs that cannot set a header, such as database
+    /// drivers. Any number of them. Nothing is sent before the other side has proved to be that app.
+    pub many "forwards" Forward {
+        /// Names the forward in messages.
+        name: BackendName = "default";
+        /// Where local apps connect.
+        listen: SocketAddr => "127.0.0.1:27018";
+        /// The app that it leads to.
+        target_app: AppId => "5e44e40000000000000000000000000000000002";
+        /// The port there: the `listen` of its TCP backend.
+        target_port: u16 as Int<1, 65535> = 443;
+        /// Only this instance of the app. Empty: whichever the gateway picks.
+        target_instance: Option<InstanceId> = "";
     }
 }
 
@@ -295,7 +322,7 @@ section! {
 
 /// Declares the whole file from its sections.
 macro_rules! document {
-    ($($field:ident: $Type:ident,)* [[backends]] $($later:ident: $Later:ident,)*) => {
+    ($($field:ident: $Type:ident,)* [[backends]] [[forwards]] $($later:ident: $Later:ident,)*) => {
         /// Everything the user wants, with every default filled in.
         #[derive(Debug, Clone, PartialEq)]
         pub struct Spec {
@@ -309,6 +336,8 @@ macro_rules! document {
             )*
             /// `[[backends]]`
             pub backends: Vec<Backend>,
+            /// `[[forwards]]`
+            pub forwards: Vec<Forward>,
             $(
                 #[doc = concat!("`[", stringify!($later), "]`")]
                 pub $later: $Later,
@@ -317,7 +346,7 @@ macro_rules! document {
 
         /// Every section, in the order of the contract.
         pub const SECTIONS: &[SectionInfo] =
-            &[Top::INFO, $($Type::INFO,)* Backend::INFO, $($Later::INFO,)*];
+            &[Top::INFO, $($Type::INFO,)* Backend::INFO, Forward::INFO, $($Later::INFO,)*];
 
         impl Spec {
             /// Each key, such as `mesh.client_listen` or `backends[0].name`, with its value as TOML.
@@ -328,13 +357,16 @@ macro_rules! document {
                 for (i, backend) in self.backends.iter().enumerate() {
                     all.extend(prefixed(&format!("backends[{i}]"), backend));
                 }
+                for (i, forward) in self.forwards.iter().enumerate() {
+                    all.extend(prefixed(&format!("forwards[{i}]"), forward));
+                }
                 $(all.extend(prefixed($Later::INFO.name, &self.$later));)*
                 all
             }
         }
 
         impl Spec {
-            /// Reads every section but the backends, all of them even when one fails.
+            /// Reads every section but the lists, all of them even when one fails.
             pub(super) fn read(document: &mut Document<'_, '_>) -> Option<Self> {
                 let top = document.section::<Top>();
                 $(let $field = document.section::<$Type>();)*
@@ -345,6 +377,7 @@ macro_rules! document {
                     allowed_apps: top.allowed_apps,
                     $($field: $field?,)*
                     backends: Vec::new(),
+                    forwards: Vec::new(),
                     $($later: $later?,)*
                 })
             }
@@ -357,6 +390,7 @@ document! {
     mesh: Mesh,
     limits: Limits,
     [[backends]]
+    [[forwards]]
     server: Server,
     vpn: Vpn,
     node: Node,

@@ -190,8 +190,9 @@ impl Document<'_, '_> {
     fn read(&mut self, overrides: &Overrides) -> Option<Spec> {
         let spec = Spec::read(self);
         let backends = self.backends(overrides.backend.as_ref());
+        let forwards = self.forwards();
         let mut spec = spec?;
-        spec.backends = backends;
+        (spec.backends, spec.forwards) = (backends, forwards);
         self.role(&mut spec.role, overrides);
         if let Some(variable) = &overrides.server_port {
             self.server_port(&mut spec, variable);
@@ -275,11 +276,16 @@ mod tests {
                 let text = match section.name {
                     "" => format!("{} = {default}\n", key.name),
                     "backends" => format!("[[backends]]\nupstream = \"a:1\"\n{} = {default}\n", key.name),
+                    "forwards" => format!(
+                        "[[forwards]]\nlisten = \"127.0.0.1:1\"\ntarget_app = \"{}\"\n{} = {default}\n",
+                        "0".repeat(40),
+                        key.name
+                    ),
                     name => format!("[{name}]\n{} = {default}\n", key.name),
                 };
                 let loaded = load(Some(&ConfigText::new("vpc.toml", text)), &env(&[]))
                     .unwrap_or_else(|problems| panic!("{path}\n{problems}"));
-                if section.name != "backends" {
+                if !section.many {
                     assert_eq!(loaded.spec, Spec::default(), "{path}");
                 }
             }

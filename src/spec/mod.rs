@@ -23,7 +23,7 @@ pub mod values;
 mod variables;
 
 pub use keys::{
-    Backend, Dstack, Headscale, IdentityPolicy, Limits, Log, Mesh, Nginx, Node, Reconcile, Registry,
+    Backend, Dstack, Forward, Headscale, IdentityPolicy, Limits, Log, Mesh, Nginx, Node, Reconcile, Registry,
     SECTIONS, Server, Spec, Supervisor, Tailscale, Vpn,
 };
 pub use load::{Loaded, load};

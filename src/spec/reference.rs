@@ -27,7 +27,7 @@ const VARIABLES: &str = "\
 ## Environment
 
 Any key can be set by `VPC__SECTION__KEY`, as `VPC__MESH__HTTP_LISTEN=0.0.0.0:8080` or `VPC__ROLE=server`. Lists are
-separated by commas or written as TOML; `VPC__BACKENDS` holds all backends:
+separated by commas or written as TOML; `VPC__BACKENDS` holds all backends (and `VPC__FORWARDS` all forwards):
 `VPC__BACKENDS='[{ name = \"default\", upstream = \"127.0.0.1:8080\" }]'`. An empty variable counts as unset, and a
 `VPC__` variable that names no key is an error. Some keys have variables with names of their own; where both are set,
 `VPC__SECTION__KEY` is used.

@@ -18,11 +18,13 @@ use super::values::Role;
 pub fn starter(role: Option<Role>, env: Option<&BTreeMap<String, String>>) -> Result<String, Problems> {
     let mut set = BTreeMap::new();
     let mut backends = 0;
+    let mut forwards = 0;
     let mut final_role = role.unwrap_or_default();
     if let Some(env) = env {
         let loaded = load(None, env)?;
         final_role = role.unwrap_or(loaded.spec.role);
         backends = loaded.spec.backends.len();
+        forwards = loaded.spec.forwards.len();
         let values = loaded.spec.values().into_iter();
         set.extend(values.filter(|(key, _)| loaded.source(key) != "default"));
     }
@@ -43,19 +45,23 @@ pub fn starter(role: Option<Role>, env: Option<&BTreeMap<String, String>>) -> Re
          # `dstack-vpc check` finds mistakes, `dstack-vpc plan` shows what a change would do.\n"
     );
     for section in SECTIONS {
+        let count = match section.name {
+            "backends" => backends,
+            _ => forwards,
+        };
         if !section.many {
             if !section.name.is_empty() {
                 comment(&mut out, &section.about());
                 let _ = writeln!(out, "[{}]", section.name);
             }
             keys(&mut out, section, |key| set.get(&section.path(key)).cloned());
-        } else if backends == 0 {
+        } else if count == 0 {
             comment(&mut out, &section.about());
             let _ = writeln!(out, "# [[{}]]", section.name);
             keys(&mut out, section, |_| None);
         } else {
             comment(&mut out, &section.about());
-            for i in 0..backends {
+            for i in 0..count {
                 let _ = writeln!(out, "[[{}]]", section.name);
                 keys(&mut out, section, |key| {
                     set.get(&format!("{}[{i}].{}", section.name, key.name)).cloned()
@@ -135,7 +141,9 @@ mod tests {
             .collect();
         let mut spec = reads_back(&uncommented);
         assert_eq!(spec.backends.len(), 1, "{uncommented}");
+        assert_eq!(spec.forwards.len(), 1, "{uncommented}");
         spec.backends.clear();
+        spec.forwards.clear();
         assert_eq!(spec, Spec::default());
     }
 

@@ -9,7 +9,9 @@ use url::Url;
 use super::codec::{choice, text};
 use super::suggest::did_you_mean;
 use super::values::*;
-use crate::names::{AppId, BackendName, DeviceName, DnsName, HostPort, NodeName, NodeType, parse_port};
+use crate::names::{
+    AppId, BackendName, DeviceName, DnsName, HostPort, InstanceId, NodeName, NodeType, parse_port,
+};
 
 choice! {
     Role {
@@ -21,6 +23,10 @@ choice! {
     Front {
         "nginx" => Front::Nginx,
         "builtin" => Front::Builtin,
+    }
+    Protocol {
+        "http" => Protocol::Http,
+        "tcp" => Protocol::Tcp,
     }
     Tun {
         "auto" => Tun::Auto,
@@ -82,6 +88,13 @@ text! {
             }
         }),
         show: ToString::to_string,
+    }
+
+    Option<InstanceId> => Option<InstanceId> {
+        expects: "an instance id (40 hex digits), or nothing",
+        pattern: "^$|^[0-9a-fA-F]{40}$",
+        parse: |s| unless("", s, |s| s.parse().map_err(|_| None)),
+        show: |id| id.map_or(String::new(), |id| id.to_string()),
     }
 
     SocketAddr => SocketAddr {

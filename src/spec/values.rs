@@ -143,6 +143,15 @@ pub enum Front {
     Builtin,
 }
 
+/// `protocol` of a backend: what peers speak to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Through the front, by Host.
+    Http,
+    /// Through the backend's own `listen`, byte by byte.
+    Tcp,
+}
+
 /// `server.url`: where Headscale is reached from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerUrl {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::backends::example;
 use super::keys::SECTIONS;
 use super::problem::{Origin, Problem};
 use super::suggest::{did_you_mean, nearest};
@@ -171,8 +172,11 @@ fn unknown(variable: &Variable, names: &BTreeMap<String, String>) -> Problem {
         Some(format!(
             "this is a section; set one of its keys, such as `{example}`"
         ))
-    } else if name.starts_with("VPC__BACKENDS__") {
-        Some("backends are set all at once: VPC__BACKENDS='[{ name = \"default\", upstream = \"127.0.0.1:8080\" }]'".into())
+    } else if let Some(list) = SECTIONS
+        .iter()
+        .find(|section| section.many && name.starts_with(&format!("{}__", variable_of(section.name))))
+    {
+        Some(format!("{} are set all at once: {}", list.name, example(list)))
     } else {
         did_you_mean(name, names.keys().map(String::as_str))
     };

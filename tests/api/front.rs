@@ -24,6 +24,8 @@ fn auth_service() -> Mesh {
             front: None,
             gateway: None,
             agent: None,
+            tcp_backends: BTreeMap::new(),
+            forwards: BTreeMap::new(),
             backends: BTreeMap::from([("vpc-server".parse().expect("a name"), AllowedApps::Any)]),
             connect_timeout: patience,
             response_timeout: patience,

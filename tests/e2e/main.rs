@@ -19,5 +19,6 @@ mod previews;
 mod rollout;
 mod secrets;
 mod smuggling;
+mod tcp;
 mod traffic;
 mod volume;

@@ -115,14 +115,6 @@ fn now(addr: &mut watch::Receiver<std::net::SocketAddr>) -> std::net::SocketAddr
     *addr.borrow_and_update()
 }
 
-async fn free_port() -> std::net::SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
-}
-
 #[tokio::test]
 async fn a_taken_port_changes_nothing() {
     let root = Signed::root(&Shape::root());

@@ -18,3 +18,4 @@ mod pool;
 mod sessions;
 mod smuggling;
 mod streams;
+mod tcp;

@@ -26,6 +26,8 @@ pub fn mesh() -> Spec {
 
 pub fn backend(name: &str, server_name: &str, upstream: &[&str]) -> Backend {
     Backend {
+        protocol: dstack_vpc::spec::Protocol::Http,
+        listen: None,
         name: name.parse().unwrap(),
         server_name: (server_name != "_").then(|| server_name.parse().unwrap()),
         upstream: upstream.iter().map(|u| u.parse().unwrap()).collect(),

@@ -213,6 +213,7 @@ fn keys() -> Vec<(&'static str, BoxedStrategy<String>)> {
         ("mesh.access_log", switch()),
         ("limits.header_timeout", duration()),
         ("limits.stall_timeout", duration()),
+        ("limits.tcp_idle_timeout", duration()),
         ("limits.continue_timeout", duration()),
         ("limits.header_kib", number(16, 1024)),
         ("limits.headers", number(16, 4096)),

@@ -26,7 +26,7 @@ pub(in crate::mesh) struct Caller {
 
 /// Why nobody can say who calls.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Stranger {
+pub(in crate::mesh) enum Stranger {
     #[error("no client certificate; connect with the certificate that the guest agent issues to the app")]
     Unnamed,
     #[error("{0}")]

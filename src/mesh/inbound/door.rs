@@ -14,6 +14,7 @@ use tokio_rustls::server::TlsStream;
 use webpki::anchor_from_trusted_cert;
 
 use crate::identity::Identity;
+use crate::mesh::Role;
 use crate::mesh::socket::Socket;
 use crate::ratls::{handshake_signatures, provider};
 
@@ -26,7 +27,9 @@ pub(in crate::mesh) type Accepted = TlsStream<Socket>;
 /// be resumed.
 pub(in crate::mesh) struct Door {
     identity: Arc<Identity>,
-    config: Arc<ServerConfig>,
+    http: Arc<ServerConfig>,
+    /// Without names of protocols: whatever a client offers, what it speaks is between it and the backend.
+    tcp: Arc<ServerConfig>,
 }
 
 impl Door {
@@ -41,9 +44,12 @@ impl Door {
         config.alpn_protocols = PROTOCOLS.iter().map(|protocol| protocol.to_vec()).collect();
         // Sealed tickets, so that no memory is kept for those who may come back.
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+        let mut tcp = config.clone();
+        tcp.alpn_protocols.clear();
         Ok(Self {
             identity,
-            config: Arc::new(config),
+            http: Arc::new(config),
+            tcp: Arc::new(tcp),
         })
     }
 
@@ -53,10 +59,9 @@ impl Door {
     }
 
     /// The handshake.
-    pub(in crate::mesh) async fn accept(&self, stream: TcpStream) -> io::Result<Accepted> {
-        TlsAcceptor::from(Arc::clone(&self.config))
-            .accept(Socket(stream))
-            .await
+    pub(in crate::mesh) async fn accept(&self, stream: TcpStream, role: &Role) -> io::Result<Accepted> {
+        let config = if role.is_stream() { &self.tcp } else { &self.http };
+        TlsAcceptor::from(Arc::clone(config)).accept(Socket(stream)).await
     }
 }
 

@@ -13,6 +13,7 @@ mod routes;
 
 use std::cell::RefCell;
 use std::future::ready;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,20 +22,25 @@ use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
-use super::hop::{Dial, Failure, Far, HOUSEKEEPING, Hop, Pool, Upload, headers, repeatable, request_id};
+use super::hop::{
+    Dial, Failure, Far, HOUSEKEEPING, Hop, Pool, Upload, connect, headers, repeatable, request_id,
+};
 use super::reply::{self, Body};
+use super::socket::Socket;
 use super::tally::{Meter, Pen, To};
 use super::wire::Line;
 use super::{MeshSettings, Shared};
 use crate::identity::Identity;
-use crate::names::HostPort;
+use crate::names::{AppId, BackendName, HostPort};
 use balance::Balance;
 pub(super) use caller::Caller;
 use caller::Callers;
 use door::Door;
 pub(super) use door::{Accepted, Doors};
-use refusal::{Ledger, Refusal};
+use refusal::Ledger;
+pub(super) use refusal::Refusal;
 pub use routes::{FrontSettings, Route, Routes};
 
 /// Where each listener tells which generation it serves.
@@ -186,23 +192,59 @@ impl Inbound {
         let backend = route.map(|route| &route.backend);
         let mut ledger = self.ledger.borrow_mut();
         let decisions = ledger.of(backend);
-        let decided = self
-            .door()
-            .ok_or(Refusal::NotServed)
-            .and_then(|door| caller.app(&door, SystemTime::now()).map_err(Refusal::Caller))
-            .and_then(|app| {
-                let route = route.ok_or(Refusal::NoBackend)?;
-                let allowed = settings.backends.get(&route.backend);
-                match allowed.is_some_and(|allowed| allowed.allows(&app)) {
-                    true => Ok(route),
-                    false => Err(Refusal::NotAllowed(app)),
-                }
-            });
+        let decided = self.app(caller).and_then(|app| {
+            let route = route.ok_or(Refusal::NoBackend)?;
+            may_call(settings, &route.backend, app)?;
+            Ok(route)
+        });
         match &decided {
             Ok(_) => decisions.allowed.add(1),
             Err(refusal) => decisions.denied.add(refusal.cause()),
         }
         decided
+    }
+
+    fn app(&self, caller: &Caller) -> Result<AppId, Refusal> {
+        let door = self.door().ok_or(Refusal::NotServed)?;
+        caller.app(&door, SystemTime::now()).map_err(Refusal::Caller)
+    }
+
+    /// Whose session of a TCP backend it is, if it may have one.
+    pub(super) fn admit(&self, caller: &Caller, backend: &BackendName) -> Result<AppId, Refusal> {
+        let settings = self.shared.settings.load();
+        let decided = self
+            .app(caller)
+            .and_then(|app| may_call(&settings, backend, app).map(|()| app));
+        let mut ledger = self.ledger.borrow_mut();
+        match &decided {
+            Ok(_) => ledger.of(Some(backend)).allowed.add(1),
+            Err(refusal) => ledger.of(Some(backend)).denied.add(refusal.cause()),
+        }
+        decided
+    }
+
+    /// A connection to the first address that takes one; `busy`: how many sessions an address has.
+    pub(super) async fn connect<'u>(
+        &self,
+        upstream: &'u [HostPort],
+        busy: impl Fn(&HostPort) -> usize,
+    ) -> Result<(Socket, &'u HostPort), Failure> {
+        let mut tour = self.balance.tour(upstream);
+        let mut last = Failure::Internal;
+        while let Some(at) = tour.next(&busy) {
+            let connected = timeout(CONNECT_TIMEOUT, connect::backend(at)).await;
+            match connected {
+                Ok(Ok(socket)) => return Ok((socket, at)),
+                Ok(Err(failure)) => last = failure,
+                Err(_) => {
+                    let cause = io::ErrorKind::TimedOut.into();
+                    let at = at.clone();
+                    last = Failure::Backend { at, cause };
+                }
+            }
+            self.balance.failed(at);
+        }
+        Err(last)
     }
 
     /// Closes idle connections in time, until the worker ends.
@@ -213,6 +255,14 @@ impl Inbound {
             self.backends.sweep(IDLE_TIMEOUT, &settings.limits);
             self.balance.forget();
         }
+    }
+}
+
+fn may_call(settings: &MeshSettings, backend: &BackendName, app: AppId) -> Result<(), Refusal> {
+    let allowed = settings.backends.get(backend);
+    match allowed.is_some_and(|allowed| allowed.allows(&app)) {
+        true => Ok(()),
+        false => Err(Refusal::NotAllowed(app)),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::names::{AppId, BackendName};
 
 /// The same statuses and codes as in the rendered nginx.conf.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(in crate::mesh) enum Refusal {
     #[error("{0}")]
     Caller(Stranger),
     #[error("the app {0} may not call this backend; add it to the backend's allowed_apps")]
@@ -41,7 +41,7 @@ impl Refusal {
     }
 
     /// The stable name in metrics.
-    pub(super) fn cause(&self) -> &'static str {
+    pub(in crate::mesh) fn cause(&self) -> &'static str {
         match self {
             Self::Caller(stranger) => stranger.code(),
             Self::NotAllowed(_) => "not_allowed",

@@ -7,6 +7,7 @@ mod target;
 mod tls;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,12 +15,18 @@ use std::time::Instant;
 use hyper::body::Incoming;
 use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode, Version};
+use rustls::{ClientConfig, HandshakeKind};
 use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 use super::access::Entry;
-use super::hop::{Dial, Failure, Far, HOUSEKEEPING, Hop, Pool, Slot, Upload, headers, request_id};
+use super::hop::{
+    Dial, Endpoint, Failure, Far, HOUSEKEEPING, Hop, Pool, Slot, Upload, connect, headers, request_id,
+};
 use super::reply::{self, Body};
-use super::tally::{Meter, Pen, To};
+use super::socket::Socket;
+use super::tally::{Held, Meter, Pen, To};
 use super::wire::Line;
 use super::{MeshSettings, Shared};
 use crate::identity::Identity;
@@ -56,6 +63,8 @@ struct Era {
     gateway: Option<Gateway>,
     credentials: Option<Credentials>,
     peers: Pool<Target>,
+    /// How to come to the targets of forwards.
+    streams: RefCell<HashMap<Target, (Endpoint, Arc<ClientConfig>)>>,
     pen: Pen,
 }
 
@@ -158,6 +167,26 @@ impl Outbound {
         }))
     }
 
+    /// A connection for bytes as they are. Whoever is there has proved to be the target's app.
+    pub(super) async fn connect(&self, target: &Target) -> Result<(TlsStream<Socket>, Held), Failure> {
+        let settings = self.shared.settings.load_full();
+        let (endpoint, config) = self.era(&settings).stream(target)?;
+        let meter = self.pen.target(target.app);
+        let handshake = meter.handshake();
+        let after = settings.connect_timeout;
+        let connected = timeout(after, connect::tls(&endpoint, config)).await;
+        let connected = connected.unwrap_or_else(|_| {
+            let at = endpoint.at.clone();
+            Err(Failure::ConnectTimeout { at, after })
+        });
+        handshake.ended(match &connected {
+            Ok(stream) if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
+            Ok(_) => "full",
+            Err(failure) => failure.code(),
+        });
+        Ok((connected?, meter.open()))
+    }
+
     fn era(&self, settings: &MeshSettings) -> Rc<Era> {
         let mut identity = self.identity.borrow_mut();
         // An error means that nobody will publish another identity: the last one stays.
@@ -197,8 +226,24 @@ impl Era {
             gateway: settings.gateway.clone(),
             credentials,
             peers: Pool::new(&settings.limits, pen.clone(), To::Peer),
+            streams: RefCell::default(),
             pen: pen.clone(),
         }
+    }
+
+    /// For TCP: no protocol is named, and each target has its own sessions to take up again.
+    fn stream(&self, target: &Target) -> Result<(Endpoint, Arc<ClientConfig>), Failure> {
+        if let Some(known) = self.streams.borrow().get(target) {
+            return Ok(known.clone());
+        }
+        let gateway = self.gateway.as_ref().ok_or(Failure::GatewayUnknown)?;
+        let credentials = self.credentials.as_ref().ok_or(Failure::NoIdentity)?;
+        let config = credentials
+            .config(target.app, &[])
+            .map_err(|_| Failure::Internal)?;
+        let made = (target.endpoint(gateway)?, config);
+        self.streams.borrow_mut().insert(*target, made.clone());
+        Ok(made)
     }
 
     fn slot(&self, target: &Target) -> Result<Rc<Slot>, Failure> {

@@ -22,6 +22,16 @@ pub(in crate::mesh) struct Target {
 }
 
 impl Target {
+    /// Reached end to end, as all that a forward leads to.
+    pub(in crate::mesh) fn proven(app: AppId, instance: Option<InstanceId>, port: u16) -> Self {
+        Self {
+            app,
+            instance,
+            port,
+            end_to_end: true,
+        }
+    }
+
     /// `None`: the request is not for another app.
     pub(in crate::mesh) fn of(headers: &HeaderMap) -> Result<Option<Self>, Failure> {
         let (mut app, mut instance, mut port, mut use_tls) = (None, None, None, None);

@@ -63,6 +63,8 @@ pub fn settings(gateway: Option<Gateway>) -> MeshSettings {
         front: None,
         gateway,
         agent: None,
+        tcp_backends: BTreeMap::new(),
+        forwards: BTreeMap::new(),
         backends: BTreeMap::new(),
         connect_timeout: Duration::from_secs(3),
         response_timeout: Duration::from_secs(3),
@@ -76,6 +78,12 @@ pub fn settings(gateway: Option<Gateway>) -> MeshSettings {
 
 pub fn fixed(addr: SocketAddr) -> Option<Gateway> {
     Some(Gateway::Fixed(addr.into()))
+}
+
+/// As good as any, and free until it is taken.
+pub async fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap()
 }
 
 /// A mesh of our own app that reaches every target at one peer.
