@@ -1,4 +1,4 @@
-//! Through the rendered nginx, from a client with a certificate: how peers reach it.
+//! Through either front, from a client with a certificate: how peers reach it.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
+use crate::fronts::{CALLER, Front, Kind, Who, get, on_both_fronts, text};
 use crate::kit::*;
-use crate::nginx::{CALLER, Front, Who, get, text};
 use crate::rendered;
+
+on_both_fronts![the_certificate_says_who_calls_and_nothing_else_does];
 
 /// The auth service as the daemon runs it, for a server without other backends.
 fn auth_service() -> Mesh {
@@ -40,13 +42,12 @@ fn auth_service() -> Mesh {
     .expect("the mesh")
 }
 
-#[tokio::test]
-async fn the_certificate_says_who_calls_and_nothing_else_does() {
+async fn the_certificate_says_who_calls_and_nothing_else_does(kind: Kind) {
     let caller = rendered::app(CALLER);
     let server = Server::with(|settings| settings.allowed_apps = AllowedApps::from_iter([caller])).await;
     let mesh = auth_service();
     let (api, auth) = (server.addr().await, mesh.local_addrs().await.auth.unwrap());
-    let front = Front::start_with_auth(auth, Arc::default(), |spec, _| {
+    let front = Front::start_with_auth(kind, auth, Arc::default(), |spec, _| {
         spec.role.server = true;
         spec.server.api_listen = api;
         spec.backends.clear();
@@ -91,7 +92,7 @@ async fn the_certificate_says_who_calls_and_nothing_else_does() {
     let rows = server.api.nodes().await.expect("the nodes");
     assert_eq!(rows.iter().map(|row| row.owner).collect::<Vec<_>>(), [caller]);
 
-    // Long polling holds through nginx.
+    // Long polling holds through it.
     let waiting = front.https(Who::App, get("vpc-server", "/api/discover/web?wait=50s"));
     let announce = async {
         let mut update = get(
@@ -112,7 +113,7 @@ async fn the_certificate_says_who_calls_and_nothing_else_does() {
         let refused = front.https(who, request).await;
         assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
     }
-    // No longer allowed: nginx lets it through, the API does not, and says so in its own words.
+    // No longer allowed: the front lets it through, the API does not, and says so in its own words.
     let mut closed = (*server.api.settings()).clone();
     closed.allowed_apps = AllowedApps::from_iter([app(OURS)]);
     server.api.update(closed).await.expect("updated");

@@ -3,8 +3,8 @@
 #[path = "../common/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod common;
-#[path = "../rendered/nginx.rs"]
-mod nginx;
+#[path = "../rendered/fronts.rs"]
+mod fronts;
 #[path = "../headscale/place.rs"]
 mod place;
 #[path = "../rendered/mod.rs"]

@@ -8,14 +8,14 @@ use crate::mesh::worker::LAST;
 
 /// The protocol a client asks to change to, when it asks in the way of RFC 9110 §7.8.
 ///
-/// Another version of HTTP is not one: the requests in such a tunnel would pass nobody's checks.
+/// Another version of HTTP is not one, nor is TLS: the requests in such a tunnel would pass nobody's checks.
 pub(in crate::mesh) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
     let protocol = headers.get(header::UPGRADE)?;
     let asked =
         version == Version::HTTP_11 && names(headers).any(|name| name.eq_ignore_ascii_case("upgrade"));
     let is_http = |protocol: &str| {
         let name = protocol.split('/').next().unwrap_or("");
-        ["http", "h2c", "h2"]
+        ["http", "h2c", "h2", "tls"]
             .iter()
             .any(|http| name.eq_ignore_ascii_case(http))
     };
@@ -312,7 +312,7 @@ mod tests {
         );
         assert_eq!(upgrade(&asked, Version::HTTP_10), None);
         assert_eq!(upgrade(&map(&[("upgrade", "websocket")]), Version::HTTP_11), None);
-        for http in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", "http"] {
+        for http in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", "http", "TLS/1.0"] {
             let asked = map(&[("connection", "upgrade"), ("upgrade", http)]);
             assert_eq!(upgrade(&asked, Version::HTTP_11), None, "{http}");
         }

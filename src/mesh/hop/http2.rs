@@ -12,13 +12,13 @@ use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::sleep;
 
-use super::Failure;
 use super::connect::{self, Stream};
 use super::forward::{Hop, clean};
 use super::link::Broken;
 use super::metered::Metered;
 use super::pool::Dial;
 use super::upload::Upload;
+use super::{Failure, headers};
 use crate::mesh::reply::Body;
 use crate::mesh::worker::{KEEP_ALIVE, LAST, Local};
 
@@ -65,6 +65,9 @@ impl Hop {
             self.slot.leave_http2();
         }
         clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.far })?;
+        if self.vouch.is_some() {
+            headers::strip_commands(response.headers_mut());
+        }
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(Body::Http2))
     }

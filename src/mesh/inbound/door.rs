@@ -44,6 +44,8 @@ impl Door {
         config.alpn_protocols = PROTOCOLS.iter().map(|protocol| protocol.to_vec()).collect();
         // Sealed tickets, so that no memory is kept for those who may come back.
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+        // Each holds the caller's whole chain, and with a quote in it two are more than a client's buffer takes.
+        config.send_tls13_tickets = 1;
         let mut tcp = config.clone();
         tcp.alpn_protocols.clear();
         Ok(Self {

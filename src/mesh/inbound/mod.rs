@@ -149,7 +149,8 @@ impl Inbound {
                     upstream: &route.upstream,
                     caller,
                 };
-                let answer = match grpc && request.version() == Version::HTTP_2 {
+                // A backend that is called with gRPC reads nothing but HTTP/2, whatever the call came over.
+                let answer = match grpc {
                     true => Box::pin(passage.grpc(&mut request)).await,
                     false => passage.http1(&mut request, line).await,
                 };

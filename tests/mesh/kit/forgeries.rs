@@ -18,8 +18,22 @@ pub struct Claim {
     pub key: PrivateKeyDer<'static>,
     /// When it answers our call: the code of the refusal, `OK` when it is believed.
     pub called: &'static str,
-    /// When it calls us, a backend that lists `0xaa` only: the status it gets.
+    /// When it calls us, a backend that lists `0xaa` only: the status it gets behind nginx.
     pub calling: u16,
+}
+
+impl Claim {
+    /// The status it gets from the built-in front, which reads the whole chain: as strict as when it answers us, but for
+    /// the other purpose. Of another app it can say that it is not allowed only when its chain is in order.
+    pub fn calling_builtin(&self) -> u16 {
+        match self.what.as_str() {
+            "for calling only" | "a CA for calling only" => 200,
+            "for answering only" => 401,
+            "another app" => 403,
+            _ if self.called == OK => 200,
+            _ => 401,
+        }
+    }
 }
 
 pub const OK: &str = "OK";

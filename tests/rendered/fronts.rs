@@ -1,4 +1,5 @@
-//! A real nginx on rendered files, between clients, an auth service and backends of the test's own.
+//! Either front as `desired` wants it, between clients and backends of the test's own: a real nginx on rendered files,
+//! with an auth service of the test's, or the mesh itself.
 #![allow(dead_code, unreachable_pub)]
 
 use std::convert::Infallible;
@@ -7,14 +8,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use dstack_vpc::agent::dev::pki::{LeafRequest, Pki};
-use dstack_vpc::desired::Program;
+use dstack_vpc::desired::{Desired, Program};
 use dstack_vpc::facts::Facts;
+use dstack_vpc::identity::Identity;
+use dstack_vpc::mesh::{Mesh, MeshSettings};
 use dstack_vpc::paths::StateDir;
-use dstack_vpc::spec::Spec;
+pub use dstack_vpc::spec::Front as Kind;
+use dstack_vpc::spec::{Gateway, Spec};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -24,9 +28,11 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -91,25 +97,55 @@ pub async fn echo(name: &'static str) -> SocketAddr {
     .await
 }
 
-/// nginx as it is rendered for the given spec, with an auth service that takes every verified certificate,
-/// except for the backend `closed`.
+/// Makes two tests of each of these functions: `nginx` and `builtin`, in a module of the function's name.
+macro_rules! on_both_fronts {
+    ($($test:ident),* $(,)?) => {$(
+        mod $test {
+            use super::Kind;
+
+            #[tokio::test]
+            async fn nginx() {
+                super::$test(Kind::Nginx).await;
+            }
+
+            #[tokio::test]
+            async fn builtin() {
+                super::$test(Kind::Builtin).await;
+            }
+        }
+    )*};
+}
+pub(crate) use on_both_fronts;
+
+/// A front as it is for the given spec. Every verified certificate may call every backend, except for `closed`.
 pub struct Front {
+    pub kind: Kind,
     pub http: SocketAddr,
     pub https: SocketAddr,
     pub pki: Pki,
     pub state: StateDir,
     pub tag: String,
-    /// What the auth service was asked.
+    /// What nginx asked the auth service.
     pub asked: Arc<Mutex<Vec<HeaderMap>>>,
     _dir: tempfile::TempDir,
-    child: Child,
+    engine: Engine,
 }
 
-/// Who the auth service says the caller is.
+enum Engine {
+    Nginx(Child),
+    Builtin {
+        mesh: Mesh,
+        identity: watch::Sender<Option<Arc<Identity>>>,
+    },
+}
+
+/// Who we are.
+pub const SELF: u8 = 0xaa;
+/// Who the caller is.
 pub const CALLER: u8 = 0xbb;
 
 impl Front {
-    pub async fn start(change: impl FnOnce(&mut Spec, &mut Facts)) -> Self {
+    pub async fn start(kind: Kind, change: impl FnOnce(&mut Spec, &mut Facts)) -> Self {
         let asked: Arc<Mutex<Vec<HeaderMap>>> = Arc::default();
         let log = asked.clone();
         let auth = serve(move |request: Request<Incoming>| {
@@ -129,10 +165,12 @@ impl Front {
             }
         })
         .await;
-        Self::start_with_auth(auth, asked, change).await
+        Self::start_with_auth(kind, auth, asked, change).await
     }
 
+    /// The built-in front asks nobody.
     pub async fn start_with_auth(
+        kind: Kind,
         auth: SocketAddr,
         asked: Arc<Mutex<Vec<HeaderMap>>>,
         change: impl FnOnce(&mut Spec, &mut Facts),
@@ -142,48 +180,75 @@ impl Front {
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let state = StateDir::new(dir.path().join("state"));
         let pki = Pki::new().unwrap();
-        identity(&pki, app(0xaa), &state.identity().join("000001"));
+        identity(&pki, app(SELF), &state.identity().join("000001"));
 
         let mut spec = mesh();
         let mut facts = facts(&state);
-        spec.mesh.http_listen = free_port();
-        spec.mesh.https_listen = free_port();
+        spec.mesh.front = kind;
+        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        (spec.mesh.http_listen, spec.mesh.https_listen) = match kind {
+            Kind::Nginx => (free_port(), free_port()),
+            Kind::Builtin => (any_port, any_port),
+        };
         spec.mesh.auth_listen = auth;
         spec.nginx.workers = 1;
-        facts.programs.nginx.as_mut().unwrap().value.path = program("nginx");
+        facts.programs.nginx.as_mut().unwrap().value.path = match kind {
+            Kind::Nginx => program("nginx"),
+            Kind::Builtin => "/no/nginx".into(),
+        };
         change(&mut spec, &mut facts);
+        if kind == Kind::Builtin {
+            // Where a test has its own outbound proxy, the built-in front is one itself.
+            spec.mesh.client_listen = any_port;
+            for closed in spec.backends.iter_mut().filter(|b| b.name.as_str() == "closed") {
+                closed.allowed_apps = [app(0xee)].into_iter().collect();
+            }
+        }
         let desired = render(&spec, &facts, &state).unwrap();
-        write(&desired, &state.current());
         for folder in desired.folders.keys() {
             std::fs::create_dir_all(folder).unwrap();
         }
-        let argv = &desired.programs[&Program::Nginx].argv;
-        let child = Command::new(&argv[0])
-            .args(&argv[1..])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let (engine, http, https) = match kind {
+            Kind::Nginx => {
+                let nginx = start_nginx(&desired, &state);
+                (nginx, spec.mesh.http_listen, spec.mesh.https_listen)
+            }
+            Kind::Builtin => start_builtin(desired.listeners.mesh.clone(), &state).await,
+        };
         let front = Self {
-            http: reach(spec.mesh.http_listen),
-            https: reach(spec.mesh.https_listen),
+            kind,
+            http: reach(http),
+            https: reach(https),
             pki,
             state,
             tag: desired.tag,
             asked,
             _dir: dir,
-            child,
+            engine,
         };
         for listener in [front.http, front.https] {
             let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
             while TcpStream::connect(listener).await.is_err() {
                 assert!(
                     tokio::time::Instant::now() < deadline,
-                    "nginx does not listen on {listener}"
+                    "{kind:?} does not listen on {listener}"
                 );
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
         front
+    }
+
+    /// The mesh that is the front.
+    pub fn mesh(&self) -> Option<&Mesh> {
+        match &self.engine {
+            Engine::Nginx(_) => None,
+            Engine::Builtin { mesh, .. } => Some(mesh),
+        }
+    }
+
+    pub fn is_builtin(&self) -> bool {
+        self.kind == Kind::Builtin
     }
 
     /// A TLS connection with this certificate, offering these protocols.
@@ -221,10 +286,22 @@ impl Front {
         TlsConnector::from(config).connect(name, stream).await
     }
 
-    /// Has nginx read its files again.
+    /// Has it take over the certificate in its files.
     pub fn reload(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+        match &self.engine {
+            Engine::Nginx(child) => {
+                let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+            }
+            Engine::Builtin { identity, .. } => drop(identity.send_replace(Some(read_identity(&self.state)))),
+        }
+    }
+
+    /// Lets it forget its certificate.
+    pub fn forget_identity(&self) {
+        if let Engine::Builtin { identity, .. } = &self.engine {
+            identity.send_replace(None);
+        }
     }
 
     /// One HTTP/1.1 request over TLS.
@@ -233,18 +310,59 @@ impl Front {
         exchange(stream, request).await
     }
 
-    /// One HTTP/1.1 request to `http_listen`.
-    pub async fn http(&self, request: Request<Body>) -> Response<Incoming> {
+    /// One HTTP/1.1 request to `http_listen`. What the built-in front does not answer goes back to its own backends.
+    pub async fn http(&self, mut request: Request<Body>) -> Response<Incoming> {
+        if self.is_builtin() {
+            let us = app(SELF).to_string().parse().unwrap();
+            request.headers_mut().insert("x-dstack-target-app", us);
+        }
         exchange(TcpStream::connect(self.http).await.unwrap(), request).await
     }
 }
 
-impl Drop for Front {
+impl Drop for Engine {
     fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let _ = self.child.wait();
+        if let Self::Nginx(child) = self {
+            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            let _ = child.wait();
+        }
     }
+}
+
+fn start_nginx(desired: &Desired, state: &StateDir) -> Engine {
+    write(desired, &state.current());
+    let argv = &desired.programs[&Program::Nginx].argv;
+    let mut nginx = Command::new(&argv[0]);
+    Engine::Nginx(nginx.args(&argv[1..]).stdin(Stdio::null()).spawn().unwrap())
+}
+
+/// With its local and its peers' listener. It reaches every app at itself.
+async fn start_builtin(settings: MeshSettings, state: &StateDir) -> (Engine, SocketAddr, SocketAddr) {
+    let (identity, receiver) = watch::channel(Some(read_identity(state)));
+    let mesh = Mesh::start(settings, receiver).unwrap();
+    let addrs = mesh.local_addrs().await;
+    assert_eq!(addrs.auth, None, "nobody asks it");
+    let (http, https) = (addrs.http.unwrap(), addrs.https.unwrap());
+    let gateway = Some(Gateway::Fixed(https.into()));
+    let settings = MeshSettings::clone(&mesh.settings());
+    mesh.update(MeshSettings { gateway, ..settings }).await.unwrap();
+    (Engine::Builtin { mesh, identity }, http, https)
+}
+
+/// What is in the files that nginx.conf refers to.
+fn read_identity(state: &StateDir) -> Arc<Identity> {
+    let dir = state.identity().join("000001");
+    let pem = |name: &str| CertificateDer::pem_file_iter(dir.join(name)).unwrap();
+    Arc::new(Identity {
+        key: PrivateKeyDer::from_pem_file(dir.join("key.pem")).unwrap(),
+        chain: pem("chain.pem").map(Result::unwrap).collect(),
+        root: pem("ca.pem").next().unwrap().unwrap(),
+        app_id: Some(app(SELF)),
+        instance_id: None,
+        not_after: SystemTime::now() + Duration::from_secs(3600),
+        dir,
+    })
 }
 
 /// A TLS client that shows this chain, right or wrong, and takes any server.
@@ -310,7 +428,7 @@ fn reach(listen: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Of the moment; nothing holds it until nginx does.
+/// Of the moment; nothing holds it until a front does.
 pub fn free_port() -> SocketAddr {
     std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .unwrap()
