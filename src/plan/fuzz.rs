@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use super::report::visible;
+use super::secrets::hide;
 use super::{Plan, Present, Report, back, plan};
 use crate::desired::{Desired, File, Launch, Reader, Templates, desired};
 use crate::facts::Facts;
@@ -45,7 +46,8 @@ pub fn plan_diff(data: &[u8]) {
     for (shown, change) in report.files.iter().zip(&forth.files) {
         let text =
             |bytes: &Option<Vec<u8>>| visible(&String::from_utf8_lossy(bytes.as_deref().unwrap_or_default()));
-        let (before, after) = (text(&change.before), text(&change.after));
+        let (before, known) = hide(&text(&change.before), None);
+        let (after, _) = hide(&text(&change.after), change.before.as_ref().map(|_| &known));
         assert_eq!(shown.diff.is_empty(), before == after, "{}", shown.diff);
         assert_eq!(patched(&before, &shown.diff), after, "{}", shown.diff);
     }

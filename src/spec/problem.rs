@@ -178,13 +178,14 @@ impl Problems {
                 group.element(snippet.annotation(marked(span)))
             }
             (Origin::Variable { name, .. }, _) => {
+                let name = normalize_untrusted_str(name);
                 let group = group.element(Level::NOTE.message(format!("set by {name}")));
                 expected(group, problem)
             }
             _ => expected(group, problem),
         };
         match &problem.help {
-            // Help quotes what was written, and only this text is not made harmless by the renderer.
+            // Help quotes what was written, and messages below the title are not made harmless by the renderer.
             Some(help) => group.element(Level::HELP.message(normalize_untrusted_str(help))),
             None => group,
         }
