@@ -448,8 +448,16 @@ impl Machine for Model {
         if let Err(fault) = self.step(Kind::Child, || format!("ask {} listeners", probes.len())) {
             return Err(fault.words().await);
         }
-        let served = self.inner().world.nginx.clone().unwrap_or_default();
-        match String::from_utf8_lossy(&served).contains(&format!("return 200 \"{tag}\"")) {
+        let world = self.world();
+        let front = world.listeners.and_then(|listeners| listeners.mesh.front);
+        let served = match front {
+            Some(front) => front.tag == tag,
+            None => {
+                let conf = world.nginx.unwrap_or_default();
+                String::from_utf8_lossy(&conf).contains(&format!("return 200 \"{tag}\""))
+            }
+        };
+        match served {
             true => Ok(()),
             false => Err(format!("not served within {within:?}")),
         }

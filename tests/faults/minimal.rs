@@ -184,31 +184,34 @@ fn differing(old: &Spec, new: &Spec) -> BTreeSet<String> {
     let (old, new) = (by_key(old), by_key(new));
     for (key, value) in &new {
         match (key, old.get(key)) {
-            ((Some(name), _), None) => drop(found.insert(format!("backend {name} was added"))),
+            ((Some(name), _), None) => drop(found.insert(format!("{name} was added"))),
             ((Some(name), key), Some(was)) if was != value => {
-                found.insert(format!("{key} of backend {name} changed"));
+                found.insert(format!("{key} of {name} changed"));
             }
             ((None, key), Some(was)) if was != value => drop(found.insert(format!("{key} changed"))),
             _ => {}
         }
     }
     let gone = old.keys().filter(|key| !new.contains_key(key));
-    found
-        .extend(gone.map(|(name, _)| format!("backend {} was removed", name.as_deref().unwrap_or_default())));
+    found.extend(gone.map(|(name, _)| format!("{} was removed", name.as_deref().unwrap_or_default())));
     found
 }
 
-/// By backend, if it is of one, and key.
+/// By what it is a key of, if that is a backend or a forward, and key.
 fn by_key(spec: &Spec) -> BTreeMap<(Option<String>, String), String> {
     let values = spec.values().into_iter().map(|(path, value)| {
-        let Some((index, key)) = path
-            .strip_prefix("backends[")
-            .and_then(|rest| rest.split_once("]."))
+        let Some((table, (index, key))) = path
+            .split_once('[')
+            .and_then(|(table, rest)| Some((table, rest.split_once("].")?)))
         else {
             return ((None, path), value);
         };
-        let backend = &spec.backends[index.parse::<usize>().expect("a number")];
-        ((Some(format!("\"{}\"", backend.name)), key.to_owned()), value)
+        let index: usize = index.parse().expect("a number");
+        let owner = match table {
+            "backends" => format!("backend \"{}\"", spec.backends[index].name),
+            _ => format!("forward \"{}\"", spec.forwards[index].name),
+        };
+        ((Some(owner), key.to_owned()), value)
     });
     values.collect()
 }

@@ -17,6 +17,8 @@ pub struct File {
     keys: Keys,
     /// By the backend's name.
     backends: BTreeMap<String, Keys>,
+    /// By the forward's name.
+    forwards: BTreeMap<String, Keys>,
 }
 
 /// The same few cases each time, or as many others as `PROPTEST_CASES` says.
@@ -41,12 +43,14 @@ pub fn file() -> impl Strategy<Value = File> {
     let keys = keys().into_iter();
     let keys = keys.map(|(key, value)| (Just(key), prop::option::weighted(0.3, value)));
     let backends = prop::collection::btree_map(select(NAMES), backend(), 0..4);
-    (keys.collect::<Vec<_>>(), backends).prop_map(|(keys, backends)| {
+    let forwards = prop::collection::btree_map(select(NAMES), forward(), 0..3);
+    (keys.collect::<Vec<_>>(), backends, forwards).prop_map(|(keys, backends, forwards)| {
         let keys = keys.into_iter().filter_map(|(key, value)| Some((key, value?)));
-        let backends = backends.into_iter().map(|(name, keys)| (name.to_owned(), keys));
+        let named = |(name, keys): (&str, Keys)| (name.to_owned(), keys);
         File {
             keys: keys.collect(),
-            backends: backends.collect(),
+            backends: backends.into_iter().map(named).collect(),
+            forwards: forwards.into_iter().map(named).collect(),
         }
         .agreeing()
     })
@@ -79,13 +83,20 @@ impl Change {
         // Most changes are about what there is in either.
         let keys: BTreeSet<_> = file.keys.keys().chain(self.other.keys.keys()).collect();
         let names: BTreeSet<_> = file.backends.keys().chain(self.other.backends.keys()).collect();
+        let forwards: BTreeSet<_> = file.forwards.keys().chain(self.other.forwards.keys()).collect();
         for at in &self.taken {
-            match at.index((keys.len() + names.len()).max(1)) {
-                at if at < keys.len() => put(&mut new.keys, &self.other.keys, keys.iter().nth(at)),
-                at => put(
-                    &mut new.backends,
-                    &self.other.backends,
-                    names.iter().nth(at - keys.len()),
+            let at = at.index((keys.len() + names.len() + forwards.len()).max(1));
+            let (name, forward) = (
+                at.checked_sub(keys.len()),
+                at.checked_sub(keys.len() + names.len()),
+            );
+            match (name, forward) {
+                (None, _) => put(&mut new.keys, &self.other.keys, keys.iter().nth(at)),
+                (Some(name), None) => put(&mut new.backends, &self.other.backends, names.iter().nth(name)),
+                (_, Some(forward)) => put(
+                    &mut new.forwards,
+                    &self.other.forwards,
+                    forwards.iter().nth(forward),
                 ),
             }
         }
@@ -137,10 +148,12 @@ impl File {
         };
         let mut text = lines(&self.keys);
         // Their order is that of nginx's blocks.
-        for (name, keys) in &self.backends {
-            let name = format!("name = {name:?}\n");
-            let (before, after) = if backwards { ("", &*name) } else { (&*name, "") };
-            text += &format!("[[backends]]\n{before}{}{after}", lines(keys));
+        for (table, entries) in [("backends", &self.backends), ("forwards", &self.forwards)] {
+            for (name, keys) in entries {
+                let name = format!("name = {name:?}\n");
+                let (before, after) = if backwards { ("", &*name) } else { (&*name, "") };
+                text += &format!("[[{table}]]\n{before}{}{after}", lines(keys));
+            }
         }
         text
     }
@@ -163,10 +176,23 @@ impl File {
                 *endpoints = "[\"http://10.0.0.1:2379\"]".into();
             }
         }
+        // No two listen at the same port.
+        let tables = [(11_000, &mut self.backends), (12_000, &mut self.forwards)];
+        for (first, entries) in tables {
+            for (name, keys) in entries {
+                let place = NAMES.iter().position(|it| it == name).unwrap_or_default();
+                if let Some(listen) = keys.get_mut("listen")
+                    && let Some((address, port)) = listen.trim_matches('"').rsplit_once(':')
+                {
+                    let port = port.parse::<usize>().unwrap_or_default() % 100;
+                    *listen = format!("\"{address}:{}\"", first + 100 * place + port);
+                }
+            }
+        }
         // Each Host has one backend, `_` as well.
         let mut others = self.backends.iter_mut().filter(|(_, keys)| {
             let host = keys.get("server_name");
-            host.is_none_or(|host| host == "\"_\"")
+            !keys.contains_key("protocol") && host.is_none_or(|host| host == "\"_\"")
         });
         others.next();
         others.for_each(|(name, keys)| drop(keys.insert("server_name", format!("\"{name}.local\""))));
@@ -206,6 +232,7 @@ fn keys() -> Vec<(&'static str, BoxedStrategy<String>)> {
         ("mesh.auth_listen", listen(10_100)),
         ("mesh.http_listen", listen(10_200)),
         ("mesh.https_listen", listen(10_300)),
+        ("mesh.front", words(&["nginx", "builtin"])),
         ("mesh.connect_timeout", duration()),
         ("mesh.response_timeout", duration()),
         ("mesh.idle_timeout", duration()),
@@ -296,15 +323,39 @@ fn backend() -> impl Strategy<Value = Keys> {
         text(upstream()),
         prop::collection::vec(text(upstream()), 1..4).prop_map(listed)
     ];
-    (prop::option::of(host), upstream, prop::option::of(apps())).prop_map(|(host, upstream, apps)| {
-        let all = [
-            ("server_name", host),
+    let tcp = prop::option::weighted(0.3, listen(11_000));
+    let parts = (prop::option::of(host), upstream, prop::option::of(apps()), tcp);
+    parts.prop_map(|(host, upstream, apps, tcp)| {
+        given([
+            ("server_name", host.filter(|_| tcp.is_none())),
+            ("protocol", tcp.as_ref().map(|_| "\"tcp\"".to_owned())),
+            ("listen", tcp),
             ("upstream", Some(upstream)),
             ("allowed_apps", apps),
-        ];
-        let given = all.into_iter().filter_map(|(key, value)| Some((key, value?)));
-        given.collect()
+        ])
     })
+}
+
+fn forward() -> impl Strategy<Value = Keys> {
+    let parts = (
+        listen(12_000),
+        app(),
+        prop::option::of(number(1, 65_535)),
+        prop::option::of(app()),
+    );
+    parts.prop_map(|(listen, app, port, instance)| {
+        given([
+            ("listen", Some(listen)),
+            ("target_app", Some(app)),
+            ("target_port", port),
+            ("target_instance", instance),
+        ])
+    })
+}
+
+fn given<const N: usize>(keys: [(&'static str, Option<String>); N]) -> Keys {
+    let given = keys.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    given.collect()
 }
 
 /// A string of TOML.
