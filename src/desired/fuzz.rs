@@ -14,7 +14,7 @@ use crate::facts::{Facts, assume};
 use crate::paths::StateDir;
 use crate::plan::{Present, plan};
 use crate::spec::{
-    AllowedApps, ChildOutput, ConfigText, Derp, LogFormat, Problems, Severity, Spec, Tun, load,
+    AllowedApps, ChildOutput, ConfigText, Derp, Front, LogFormat, Problems, Severity, Spec, Tun, load,
 };
 
 /// `data` is `vpc.toml`, after a line `=== env` variables, and after a line `=== facts` what `render` is told to assume
@@ -99,7 +99,10 @@ fn rendered(spec: &Spec, facts: &Facts, state: &StateDir, launch: &Launch) {
             .get(path)
             .map(|file| str::from_utf8(&file.bytes).unwrap())
     };
-    nginx_reads(text("nginx/nginx.conf").unwrap(), spec, facts, state, &desired);
+    match (spec.mesh.front, text("nginx/nginx.conf")) {
+        (Front::Nginx, Some(conf)) => nginx_reads(conf, spec, facts, state, &desired),
+        (front, conf) => assert_eq!((front, conf), (Front::Builtin, None)),
+    }
     let conf = text("supervisor/supervisord.conf").unwrap();
     supervisord_reads(conf, spec, facts, state, launch, &desired);
     if let Some(yaml) = text("headscale/headscale.yaml") {
