@@ -204,8 +204,9 @@ pub struct Desired {
     pub listeners: ListenerSettings,
     /// This machine as a node of the VPN; it joins in its own time.
     pub node: Option<NodeSettings>,
-    /// Names what the front serves. With nginx it is the content of nginx.conf, where it stands and is probed: the same content has the same tag. It does
-    /// not depend on the other files, so that a change for Headscale alone does not reload nginx.
+    /// Names what the front serves; with nginx that is the content of nginx.conf, where it stands and is probed. The same
+    /// content has the same tag. It does not depend on the other files, so that a change for Headscale alone does not
+    /// reload nginx.
     pub tag: String,
     /// Folders that the programs expect, with their mode.
     pub folders: BTreeMap<PathBuf, u32>,

@@ -243,7 +243,7 @@ impl Door {
         self.full.set(full);
         // It fails for a connection that is already gone.
         match stream.into_std() {
-            Ok(stream) if full && self.life.role.is_stream() => drop(stream),
+            Ok(stream) if full && !self.life.role.is_plain_http() => drop(stream),
             Ok(mut stream) if full => drop(stream.write(reply::FULL.as_bytes())),
             Ok(stream) => {
                 let (life, open) = (Arc::clone(&self.life), self.life.tasks.token());

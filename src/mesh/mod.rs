@@ -172,6 +172,11 @@ impl Role {
         self.name().is_some()
     }
 
+    /// HTTP without a handshake before it.
+    fn is_plain_http(&self) -> bool {
+        !self.is_stream() && *self != Self::Https
+    }
+
     /// `None`: there is no such listener.
     fn addr(&self, settings: &MeshSettings) -> Option<SocketAddr> {
         let front = settings.front.as_ref();

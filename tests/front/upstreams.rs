@@ -35,6 +35,11 @@ async fn a_backend_that_is_away_is_said_in_json(kind: Kind) {
     let answer: serde_json::Value = serde_json::from_str(&text(response).await).unwrap();
     assert_eq!(answer["code"], "backend_unreachable");
     assert_eq!(answer["hop"], "backend");
+    let told = answer.to_string();
+    assert!(
+        !told.contains(&nobody),
+        "where it is is no caller's business: {told}"
+    );
 }
 
 async fn several_upstreams_share_the_load_and_a_dead_one_is_passed_over(kind: Kind) {

@@ -92,7 +92,7 @@ pub(in crate::mesh) async fn agent(addr: &AgentAddr) -> Result<Stream, Failure> 
 /// Opens a connection to a backend.
 pub(in crate::mesh) async fn backend(at: &HostPort) -> Result<Socket, Failure> {
     tcp(at).await.map(Socket).map_err(|failure| match failure {
-        Failure::Dns { at, cause } | Failure::Unreachable { at, cause } => Failure::Backend { at, cause },
+        Failure::Dns { cause, .. } | Failure::Unreachable { cause, .. } => Failure::Backend(cause),
         other => other,
     })
 }

@@ -78,10 +78,11 @@ pub(in crate::mesh) enum Failure {
     NoAgent,
     #[error("the guest agent cannot be reached: {0}; check that its socket is mounted and that it runs")]
     AgentUnreachable(io::Error),
+    /// Whoever called is told nothing of where the backend is; the log is.
     #[error(
-        "the backend at {at} cannot be reached: {cause}; check that it runs and that its upstream in vpc.toml is right"
+        "the backend cannot be reached: {0}; check that it runs and that its upstream in vpc.toml is right"
     )]
-    Backend { at: HostPort, cause: io::Error },
+    Backend(io::Error),
     #[error("the request's own body broke off")]
     ClientGone,
     #[error("an error inside dstack-vpc; its log has the details")]
@@ -106,8 +107,8 @@ impl Failure {
             Self::ConnectTimeout { .. } => "connect_timeout",
             Self::TlsClosed { .. } | Self::Tls { .. } => "tls_failed",
             Self::Identity { cause, .. } => cause.code(),
-            Self::Backend { cause, .. } if cause.kind() == io::ErrorKind::TimedOut => "backend_timeout",
-            Self::Backend { .. }
+            Self::Backend(cause) if cause.kind() == io::ErrorKind::TimedOut => "backend_timeout",
+            Self::Backend(_)
             | Self::PeerClosed { hop: Far::Backend }
             | Self::BadResponse { hop: Far::Backend } => "backend_unreachable",
             Self::ResponseTimeout {
@@ -144,7 +145,7 @@ impl Failure {
                 }
             }
             Self::NoAgent | Self::AgentUnreachable(_) => "agent",
-            Self::Backend { .. } => "backend",
+            Self::Backend(_) => "backend",
         }
     }
 
@@ -174,9 +175,7 @@ impl Failure {
             Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
-            Self::Backend { cause, .. } if cause.kind() == io::ErrorKind::TimedOut => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            Self::Backend(cause) if cause.kind() == io::ErrorKind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_GATEWAY,
         }

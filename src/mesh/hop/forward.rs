@@ -277,10 +277,7 @@ impl Hop {
                     after,
                 },
                 Dial::Agent(_) => Failure::ResponseTimeout { hop: self.far, after },
-                Dial::Backend(at) => Failure::Backend {
-                    at: at.clone(),
-                    cause: io::ErrorKind::TimedOut.into(),
-                },
+                Dial::Backend(_) => Failure::Backend(io::ErrorKind::TimedOut.into()),
             })
         })
     }

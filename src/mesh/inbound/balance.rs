@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::mesh::hop::Failure;
 use crate::names::HostPort;
 
 /// How long an address that failed is left alone while there is another one.
@@ -29,10 +30,10 @@ impl Balance {
     }
 
     /// Nothing comes of asking this one for now.
-    pub(super) fn failed(&self, at: &HostPort) {
+    pub(super) fn failed(&self, at: &HostPort, why: &Failure) {
         let begun = self.failed.borrow_mut().insert(at.clone(), Instant::now());
         if begun.is_none() {
-            tracing::warn!(upstream = %at, "an upstream does not answer");
+            tracing::warn!(upstream = %at, "an upstream does not answer: {why}");
         }
     }
 
@@ -100,7 +101,7 @@ mod tests {
             std::iter::from_fn(|| tour.next(busy).map(|at| at.port)).collect::<Vec<_>>()
         };
         assert_eq!(order(), [3, 2, 1]);
-        balance.failed(&upstream[2]);
+        balance.failed(&upstream[2], &Failure::Internal);
         assert_eq!(order(), [2, 1, 3]);
         tokio::time::advance(REST).await;
         balance.forget();

@@ -234,16 +234,12 @@ impl Inbound {
         let mut last = Failure::Internal;
         while let Some(at) = tour.next(&busy) {
             let connected = timeout(CONNECT_TIMEOUT, connect::backend(at)).await;
-            match connected {
-                Ok(Ok(socket)) => return Ok((socket, at)),
-                Ok(Err(failure)) => last = failure,
-                Err(_) => {
-                    let cause = io::ErrorKind::TimedOut.into();
-                    let at = at.clone();
-                    last = Failure::Backend { at, cause };
-                }
+            let late = |_| Err(Failure::Backend(io::ErrorKind::TimedOut.into()));
+            match connected.unwrap_or_else(late) {
+                Ok(socket) => return Ok((socket, at)),
+                Err(failure) => last = failure,
             }
-            self.balance.failed(at);
+            self.balance.failed(at, &last);
         }
         Err(last)
     }
@@ -311,7 +307,7 @@ impl Passage<'_> {
             let Some(next) = self.elsewhere(&failure, at, &mut tour, spare.is_some()) else {
                 return Err(failure);
             };
-            if let (Some(spare), false) = (spare, matches!(failure, Failure::Backend { .. })) {
+            if let (Some(spare), false) = (spare, matches!(failure, Failure::Backend(_))) {
                 *request = spare;
             }
             at = next;
@@ -342,11 +338,11 @@ impl Passage<'_> {
         repeatable: bool,
     ) -> Option<&'u HostPort> {
         match failure {
-            Failure::Backend { .. } => {}
+            Failure::Backend(_) => {}
             Failure::PeerClosed { .. } | Failure::ResponseTimeout { .. } if repeatable => {}
             _ => return None,
         }
-        self.inbound.balance.failed(at);
+        self.inbound.balance.failed(at, failure);
         tour.next(|at| self.inbound.backends.busy(at))
     }
 }

@@ -28,18 +28,6 @@ pub(in crate::mesh) enum Refusal {
 }
 
 impl Refusal {
-    /// Status, code, who is to blame, and what gRPC calls it (doc/statuscodes.md of the gRPC project).
-    fn terms(&self) -> (StatusCode, &'static str, &'static str, u16) {
-        match self {
-            Self::Caller(_) => (StatusCode::UNAUTHORIZED, "unauthorized", "caller", 16),
-            Self::NotAllowed(_) => (StatusCode::FORBIDDEN, "forbidden", "caller", 7),
-            Self::NoBackend => (StatusCode::MISDIRECTED_REQUEST, "no_backend", "front", 12),
-            Self::NotServed | Self::Request(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "not_served", "front", 14)
-            }
-        }
-    }
-
     /// The stable name in metrics.
     pub(in crate::mesh) fn cause(&self) -> &'static str {
         match self {
@@ -52,13 +40,15 @@ impl Refusal {
     }
 
     pub(super) fn reply(&self, id: &HeaderValue, grpc: bool) -> Response<Body> {
-        if let Self::Request(failure) = self {
-            return match grpc {
-                true => failure.as_grpc(id),
-                false => failure.reply(Some(id)),
-            };
-        }
-        let (status, code, hop, grpc_status) = self.terms();
+        // The last is what gRPC calls it (doc/statuscodes.md of the gRPC project).
+        let (status, code, hop, grpc_status) = match self {
+            Self::Caller(_) => (StatusCode::UNAUTHORIZED, "unauthorized", "caller", 16),
+            Self::NotAllowed(_) => (StatusCode::FORBIDDEN, "forbidden", "caller", 7),
+            Self::NoBackend => (StatusCode::MISDIRECTED_REQUEST, "no_backend", "front", 12),
+            Self::NotServed => (StatusCode::SERVICE_UNAVAILABLE, "not_served", "front", 14),
+            Self::Request(failure) if grpc => return failure.as_grpc(id),
+            Self::Request(failure) => return failure.reply(Some(id)),
+        };
         tracing::debug!(code = self.cause(), request_id = id.to_str().ok(), "{self}");
         let words = serde_json::json!({
             "error": self.to_string(),
