@@ -297,10 +297,17 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A program that runs is never given up because its file or a fact about it is gone.
+/// What runs is never given up because a file or a fact is gone, nor for something that is not there.
 fn nothing_is_lost(desired: &Desired, present: &Present) -> Result<(), Failure> {
     for (program, why) in &desired.missing {
         let name = program.name();
+        if *program == Program::Nginx
+            && let Listeners::Open(open) = &present.listeners
+            && open.mesh.front.is_some()
+        {
+            let (name, why) = ("the built-in front", why.clone());
+            return Err(Failure::Lost { name, why });
+        }
         let service = present.services.as_ref().and_then(|services| services.get(name));
         if service.is_some_and(|service| service.state == ServiceState::Up) {
             let why = why.clone();

@@ -115,6 +115,21 @@ impl ProgramScanner {
     }
 }
 
+/// Whether the same files are looked for.
+pub(super) fn names_same_programs(one: &Spec, other: &Spec) -> bool {
+    programs(one) == programs(other)
+}
+
+fn programs(spec: &Spec) -> [&Path; 5] {
+    [
+        &spec.nginx.program,
+        &spec.supervisor.program,
+        &spec.headscale.program,
+        &spec.tailscale.program,
+        &spec.tailscale.client,
+    ]
+}
+
 impl Version {
     /// The first `a.b` or `a.b.c` in a text; a leading `v` and whatever follows are ignored.
     pub fn find(text: &str) -> Option<Self> {

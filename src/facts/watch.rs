@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::ask::{ask_agent, ask_gateway};
 use super::backoff::Backoff;
+use super::programs::names_same_programs;
 use super::{Observed, ProgramScanner, host_facts, remember};
 use crate::identity::Identity;
 use crate::node;
@@ -18,12 +19,16 @@ use crate::spec::Spec;
 /// How often the machine is looked at for programs that came or went.
 const RESCAN: Duration = Duration::from_secs(30);
 
+/// How long a reconcile waits for the versions of programs that are new in its spec.
+const SCAN_TIMEOUT: Duration = Duration::from_secs(6);
+
 /// The owner of the facts: one task until it is cancelled.
 pub struct Watcher {
     /// Wakes only when a value or a problem is different; ages and sources are kept up to date silently.
     pub observed: watch::Receiver<Observed>,
     /// The same certificate as in `observed`, for those who need only that.
     pub identity: watch::Receiver<Option<Arc<Identity>>>,
+    scanned: watch::Receiver<Option<Arc<Spec>>>,
     renew: watch::Sender<()>,
     rescan: watch::Sender<()>,
     cancel: CancellationToken,
@@ -35,8 +40,10 @@ impl Watcher {
     /// been looked at, so that a program that is not in `observed` then is not installed.
     pub async fn start(spec: watch::Receiver<Arc<Spec>>, state: StateDir, cancel: CancellationToken) -> Self {
         let (recalled, obtained) = Observed::recalled(&spec.borrow(), &state);
+        let first = spec.borrow().clone();
         let keeper = Keeper {
             spec,
+            scanned: watch::Sender::new(None),
             state,
             identity: watch::Sender::new(recalled.identity.clone()),
             observed: watch::Sender::new(recalled),
@@ -44,10 +51,10 @@ impl Watcher {
             rescan: watch::Sender::new(()),
             cancel: cancel.clone(),
         };
-        let (looked, first_look) = oneshot::channel();
         let watcher = Self {
             observed: keeper.observed.subscribe(),
             identity: keeper.identity.subscribe(),
+            scanned: keeper.scanned.subscribe(),
             renew: keeper.renew.clone(),
             rescan: keeper.rescan.clone(),
             cancel,
@@ -57,14 +64,13 @@ impl Watcher {
                     keeper.keep_gateway(),
                     keeper.keep_identity(obtained),
                     keeper.keep_derp_map(),
-                    keeper.keep_machine(looked),
+                    keeper.keep_machine(),
                 );
                 // With the ages of now.
                 keeper.remember();
             }),
         };
-        // An error means that it was cancelled meanwhile.
-        let _ = first_look.await;
+        watcher.has_scanned(&first).await;
         watcher
     }
 
@@ -76,6 +82,19 @@ impl Watcher {
     /// Asks for everything but a certificate now.
     pub fn rescan(&self) {
         self.rescan.send_replace(());
+    }
+
+    /// Waits until the programs that this spec names have been looked for, so that `observed` is about these. A
+    /// program that does not tell its version soon is not waited for.
+    pub async fn has_scanned(&self, spec: &Spec) {
+        let mut scanned = self.scanned.clone();
+        let is_these = |scanned: &Option<Arc<Spec>>| {
+            scanned
+                .as_ref()
+                .is_some_and(|scanned| names_same_programs(scanned, spec))
+        };
+        // An error means that it was cancelled meanwhile.
+        let _ = tokio::time::timeout(SCAN_TIMEOUT, scanned.wait_for(is_these)).await;
     }
 
     /// Ends the task and waits for it; a certificate that is being stored is stored first.
@@ -90,6 +109,8 @@ impl Watcher {
 /// What the loops share; each keeps one kind of fact and all of them run in one task.
 pub(super) struct Keeper {
     spec: watch::Receiver<Arc<Spec>>,
+    /// For which spec programs were last looked for.
+    scanned: watch::Sender<Option<Arc<Spec>>>,
     pub(super) state: StateDir,
     pub(super) observed: watch::Sender<Observed>,
     pub(super) identity: watch::Sender<Option<Arc<Identity>>>,
@@ -148,8 +169,7 @@ impl Keeper {
         }
     }
 
-    async fn keep_machine(&self, looked: oneshot::Sender<()>) {
-        let mut looked = Some(looked);
+    async fn keep_machine(&self) {
         let mut rescan = self.rescan.subscribe();
         let scanner = ProgramScanner::recalled(&self.state);
         loop {
@@ -165,9 +185,7 @@ impl Keeper {
             if is_different && let Err(e) = scanner.remember(&self.state) {
                 tracing::warn!(error = %e, "cannot remember the programs in {}", self.state.run().display());
             }
-            if let Some(looked) = looked.take() {
-                let _ = looked.send(());
-            }
+            self.scanned.send_replace(Some(spec.clone()));
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(RESCAN) => {}

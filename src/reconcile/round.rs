@@ -97,6 +97,7 @@ impl Daemon {
                 }
                 new
             });
+            self.facts.has_scanned(spec).await;
         }
         let mut seen = self.facts.observed.borrow_and_update().clone();
         // The node may just have learned it.

@@ -77,6 +77,31 @@ fn the_ports_change_hands_there_and_back() {
 }
 
 #[test]
+fn a_front_that_is_not_installed_takes_no_port() {
+    run(async {
+        let pair = Pair::start_with(|_, server| {
+            server.toml = server.toml.replace("front = \"nginx\"", "front = \"builtin\"");
+        })
+        .await;
+        let status = pair
+            .server
+            .edit(|toml| {
+                let toml = toml.replace("front = \"builtin\"", "front = \"nginx\"");
+                toml + "[nginx]\nprogram = \"/nowhere/nginx\"\n"
+            })
+            .await;
+        assert!(!holds(&status, Configured), "{status:#?}");
+        let why = &status.last_error.expect("why").message;
+        assert!(
+            why.contains("built-in front") && why.contains("nginx is not installed"),
+            "{why}"
+        );
+        let reply = pair.client.call(get("/who").to_app(SERVER_APP)).await.unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    });
+}
+
+#[test]
 fn a_front_that_cannot_open_its_ports_leaves_the_other_one_serving() {
     run(async {
         let pair = Pair::start().await;
