@@ -15,6 +15,7 @@ mod real;
 mod roll_back;
 mod switch;
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use tokio::time::sleep;
 
 use crate::desired::{Desired, ListenerSettings, Probe, Program, Reader};
 use crate::paths::StateDir;
-use crate::plan::{self, ActionKind, Listeners, Plan, Present, ServiceState};
+use crate::plan::{self, ActionKind, Listeners, Plan, Present, Service, ServiceState};
 pub use built_in::Backends;
 pub use generation::DiskError;
 use journal::Journal;
@@ -290,7 +291,13 @@ async fn already_heard<M: Machine>(machine: &M, plan: &Plan, goal: &Goal<'_>) ->
         .actions
         .iter()
         .any(|action| action.kind == ActionKind::ReloadNginx);
-    reload && machine.prove(goal.probes, goal.tag, &[], HEARD).await.is_ok()
+    let fronts: Vec<_> = goal
+        .probes
+        .iter()
+        .filter(|probe| probe.has_tag())
+        .cloned()
+        .collect();
+    reload && machine.prove(&fronts, goal.tag, &[], HEARD).await.is_ok()
 }
 
 fn millis(time: Duration) -> u64 {
@@ -339,7 +346,7 @@ fn ports_are_free<M: Machine>(
     let fronts = desired
         .probes
         .iter()
-        .filter(|_| desired.listeners.mesh.front.is_none())
+        .filter(|probe| probe.of == Program::Nginx)
         .filter(|probe| !ours.contains(&(probe.key.as_str(), probe.listen)))
         .filter(|probe| !held.iter().any(|old| old.listen == probe.listen))
         .map(|probe| (probe.key.as_str(), probe.listen));
@@ -412,13 +419,49 @@ async fn carry_out<M: Machine>(
             act(machine, kind, goal.listeners).await?;
         }
     }
-    if nginx_should_answer(plan, present) {
+    let (front, headscale) = (
+        nginx_should_answer(plan, present),
+        headscale_should_answer(machine, plan, present, goal).await,
+    );
+    if front || headscale {
+        let due = |probe: &&Probe| if probe.has_tag() { front } else { headscale };
+        let probes: Vec<_> = goal.probes.iter().filter(due).cloned().collect();
         machine
-            .prove(goal.probes, goal.tag, &old_workers, order.probe_timeout)
+            .prove(&probes, goal.tag, &old_workers, order.probe_timeout)
             .await
             .map_err(Failure::Unproven)?;
     }
     Ok(())
+}
+
+/// A proof is due when it was started anew.
+async fn headscale_should_answer<M: Machine>(
+    machine: &M,
+    plan: &Plan,
+    present: &Present,
+    goal: &Goal<'_>,
+) -> bool {
+    if goal.probes.iter().all(Probe::has_tag) {
+        return false;
+    }
+    let told = |kind: fn(&ActionKind) -> bool| plan.actions.iter().any(|action| kind(&action.kind));
+    if told(|kind| {
+        matches!(
+            kind,
+            ActionKind::RestartHeadscale | ActionKind::Start(Program::Headscale)
+        )
+    }) {
+        return true;
+    }
+    // supervisord starts those anew whose section is another.
+    let pid = |services: &Option<BTreeMap<String, Service>>| {
+        let service = services.as_ref()?.get(Program::Headscale.name());
+        service.and_then(|service| service.pid)
+    };
+    told(|kind| matches!(kind, ActionKind::UpdateSupervisor { .. })) && {
+        let now = pid(&machine.services().await);
+        now.is_some() && now != pid(&present.services)
+    }
 }
 
 /// Lets supervisord stop nginx, and opens the listeners that take its ports as soon as they are free.

@@ -1,4 +1,4 @@
-//! Proof by answer: a configuration is live when every listener says its tag.
+//! Proof by answer: a configuration is live when every front says its tag, and Headscale that it is well.
 //!
 //! `nginx -t` and a reload that exit 0 prove nothing: a taken port is ignored by both. And one good answer is
 //! not the cut-over either, because a worker of the old configuration may take the next connection: so the
@@ -18,11 +18,12 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::desired::Probe;
 use crate::facts::ports::reachable;
 
-const PATH: &str = "/.dstack-vpc/generation";
+const GENERATION: &str = "/.dstack-vpc/generation";
+const HEALTH: &str = "/health";
 const PAUSE: Duration = Duration::from_millis(5);
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// Waits until every listener answers with `tag` and none of `old_workers` accepts connections.
+/// Waits until every listener answers, those of a front with `tag`, and none of `old_workers` accepts connections.
 pub(super) async fn prove(
     probes: &[Probe],
     tag: &str,
@@ -34,7 +35,7 @@ pub(super) async fn prove(
         let mut waiting = None;
         for probe in probes {
             waiting = match ask(probe).await {
-                Ok(answer) if answer == tag => continue,
+                Ok(answer) if answer == tag || !probe.has_tag() => continue,
                 Ok(_) => Some("it answers with another configuration".to_owned()),
                 Err(error) => Some(error),
             }
@@ -55,6 +56,7 @@ pub(super) async fn prove(
 
 async fn ask(probe: &Probe) -> Result<String, String> {
     let addr = reachable(probe.listen);
+    let path = if probe.has_tag() { GENERATION } else { HEALTH };
     let asking = async {
         let stream = TcpStream::connect(addr)
             .await
@@ -68,9 +70,9 @@ async fn ask(probe: &Probe) -> Result<String, String> {
                 .connect(name, stream)
                 .await
                 .map_err(|e| format!("TLS: {e}"))?;
-            get(stream).await
+            get(stream, path).await
         } else {
-            get(stream).await
+            get(stream, path).await
         }
     };
     timeout(ANSWER, asking)
@@ -78,12 +80,15 @@ async fn ask(probe: &Probe) -> Result<String, String> {
         .unwrap_or_else(|_| Err(format!("no answer within {ANSWER:?}")))
 }
 
-async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<String, String> {
+async fn get(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    path: &str,
+) -> Result<String, String> {
     let words = |error: hyper::Error| format!("no HTTP answer: {error}");
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(words)?;
-    let request = Request::get(PATH)
+    let request = Request::get(path)
         .header("host", "localhost")
         .header("connection", "close")
         .body(Empty::<Bytes>::new())
@@ -97,6 +102,7 @@ async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Re
             .map_err(|e| e.to_string())?;
         match status.is_success() {
             true => Ok(String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()),
+            false if path == HEALTH => Err(format!("answers {status}: it is not well")),
             false => Err(format!(
                 "answers {status}: it is not our nginx, or not this configuration"
             )),

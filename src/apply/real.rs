@@ -391,7 +391,10 @@ impl Machine for Real {
         within: Duration,
     ) -> Result<(), String> {
         probe::prove(probes, tag, old_workers, within).await?;
-        *self.fronts() = probes.iter().map(|probe| probe.listen.port()).collect();
+        let fronts: Vec<_> = probes.iter().filter(|probe| probe.has_tag()).collect();
+        if !fronts.is_empty() {
+            *self.fronts() = fronts.iter().map(|probe| probe.listen.port()).collect();
+        }
         Ok(())
     }
 

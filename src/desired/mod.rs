@@ -173,7 +173,8 @@ pub struct Launch {
 }
 
 /// The programs supervisord runs beside the daemon; the names are part of the contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Program {
     Daemon,
     Nginx,
@@ -314,7 +315,8 @@ pub struct Command {
     pub argv: Vec<String>,
 }
 
-/// `GET /.dstack-vpc/generation` on a listener answers with the tag.
+/// How a listener shows that it serves: a front answers `GET /.dstack-vpc/generation` with the tag, Headscale
+/// `GET /health` with a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
     /// The key that set the listener, e.g. `mesh.https_listen`.
@@ -322,6 +324,21 @@ pub struct Probe {
     /// As configured; an unspecified address is probed on loopback.
     pub listen: SocketAddr,
     pub tls: bool,
+    /// Who answers there.
+    #[serde(default = "nginx")]
+    pub of: Program,
+}
+
+impl Probe {
+    /// Whether it tells which configuration it serves.
+    pub fn has_tag(&self) -> bool {
+        self.of != Program::Headscale
+    }
+}
+
+/// Manifests did not always say so.
+fn nginx() -> Program {
+    Program::Nginx
 }
 
 /// A consumer's own checker: exit 0 is a pass, and what it prints is for the operator.
@@ -368,18 +385,31 @@ fn folders(state: &StateDir) -> BTreeMap<PathBuf, u32> {
 }
 
 fn probes(spec: &Spec, facts: &Facts, programs: &BTreeMap<Program, Command>) -> Vec<Probe> {
-    if spec.mesh.front == Front::Nginx && !programs.contains_key(&Program::Nginx) {
-        return Vec::new();
-    }
-    let http = Probe {
-        key: "mesh.http_listen".to_owned(),
-        listen: spec.mesh.http_listen,
-        tls: false,
+    let of = match spec.mesh.front {
+        Front::Nginx => Program::Nginx,
+        Front::Builtin => Program::Daemon,
     };
-    let https = facts.identity.is_some().then_some(Probe {
-        key: "mesh.https_listen".to_owned(),
-        listen: spec.mesh.https_listen,
-        tls: true,
-    });
-    std::iter::once(http).chain(https).collect()
+    let probe = |key: &str, listen, tls, of| Probe {
+        key: key.to_owned(),
+        listen,
+        tls,
+        of,
+    };
+    let mut probes = Vec::new();
+    if of == Program::Daemon || programs.contains_key(&of) {
+        probes.push(probe("mesh.http_listen", spec.mesh.http_listen, false, of));
+        if facts.identity.is_some() {
+            probes.push(probe("mesh.https_listen", spec.mesh.https_listen, true, of));
+        }
+    }
+    if programs.contains_key(&Program::Headscale) {
+        let of = Program::Headscale;
+        probes.push(probe(
+            "server.headscale_listen",
+            spec.server.headscale_listen,
+            false,
+            of,
+        ));
+    }
+    probes
 }

@@ -53,7 +53,7 @@ pub use source::{Source, Wish};
 use status::Status;
 use tell::Teller;
 pub use tell::{Around, Round, Told};
-use watch::Watch;
+use watch::{Ahead, Watch};
 
 /// The longest a burst of changes may hold back a reconcile.
 const BURST: Duration = Duration::from_secs(1);
@@ -202,12 +202,13 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
         }
         causes.clear();
         let wake = daemon.next_look();
-        let mut burst: Option<Instant> = None;
+        let mut burst: Option<(Instant, Ahead)> = None;
         loop {
             // Quiet for a moment after the last change, but never longer than a burst may last.
-            let quiet = burst
-                .map(|first| (Instant::now() + daemon.wanted.borrow().reconcile.debounce).min(first + BURST));
-            let (cause, at_once) = tokio::select! {
+            let debounce = daemon.wanted.borrow().reconcile.debounce;
+            let quiet =
+                burst.map(|(first, ahead)| (Instant::now() + ahead.quiet(debounce)).min(first + BURST));
+            let (cause, ahead) = tokio::select! {
                 biased;
                 _ = terminate.recv() => {
                     daemon.stop(cancel, control, "SIGTERM").await;
@@ -219,13 +220,13 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
                 },
                 _ = hangup.recv() => {
                     daemon.attempts.forget();
-                    ("SIGHUP".to_owned(), true)
+                    ("SIGHUP".to_owned(), None)
                 }
                 Some(ask) = asked.recv() => match ask {
                     Ask::Do(order, sender) => match daemon.begin(&order) {
                         Ok(then) => {
                             waiting.push((then, sender));
-                            (order.by, true)
+                            (order.by, None)
                         }
                         Err(answer) => {
                             let _ = sender.send(answer);
@@ -237,22 +238,21 @@ pub async fn run(source: Source, state: StateDir, launch: Launch) -> Result<(), 
                         continue;
                     }
                 },
-                pid = daemon.children.ended() => (format!("a program ended (pid {pid})"), false),
+                pid = daemon.children.ended() => (format!("a program ended (pid {pid})"), Some(Ahead::Perhaps)),
                 changed = daemon.facts.observed.changed() => match changed {
-                    Ok(()) => ("a fact changed".to_owned(), true),
+                    Ok(()) => ("a fact changed".to_owned(), None),
                     Err(_) => std::future::pending().await,
                 },
-                _ = daemon.node.status.changed() => ("the VPN changed".to_owned(), false),
-                () = news(&mut daemon.api) => ("the VPC API changed".to_owned(), false),
-                () = daemon.watch.changed() => ("a file changed".to_owned(), false),
+                _ = daemon.node.status.changed() => ("the VPN changed".to_owned(), Some(Ahead::Perhaps)),
+                () = news(&mut daemon.api) => ("the VPC API changed".to_owned(), Some(Ahead::Perhaps)),
+                ahead = daemon.watch.changed() => ("a file changed".to_owned(), Some(ahead)),
                 () = sleep_until(quiet.unwrap_or_else(|| Instant::now() + BURST)), if burst.is_some() => break,
-                () = sleep_until(wake), if burst.is_none() => ("timer".to_owned(), true),
+                () = sleep_until(wake), if burst.is_none() => ("timer".to_owned(), None),
             };
             causes.insert(cause);
-            if at_once {
-                break;
-            }
-            burst.get_or_insert_with(Instant::now);
+            let Some(ahead) = ahead else { break };
+            let (first, before) = burst.unwrap_or((Instant::now(), Ahead::Nothing));
+            burst = Some((first, before.max(ahead)));
         }
     }
 }

@@ -345,7 +345,8 @@ impl Daemon {
         let manifest = present
             .generation
             .and_then(|number| generation::manifest(&*self.machine, &self.state, number));
-        let Some(manifest) = manifest else { return };
+        let Some(mut manifest) = manifest else { return };
+        manifest.probes.retain(|probe| probe.of == Program::Nginx);
         let Err(silence) = self
             .machine
             .prove(&manifest.probes, &manifest.tag, &[], ANSWER)

@@ -22,6 +22,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// As many links as the kernel follows on one way.
 const LINKS: usize = 40;
 
+/// How long to wait for more where nothing is being written.
+const PIECE: Duration = Duration::from_millis(5);
+
 /// Follows files and folders through renames, link swaps, mounts and replaced parents.
 pub(super) struct Watch {
     events: Events,
@@ -49,6 +52,24 @@ pub(super) struct Made {
     /// Where it leads to.
     pub(super) target: Option<PathBuf>,
     pub(super) folders: Vec<PathBuf>,
+}
+
+/// Whether more may be on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ahead {
+    /// All that was heard of was put in its place in one piece.
+    Nothing,
+    Perhaps,
+}
+
+impl Ahead {
+    /// How long it has to be quiet before it is read, where otherwise it is this long.
+    pub(super) fn quiet(self, debounce: Duration) -> Duration {
+        match self {
+            Self::Nothing => debounce.min(PIECE),
+            Self::Perhaps => debounce,
+        }
+    }
 }
 
 type Picture = BTreeMap<PathBuf, Signature>;
@@ -100,15 +121,15 @@ impl Watch {
     }
 
     /// Returns when something may have changed. Cancel safe.
-    pub(super) async fn changed(&mut self) {
+    pub(super) async fn changed(&mut self) -> Ahead {
         loop {
             tokio::select! {
                 // Our own switch is an event, too.
-                () = self.events.next(|path| *path != self.made.link || self.made.is_left()) => return,
+                ahead = self.events.next(|path| *path != self.made.link || self.made.is_left()) => return ahead,
                 _ = self.tick.tick() => {
                     let now = self.picture();
                     if now != self.seen && self.doubtful.as_ref() == Some(&now) {
-                        return;
+                        return Ahead::Perhaps;
                     }
                     self.doubtful = Some(now);
                 }

@@ -11,6 +11,7 @@ mod cost;
 mod drift;
 mod edits;
 mod front;
+mod headscale;
 mod identity;
 mod lifecycle;
 mod observe;

@@ -449,6 +449,16 @@ impl Machine for Model {
             return Err(fault.words().await);
         }
         let world = self.world();
+        if probes.iter().any(|probe| !probe.has_tag()) {
+            let known = world.supervisord.clone().unwrap_or_default();
+            let up = |(_, state): &(String, ServiceState)| *state == ServiceState::Up;
+            if !known.get(Program::Headscale.name()).is_some_and(up) {
+                return Err(format!("Headscale does not answer within {within:?}"));
+            }
+            if !probes.iter().any(Probe::has_tag) {
+                return Ok(());
+            }
+        }
         let front = world.listeners.and_then(|listeners| listeners.mesh.front);
         let served = match front {
             Some(front) => front.tag == tag,

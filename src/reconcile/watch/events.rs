@@ -12,6 +12,8 @@ use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{ErrorKind, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
+use super::Ahead;
+
 /// How much may wait to be looked at: memory stays bounded in a storm.
 const WAITING: usize = 1024;
 
@@ -22,6 +24,8 @@ pub(super) struct Events {
     told: mpsc::Receiver<Told>,
     /// More was told than may wait.
     is_lost: Arc<AtomicBool>,
+    /// What came last of what is worth knowing took a name that was there.
+    replaced: bool,
     /// By inode: notify only knows names, and another may have come under the same one.
     heard: BTreeMap<(u64, u64), (PathBuf, Vec<Heed>)>,
     /// It was said that some are not heard of.
@@ -39,6 +43,10 @@ pub(super) struct Heed {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum What {
+    /// Something took a name, whole.
+    Replaced,
+    /// Who may read it and the like, which also changes of what has just been replaced.
+    Touched,
     /// Something complete is there. What is being written will be closed, and what went away may be about to come back.
     Arrival,
     Any,
@@ -72,7 +80,7 @@ impl Heed {
 
     fn wants(&self, name: &Path, what: What) -> bool {
         self.name.as_ref().is_none_or(|wanted| Path::new(wanted) == name)
-            && (self.what == What::Any || what == What::Arrival)
+            && (self.what == What::Any || what != What::Any)
     }
 }
 
@@ -94,6 +102,7 @@ impl Events {
             watcher: made.ok(),
             told,
             is_lost,
+            replaced: false,
             heard: BTreeMap::new(),
             complained: false,
         };
@@ -111,6 +120,7 @@ impl Events {
             watcher: None,
             told: mpsc::channel(1).1,
             is_lost: Arc::default(),
+            replaced: false,
             heard: BTreeMap::new(),
             complained: true,
         }
@@ -118,6 +128,7 @@ impl Events {
 
     /// From now on of these and no others.
     pub(super) fn listen(&mut self, wanted: Vec<Heed>) {
+        self.replaced = false;
         let Some(watcher) = &mut self.watcher else { return };
         let mut heard: BTreeMap<_, (PathBuf, Vec<Heed>)> = BTreeMap::new();
         for heed in wanted {
@@ -164,19 +175,21 @@ impl Events {
     }
 
     /// Returns when something happened that is worth knowing and that `is_news` to the caller. Cancel safe.
-    pub(super) async fn next(&mut self, is_news: impl Fn(&PathBuf) -> bool) {
+    pub(super) async fn next(&mut self, is_news: impl Fn(&PathBuf) -> bool) -> Ahead {
         let mut all = Vec::new();
         loop {
             if self.told.recv_many(&mut all, WAITING).await == 0 {
                 return std::future::pending().await;
             }
-            let mut any = false;
+            let mut any = None;
             let mut is_lost = self.is_lost.swap(false, Ordering::SeqCst);
             for told in all.drain(..) {
                 match told {
                     Told::Of(path, what) => {
-                        any |= self.is_worth(&path, what) && is_news(&path);
-                        if what != What::Arrival {
+                        if self.is_worth(&path, what) && is_news(&path) {
+                            any = any.max(Some(self.ahead(what)));
+                        }
+                        if what == What::Any {
                             self.hear_again(&path);
                         }
                     }
@@ -187,9 +200,25 @@ impl Events {
                 self.hear_again(Path::new("/"));
             }
             // What was lost may have been anything.
-            if any || is_lost {
-                return;
+            if is_lost {
+                return Ahead::Perhaps;
             }
+            if let Some(ahead) = any {
+                return ahead;
+            }
+        }
+    }
+
+    fn ahead(&mut self, what: What) -> Ahead {
+        match what {
+            What::Replaced => self.replaced = true,
+            What::Touched => {}
+            What::Arrival | What::Any => self.replaced = false,
+        }
+        if self.replaced {
+            Ahead::Nothing
+        } else {
+            Ahead::Perhaps
         }
     }
 
@@ -221,16 +250,20 @@ fn told_by(event: notify::Result<Event>) -> Option<Told> {
         return Some(Told::Lost);
     }
     let path = event.paths.into_iter().next()?;
-    let has_arrived = match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write))
-        | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => true,
-        EventKind::Create(_) => is_complete(&path),
+    let what = match event.kind {
+        EventKind::Modify(ModifyKind::Name(RenameMode::To)) => What::Replaced,
         // A file's own attributes also change when it is deleted.
-        EventKind::Modify(ModifyKind::Metadata(_)) => fs::metadata(&path).is_ok_and(|meta| meta.nlink() > 0),
-        EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => false,
+        EventKind::Modify(ModifyKind::Metadata(_)) => match fs::metadata(&path) {
+            Ok(meta) if meta.nlink() > 0 => What::Touched,
+            _ => What::Any,
+        },
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => What::Arrival,
+        EventKind::Create(_) if is_complete(&path) => What::Arrival,
+        EventKind::Create(_)
+        | EventKind::Modify(ModifyKind::Name(RenameMode::From))
+        | EventKind::Remove(_) => What::Any,
         _ => return None,
     };
-    let what = if has_arrived { What::Arrival } else { What::Any };
     Some(Told::Of(path, what))
 }
 
