@@ -2,15 +2,13 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::io;
 use std::net::TcpStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -242,19 +240,21 @@ impl Worker {
         let Ok(stream) = prepared else {
             return; // It is already gone.
         };
+        // Each connection keeps room for the largest future here. What is not every role's is put elsewhere.
         match &life.role {
-            Role::Https => {
-                if let Some((stream, caller)) = Box::pin(self.accept(stream, &life)).await {
-                    self.converse(stream, life, Some(Rc::new(caller))).await;
-                }
-            }
+            Role::Https | Role::Backend(_) => Box::pin(self.serve_peer(stream, life)).await,
             Role::Client | Role::Auth | Role::Http => self.converse(Socket(stream), life, None).await,
-            Role::Backend(name) => {
-                if let Some((stream, caller)) = Box::pin(self.accept(stream, &life)).await {
-                    self.streams.inbound(stream, &caller, name, &life).await;
-                }
-            }
-            Role::Forward(name) => self.streams.outbound(Socket(stream), name, &life).await,
+            Role::Forward(name) => Box::pin(self.streams.outbound(Socket(stream), name, &life)).await,
+        }
+    }
+
+    async fn serve_peer(self: Rc<Self>, stream: tokio::net::TcpStream, life: Arc<Life>) {
+        let Some((stream, caller)) = Box::pin(self.accept(stream, &life)).await else {
+            return;
+        };
+        match &life.role {
+            Role::Backend(name) => Box::pin(self.streams.inbound(stream, &caller, name, &life)).await,
+            _ => self.converse(stream, life, Some(Rc::new(caller))).await,
         }
     }
 
@@ -334,7 +334,7 @@ impl Worker {
         caller: Option<Rc<Caller>>,
     ) -> Result<Response<Answer<Body>>, Infallible> {
         let (http1, life) = (request.version() < Version::HTTP_2, &line.life);
-        let mut answer = pin!(async {
+        let answer = AssertUnwindSafe(async {
             match (&life.role, &caller) {
                 (_, Some(caller)) => self.inbound.answer(request, &line, caller).await,
                 (Role::Client | Role::Https | Role::Backend(_) | Role::Forward(_), None) => {
@@ -350,11 +350,8 @@ impl Worker {
                     .answer(&request, &self.shared.settings.load()),
             }
         });
-        let mut answer = poll_fn(|cx| {
-            let polled = catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx)));
-            polled.unwrap_or_else(|_| Poll::Ready(Failure::Internal.reply(None)))
-        })
-        .await;
+        let answer = answer.catch_unwind().await;
+        let mut answer = answer.unwrap_or_else(|_| Failure::Internal.reply(None));
         if http1 && life.stop.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let close = HeaderValue::from_static("close");
             answer.headers_mut().insert(CONNECTION, close);
