@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image clean
+.PHONY: help setup build demo test examples bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: setup ## run every test, with all of these for real
 	cargo test --locked
 	FRONT=builtin cargo test --locked --test streams
 	FRONT=builtin cargo test --locked --test e2e -- $(EITHER_FRONT)
+
+examples: setup ## run everything in examples/, the etcd cluster of three machines too
+	cargo test --locked --test examples -- --include-ignored
 
 bench-reconcile: shipped-reconcile ## measure edits beside consul-template and confd, into docs/ (15 minutes)
 	@cargo bench --locked --quiet --profile dev --bench reconcile

@@ -45,6 +45,8 @@ pub struct Plan {
     pub user: Option<&'static str>,
     /// Runs in this host; `None`: in ours.
     pub host: Option<Arc<Namespace>>,
+    /// As in a container: `env` is its whole environment, and no file is named to it.
+    pub contained: bool,
 }
 
 /// The four listeners of the mesh.
@@ -111,6 +113,7 @@ level = "info"
             program: super::binary(),
             user: None,
             host: None,
+            contained: false,
         }
     }
 
@@ -129,6 +132,7 @@ level = "info"
             program: super::binary(),
             user: None,
             host: Some(host.inside.clone()),
+            contained: false,
         }
     }
 
@@ -160,6 +164,7 @@ level = "info"
             env: self.env,
             state: state.root().to_owned(),
             config: config.clone(),
+            contained: self.contained,
             log: log_path,
         };
         let child = launch.spawn();
@@ -227,10 +232,9 @@ impl Machine {
 
     /// Runs a command of the program against this machine's file and state directory.
     pub fn cli(&self, args: &[&str]) -> Output {
-        self.launch
-            .command(&self.launch.program)
-            .args(["--config".as_ref(), self.config.as_os_str()])
-            .args(["--state-dir".as_ref(), self.state.root().as_os_str()])
+        let mut command = self.launch.command(&self.launch.program);
+        self.launch.settings(&mut command);
+        command
             .args(args)
             .stdin(Stdio::null())
             .output()
@@ -402,6 +406,7 @@ struct Launch {
     env: Vec<(String, String)>,
     state: PathBuf,
     config: PathBuf,
+    contained: bool,
     log: PathBuf,
 }
 
@@ -421,9 +426,8 @@ impl Launch {
                 command
             }
         };
+        self.settings(&mut command);
         command
-            .args(["--config".as_ref(), self.config.as_os_str()])
-            .args(["--state-dir".as_ref(), self.state.as_os_str()])
             .arg("up")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -431,6 +435,21 @@ impl Launch {
             .stderr(log)
             .spawn()
             .expect("the dstack-vpc binary")
+    }
+
+    /// Where its settings and its state are.
+    fn settings(&self, command: &mut Command) {
+        match self.contained {
+            true => {
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                command.env_clear().env("PATH", path);
+                command.envs(self.env.iter().map(|(name, value)| (name, value)));
+            }
+            false => {
+                command.args(["--config".as_ref(), self.config.as_os_str()]);
+            }
+        }
+        command.args(["--state-dir".as_ref(), self.state.as_os_str()]);
     }
 
     /// `program` where the machine is. It becomes that program by exec: its pid is that of the child.

@@ -12,7 +12,7 @@ use crate::common::netns::{Host, Switch};
 
 /// A data centre.
 pub(crate) struct Site {
-    dir: TempDir,
+    pub(crate) dir: TempDir,
     pub(crate) switch: Switch,
     pub(crate) gateway: Gateway,
     agents: Mutex<Vec<DevAgent>>,
@@ -89,7 +89,7 @@ impl Site {
         self.dir.path().join("gateway-ca.pem").display().to_string()
     }
 
-    fn agent_socket(&self, host: &str) -> std::path::PathBuf {
+    pub(crate) fn agent_socket(&self, host: &str) -> std::path::PathBuf {
         self.dir.path().join(format!("{host}.sock"))
     }
 }

@@ -381,7 +381,9 @@ async fn whole(answer: Response<Incoming>) -> Result<Bytes, Failure> {
 
 fn refusal(body: &[u8]) -> Failure {
     let Ok(Refusal { code, message }) = serde_json::from_slice(body) else {
-        return Failure::Passing("the answer is not etcd's: is this the address for clients?".to_owned());
+        // 404 is also what etcd says where a configuration file leaves its gateway for JSON off.
+        let words = "the answer is not etcd's: is this the address for clients, with `enable-grpc-gateway: true` in etcd's file?";
+        return Failure::Passing(words.to_owned());
     };
     match code {
         // No leader, or not the right one any more, or too slow.
