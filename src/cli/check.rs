@@ -1,7 +1,7 @@
 //! `check`: is the configuration right? All problems at once, then the consumers' own checkers where installed.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -13,6 +13,7 @@ use crate::agent::dev::pki::{LeafRequest, Pki};
 use crate::apply::{Machine, Real};
 use crate::desired::{Reader, desired};
 use crate::facts::{self, ProgramScanner};
+use crate::names::Host;
 use crate::paths::StateDir;
 use crate::spec::{self, Spec};
 
@@ -57,6 +58,12 @@ async fn consumers(context: &Context, spec: &Spec) -> anyhow::Result<Vec<Checked
     for listen in [&mut spec.mesh.http_listen, &mut spec.mesh.https_listen] {
         // A taken address is no matter of the configuration: `plan` and `apply` look at that.
         *listen = free_port(*listen).unwrap_or(*listen);
+    }
+    for upstream in spec.backends.iter_mut().flat_map(|it| &mut it.upstream) {
+        // Nor is a name that is not known here, which those of other containers are not.
+        if matches!(upstream.host, Host::Name(_)) {
+            upstream.host = Host::Ip(Ipv4Addr::LOCALHOST.into());
+        }
     }
     let assumed = [
         ("app_id", "0".repeat(40)),
