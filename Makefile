@@ -12,7 +12,7 @@ help: ## show this list
 # Tests of whole machines that are about what a front does, and not about nginx.
 EITHER_FRONT := callers:: edits:: front:: identity:: peers:: smuggling:: tcp:: traffic:: volume::
 
-setup: ## install nginx, supervisord, headscale, tailscale and etcd where they are missing
+setup: ## install nginx, supervisord, headscale, tailscale, etcd and databases where they are missing
 	@scripts/setup
 
 build: ## build the release binary

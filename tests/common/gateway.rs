@@ -20,6 +20,8 @@ use tokio_rustls::TlsAcceptor;
 use super::netns::{Namespace, Switch};
 
 pub const DOMAIN: &str = "apps.vpc.test";
+/// These names lead to loopback without a resolver.
+const LOCAL_DOMAIN: &str = "apps.localhost";
 
 /// At the switch's address, on ports 443 (apps), 9202 (`/prpc/Info`) and 53 (names). Dropping it ends it.
 pub struct Gateway {
@@ -103,7 +105,7 @@ impl Gateway {
 }
 
 /// Accepts for ever; the connections end with the listener.
-async fn serve<F>(listener: TcpListener, shared: Arc<Shared>, speak: fn(TcpStream, Arc<Shared>) -> F)
+async fn serve<S, F>(listener: TcpListener, shared: Arc<S>, speak: fn(TcpStream, Arc<S>) -> F)
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
 {
@@ -121,6 +123,39 @@ where
     }
 }
 
+/// A gateway without a network of its own: every app is on this host, and of a name only the port counts.
+pub struct LocalGateway {
+    addr: SocketAddr,
+    _task: JoinSet<()>,
+}
+
+impl LocalGateway {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        let mut task = JoinSet::new();
+        task.spawn(serve(listener, Arc::new(()), |stream, _| on_loopback(stream)));
+        Self { addr, _task: task }
+    }
+
+    /// As `dstack.gateway_domain` has it.
+    pub fn domain(&self) -> String {
+        format!("{LOCAL_DOMAIN}:{}", self.addr.port())
+    }
+}
+
+async fn on_loopback(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (name, mut hello) = client_hello(&mut stream).await?;
+    let target = Target::parse(&name, LOCAL_DOMAIN).filter(|target| target.pass_through);
+    let port = target.ok_or(io::ErrorKind::AddrNotAvailable)?.port;
+    let mut upstream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+    upstream.set_nodelay(true)?;
+    upstream.write_all_buf(&mut hello).await?;
+    copy_bidirectional(&mut stream, &mut upstream).await?;
+    Ok(())
+}
+
 async fn apps(mut stream: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     if let std::net::IpAddr::V4(at) = stream.local_addr()?.ip() {
@@ -128,7 +163,7 @@ async fn apps(mut stream: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
         *opened.entry(at).or_default() += 1;
     }
     let (name, hello) = client_hello(&mut stream).await?;
-    let target = Target::parse(&name).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let target = Target::parse(&name, DOMAIN).ok_or(io::ErrorKind::AddrNotAvailable)?;
     let hosts = {
         let routes = shared.routes.lock().expect("no panic meanwhile");
         routes.get(&target.id).cloned().unwrap_or_default()
@@ -203,8 +238,8 @@ struct Target {
 }
 
 impl Target {
-    fn parse(name: &str) -> Option<Self> {
-        let label = name.strip_suffix(DOMAIN)?.strip_suffix('.')?;
+    fn parse(name: &str, domain: &str) -> Option<Self> {
+        let label = name.strip_suffix(domain)?.strip_suffix('.')?;
         let (id, port) = label.split_once('-').unwrap_or((label, "80"));
         let (port, pass_through) = match port.strip_suffix('s') {
             Some("") => ("443", true),
