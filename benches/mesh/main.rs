@@ -1,4 +1,4 @@
-//! The mesh against nginx and haproxy, on this computer: `make bench`, or `BENCH=quick make bench` while tuning.
+//! The mesh against nginx, haproxy and stunnel, on this computer: `make bench`, or `BENCH=quick make bench` while tuning.
 //!
 //! Everybody does the same work in the same run, taking turns, so that what else the computer does hits all alike.
 //! Arguments choose comparisons by name: `cargo bench --profile dev --bench mesh -- outbound chain`. All of them at full
@@ -6,6 +6,7 @@
 //! `BENCH_DOCS`. `BENCH_BINARY` names another dstack-vpc to be measured, `BENCH_BEFORE` one to compare it with.
 //! `-- soak` runs for `SOAK_MINUTES`.
 
+mod callers;
 mod chart;
 #[path = "../../tests/common/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
@@ -20,8 +21,10 @@ mod scenes;
 mod shared;
 mod soak;
 mod stage;
+mod streams;
 mod table;
 mod targets;
+mod turns;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -32,7 +35,7 @@ use compare::Pace;
 use report::Report;
 use stage::Stage;
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 13] = [
     "crowd",
     "outbound",
     "chain",
@@ -43,6 +46,9 @@ const NAMES: [&str; 10] = [
     "auth-in-place",
     "bodies",
     "connections",
+    "tcp",
+    "newcomers",
+    "idle",
 ];
 
 #[tokio::main]
@@ -89,6 +95,18 @@ async fn run() -> Result<()> {
             "crowd" => {
                 let (comparison, idle) = scenes::crowd(&stage, pace).await?;
                 report.add_crowd(comparison, idle);
+                continue;
+            }
+            "tcp" => {
+                report.add_page(streams::throughput(&stage, pace).await?);
+                continue;
+            }
+            "newcomers" => {
+                report.add_page(callers::newcomers(&stage, pace).await?);
+                continue;
+            }
+            "idle" => {
+                report.add_page(callers::idle(&stage).await?);
                 continue;
             }
             "outbound" => scenes::outbound(&stage, pace).await?,

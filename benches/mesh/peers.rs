@@ -125,6 +125,16 @@ impl Program {
         .await
     }
 
+    /// The same for stunnel.
+    pub(crate) async fn stunnel(template: &str, values: &[(&str, String)]) -> Result<Self> {
+        Self::start(template, values, |_, file| {
+            let mut command = Command::new("stunnel");
+            command.arg(file);
+            command
+        })
+        .await
+    }
+
     async fn start(
         template: &str,
         values: &[(&str, String)],
@@ -272,5 +282,55 @@ impl Hop {
             ("HOP", port.to_string()),
         ];
         (port, values)
+    }
+}
+
+/// Two programs of one kind with mutual TLS between them, for TCP as it is.
+pub(crate) struct Tunnel {
+    pub(crate) near: Hop,
+    far: Hop,
+}
+
+impl Tunnel {
+    /// Leads to `backend`.
+    pub(crate) async fn haproxy(files: &Files, backend: SocketAddr) -> Result<Self> {
+        let (near, far, values) = Self::values(files, backend);
+        let serving = Program::haproxy(include_str!("conf/far.haproxy"), &values[..3]).await?;
+        let calling = Program::haproxy(include_str!("conf/near.haproxy"), &values[1..]).await?;
+        Ok(Self::of((calling, near), (serving, far)))
+    }
+
+    /// The same with stunnel.
+    pub(crate) async fn stunnel(files: &Files, backend: SocketAddr) -> Result<Self> {
+        let (near, far, values) = Self::values(files, backend);
+        let serving = Program::stunnel(include_str!("conf/far.stunnel"), &values[..3]).await?;
+        let calling = Program::stunnel(include_str!("conf/near.stunnel"), &values[1..]).await?;
+        Ok(Self::of((calling, near), (serving, far)))
+    }
+
+    fn of(near: (Program, Port), far: (Program, Port)) -> Self {
+        let hop = |(program, port)| Hop { program, port };
+        Self {
+            near: hop(near),
+            far: hop(far),
+        }
+    }
+
+    /// The serving side needs the first three, the calling one the last four.
+    fn values(files: &Files, backend: SocketAddr) -> (Port, Port, [(&'static str, String); 5]) {
+        let (near, far) = (Port::reserve(), Port::reserve());
+        let values = [
+            ("BACKEND", backend.to_string()),
+            ("FAR", far.to_string()),
+            files.dir(),
+            ("NAME", SERVER_APP.to_owned()),
+            ("NEAR", near.to_string()),
+        ];
+        (near, far, values)
+    }
+
+    /// Of the calling side and of the serving one.
+    pub(crate) fn pids(&self) -> [Vec<i32>; 2] {
+        [&self.near, &self.far].map(|hop| hop.program.part("").pids)
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::compare::{Comparison, Pace};
 use crate::shared::host;
 use crate::stage::OURS;
+use crate::turns::Page;
 use crate::{chart, table, targets};
 
 /// What was compared so far.
@@ -16,6 +17,7 @@ pub(crate) struct Report {
     comparisons: Vec<Comparison>,
     /// Bytes of each peer of the crowd before it came.
     idle: Vec<u64>,
+    pages: Vec<Page>,
 }
 
 impl Report {
@@ -34,6 +36,11 @@ impl Report {
         self.add(comparison);
     }
 
+    pub(crate) fn add_page(&mut self, page: Page) {
+        println!("{}", page.text);
+        self.pages.push(page);
+    }
+
     /// Prints which targets were met.
     pub(crate) fn judge(&self) {
         println!("{}", self.targets());
@@ -46,12 +53,15 @@ impl Report {
             .find(|comparison| comparison.id == "crowd");
         let ours = crowd.and_then(|crowd| crowd.place(OURS));
         let idle = ours.and_then(|ours| self.idle.get(ours).copied());
-        crate::shared::targets::table(&targets::of(&self.comparisons, idle))
+        let pages = self.pages.iter().flat_map(|page| &page.targets);
+        let compared = targets::of(&self.comparisons, idle);
+        crate::shared::targets::table(compared.iter().chain(pages))
     }
 
     /// Writes the page and its picture into `docs`.
     pub(crate) fn write(&self, docs: &Path, pace: Pace) -> Result<()> {
-        let tables: Vec<_> = self.comparisons.iter().map(table::of).collect();
+        let pages = self.pages.iter().map(|page| page.text.clone());
+        let tables: Vec<_> = self.comparisons.iter().map(table::of).chain(pages).collect();
         let page = format!(
             "{}\n## Targets\n\n{}\n![CPU time, throughput and latency beside nginx and haproxy](benchmarks.svg)\n\n{}",
             introduction(pace),

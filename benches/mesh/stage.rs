@@ -60,6 +60,23 @@ impl Stage {
         self.calling_with(&self.binaries[0].1, server).await
     }
 
+    /// A machine with a forward, one with the TCP backend that it leads to, and where the forward is.
+    pub(crate) async fn streaming(&self, upstream: SocketAddr) -> Result<(Machine, Machine, Port)> {
+        let (nowhere, backend, forward) = (Port::reserve(), Port::reserve(), Port::reserve());
+        let mut plan = Plan::new(&self.agent.socket(SERVER_APP), nowhere.addr(), &[]);
+        plan.toml += &format!(
+            "\n[[backends]]\nname = \"bench\"\nprotocol = \"tcp\"\nlisten = \"{backend}\"\nupstream = \"{upstream}\"\n"
+        );
+        let server = host::start(plan, &self.binaries[0].1).await?;
+        let mut plan = Plan::new(&self.agent.socket(CLIENT_APP), backend.addr(), &[]);
+        plan.toml += &format!(
+            "\n[[forwards]]\nname = \"bench\"\nlisten = \"{forward}\"\ntarget_app = \"{SERVER_APP}\"\ntarget_port = {}\n",
+            backend.number()
+        );
+        let client = host::start(plan, &self.binaries[0].1).await?;
+        Ok((client, server, forward))
+    }
+
     async fn calling_with(&self, binary: &Path, server: SocketAddr) -> Result<Machine> {
         let plan = Plan::new(&self.agent.socket(CLIENT_APP), server, &[]);
         host::start(plan, binary).await

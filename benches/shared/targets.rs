@@ -32,7 +32,7 @@ impl Target {
 }
 
 /// As Markdown.
-pub(crate) fn table(targets: &[Target]) -> String {
+pub(crate) fn table<'t>(targets: impl IntoIterator<Item = &'t Target>) -> String {
     let mut text = String::from("| target | wanted | measured | |\n|---|---|---|---|\n");
     for target in targets {
         let (sign, limit, unit) = match target.limit {

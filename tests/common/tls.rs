@@ -36,6 +36,14 @@ impl Caller {
 
     /// Connects and shakes hands. With TLS 1.3 a refused certificate shows only at the first read.
     pub async fn connect(&self, addr: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+        let config = self.config();
+        let stream = TcpStream::connect(addr).await?;
+        let name = ServerName::IpAddress(addr.ip().into());
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+
+    /// What it connects with.
+    pub fn config(&self) -> ClientConfig {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let versions = match &self.version {
             Some(version) => vec![*version],
@@ -61,9 +69,7 @@ impl Caller {
         if self.h2 {
             config.alpn_protocols = vec![b"h2".to_vec()];
         }
-        let stream = TcpStream::connect(addr).await?;
-        let name = ServerName::IpAddress(addr.ip().into());
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        config
     }
 }
 
