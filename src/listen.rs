@@ -1,5 +1,7 @@
 //! Where the VPC API and the metrics are served: connections with limits, moved without a gap, drained at the end.
 
+mod inside;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -10,7 +12,8 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
+use axum::{BoxError, Json, Router};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -26,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::mesh::{self, BindError};
+pub use inside::Inside;
+pub(crate) use inside::Verified;
 
 /// Between two requests, and for the head of one. Above the 60 s after which nginx closes an idle connection itself,
 /// so that it never writes into one that we are just closing.
@@ -274,7 +279,7 @@ impl Door {
 /// One connection, from its first byte to its last.
 async fn serve(stream: TcpStream, router: Router, stop: CancellationToken, cut: CancellationToken) {
     let stopping = Stopping(stop.clone());
-    let service = service_fn(move |request| answer(router.clone(), stopping.clone(), request));
+    let service = service_fn(move |request| answer_last(router.clone(), stopping.clone(), request));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -298,13 +303,26 @@ async fn serve(stream: TcpStream, router: Router, stop: CancellationToken, cut: 
     }
 }
 
-/// A panic is one request's: it is answered, and the others go on.
-async fn answer(
+/// Answers; when the listener has stopped, for the last time on this connection.
+async fn answer_last(
     router: Router,
     stopping: Stopping,
     request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
     let is_stopping = stopping.0.clone();
+    let mut answer = answer(router, stopping, request).await;
+    if is_stopping.is_cancelled() {
+        let close = hyper::header::HeaderValue::from_static("close");
+        answer.headers_mut().insert(hyper::header::CONNECTION, close);
+    }
+    Ok(answer)
+}
+
+/// A panic is one request's: it is answered, and the others go on.
+async fn answer<B>(router: Router, stopping: Stopping, request: Request<B>) -> Response
+where
+    B: hyper::body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
     let answer = async {
         let (mut head, body) = request.into_parts();
         match timeout(BODY_TIMEOUT, to_bytes(Body::new(body), MAX_BODY)).await {
@@ -325,17 +343,12 @@ async fn answer(
         }
     };
     let answer = AssertUnwindSafe(answer).catch_unwind().await;
-    let mut answer = answer.unwrap_or_else(|_| {
+    answer.unwrap_or_else(|_| {
         refusal(
             StatusCode::INTERNAL_SERVER_ERROR,
             "an error of this server; its log says more",
         )
-    });
-    if is_stopping.is_cancelled() {
-        let close = hyper::header::HeaderValue::from_static("close");
-        answer.headers_mut().insert(hyper::header::CONNECTION, close);
-    }
-    Ok(answer)
+    })
 }
 
 fn refusal(status: StatusCode, error: &str) -> Response {

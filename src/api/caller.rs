@@ -1,13 +1,14 @@
-//! Who calls: nginx says so, having verified the caller's certificate.
+//! Who calls: the front says so, having verified the caller's certificate.
 
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use axum::http::HeaderName;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName};
 
 use super::Shared;
 use super::error::ApiError;
+use crate::listen::Verified;
 use crate::names::AppId;
 
 const APP_ID: HeaderName = HeaderName::from_static("x-dstack-app-id");
@@ -19,11 +20,9 @@ impl FromRequestParts<Arc<Shared>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, ApiError> {
-        let mut ids = parts.headers.get_all(APP_ID).iter();
-        // Of two ids one was not set by nginx.
-        let app: AppId = match (ids.next(), ids.next()) {
-            (Some(id), None) => id.to_str().ok().and_then(|id| id.parse().ok()),
-            _ => None,
+        let app = match parts.extensions.get::<Verified>() {
+            Some(Verified(app)) => Some(*app),
+            None => named(&parts.headers),
         }
         .ok_or(ApiError::Unauthorized)?;
         if !shared.settings().allows(&app) {
@@ -31,5 +30,15 @@ impl FromRequestParts<Arc<Shared>> for Caller {
         }
         shared.limits.load().request(app)?;
         Ok(Self(app))
+    }
+}
+
+/// Whom nginx names.
+fn named(headers: &HeaderMap) -> Option<AppId> {
+    let mut ids = headers.get_all(APP_ID).iter();
+    match (ids.next(), ids.next()) {
+        (Some(id), None) => id.to_str().ok()?.parse().ok(),
+        // Of two ids one was not set by nginx.
+        _ => None,
     }
 }

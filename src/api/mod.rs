@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::headscale::{Access, Headscale};
+pub use crate::listen::Inside;
 use crate::listen::{Listeners, Site};
 use crate::mesh::BindError;
 use crate::names::{AppId, DnsName, NodeId, NodeType};
@@ -133,6 +134,7 @@ const MAX_CONNECTIONS: usize = 16 * 1024;
 pub struct Api {
     shared: Arc<Shared>,
     listeners: Mutex<Listeners>,
+    inside: Inside,
     status: watch::Receiver<ApiStatus>,
     requests: Arc<Requests>,
     tasks: TaskTracker,
@@ -167,6 +169,7 @@ impl Api {
             most: MAX_CONNECTIONS,
             router: router::router(Arc::clone(&shared), &requests),
         };
+        let inside = Inside::new(&site);
         let listeners = Listeners::start(listen, site)?;
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let keeper = Keeper {
@@ -182,6 +185,7 @@ impl Api {
         Ok(Self {
             shared,
             listeners: Mutex::new(listeners),
+            inside,
             status,
             requests,
             tasks,
@@ -230,6 +234,11 @@ impl Api {
         self.listeners.lock().await.addr()
     }
 
+    /// The same API for who serves it to others, and knows who calls.
+    pub fn inside(&self) -> Inside {
+        self.inside.clone()
+    }
+
     /// How the server side is, and each change of that.
     pub fn status(&self) -> watch::Receiver<ApiStatus> {
         self.status.clone()
@@ -256,7 +265,8 @@ impl Api {
 
     /// Accepts nothing more, answers those who wait for news, lets other requests end, and closes the registry.
     pub async fn shutdown(self) {
-        self.listeners.lock().await.close().await;
+        let mut listeners = self.listeners.lock().await;
+        tokio::join!(listeners.close(), self.inside.close());
         self.cancel.cancel();
         self.tasks.close();
         self.tasks.wait().await;

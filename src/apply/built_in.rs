@@ -81,6 +81,7 @@ impl BuiltIn {
     }
 
     fn tell_of_api(&self) {
+        self.mesh.publish(self.api.as_ref().map(Api::inside));
         self.gather.set_api(self.api.as_ref().map(|api| ApiSide {
             requests: api.requests(),
             status: api.status(),

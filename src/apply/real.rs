@@ -268,8 +268,13 @@ impl Machine for Real {
                 let ours = nginx
                     .zip(pid)
                     .is_some_and(|(nginx, pid)| pid == nginx || probe::workers(nginx).contains(&pid));
+                // Beside what the daemon has on IPv4, `[::]` is for IPv6 alone.
+                let beside = pid == Some(std::process::id() as i32)
+                    && addr.is_ipv6()
+                    && holder.as_ref().is_some_and(|holder| holder.listens.is_ipv4());
                 let who = holder.map_or_else(|| "another program".to_owned(), |holder| holder.to_string());
-                (!ours).then(|| format!("the port is taken by {who}; stop that, or choose another port"))
+                (!ours && !beside)
+                    .then(|| format!("the port is taken by {who}; stop that, or choose another port"))
             }
             io::ErrorKind::PermissionDenied => Some(
                 "this user may not open it; ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),

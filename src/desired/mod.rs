@@ -10,6 +10,7 @@ mod quote;
 mod settings;
 mod supervisord;
 mod templates;
+mod wildcards;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

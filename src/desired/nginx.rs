@@ -1,13 +1,13 @@
 //! What nginx.conf says, and how nginx is started.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::templates::{RenderError, Templates, utf8};
-use super::{Check, Command, quote};
+use super::{Check, Command, quote, wildcards};
 use crate::facts::{Facts, Installed, Version};
 use crate::names::HostPort;
 use crate::paths::StateDir;
@@ -157,27 +157,12 @@ struct Server<'a> {
 }
 
 impl Listen {
-    /// `[::]` also takes IPv4, unless something of ours listens on IPv4 at that port.
     fn new(addr: SocketAddr, spec: &Spec, facts: &Facts) -> Self {
-        let mesh = &spec.mesh;
-        let mut ours = vec![
-            mesh.client_listen,
-            mesh.auth_listen,
-            mesh.http_listen,
-            mesh.https_listen,
-        ];
-        if spec.role.server {
-            ours.extend([spec.server.api_listen, spec.server.headscale_listen]);
-        }
-        ours.extend(spec.metrics.listen);
-        let taken = ours
-            .iter()
-            .any(|other| other.is_ipv4() && other.port() == addr.port());
-        let any = addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let alone = wildcards::only_ipv6(spec).contains(&addr) || !facts.host.ipv6;
         Self {
             address: addr.to_string(),
-            ipv6only: match any {
-                true if taken || !facts.host.ipv6 => " ipv6only=on",
+            ipv6only: match wildcards::is_wildcard(addr) {
+                true if alone => " ipv6only=on",
                 true => " ipv6only=off",
                 false => "",
             },

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{ListenerSettings, headscale, nginx};
+use super::{ListenerSettings, headscale, nginx, wildcards};
 use crate::api::ApiSettings;
 use crate::facts::Facts;
 use crate::headscale::Access;
-use crate::mesh::{Forward, FrontSettings, MeshSettings, Route, Routes, TcpBackend};
-use crate::names::{BackendName, HostPort};
+use crate::mesh::{Forward, FrontSettings, Leads, MeshSettings, Route, Routes, TcpBackend};
+use crate::names::BackendName;
 use crate::node::{NodeSettings, SHARED_SPACE, Server};
 use crate::paths::StateDir;
 use crate::registry::RegistrySettings;
@@ -93,7 +93,7 @@ fn front(spec: &Spec, facts: &Facts, state: &StateDir) -> FrontSettings {
         let (backend, name) = (
             Route {
                 backend: backend.name.clone(),
-                upstream: backend.upstream.clone(),
+                leads: Leads::To(backend.upstream.clone()),
             },
             backend.server_name.as_ref(),
         );
@@ -102,8 +102,8 @@ fn front(spec: &Spec, facts: &Facts, state: &StateDir) -> FrontSettings {
     if spec.role.server
         && let (Ok(name), Ok(backend)) = (nginx::API.parse(), nginx::API.parse())
     {
-        let upstream = vec![HostPort::from(spec.server.api_listen)];
-        routes.add(Some(&name), Route { backend, upstream });
+        let leads = Leads::ToApi;
+        routes.add(Some(&name), Route { backend, leads });
     }
     FrontSettings {
         http_listen: spec.mesh.http_listen,
@@ -148,6 +148,7 @@ fn mesh(spec: &Spec, facts: &Facts, state: &StateDir) -> MeshSettings {
         backends: backends(spec),
         tcp_backends: tcp_backends(spec, facts),
         forwards: forwards(spec),
+        only_ipv6: wildcards::only_ipv6(spec),
         connect_timeout: spec.mesh.connect_timeout,
         response_timeout: spec.mesh.response_timeout,
         idle_timeout: spec.mesh.idle_timeout,

@@ -18,17 +18,33 @@ use super::outbound::Target;
 use super::reply::Body;
 use super::tally;
 use crate::log;
+use crate::names::{AppId, BackendName};
 
 /// Of the path, in bytes.
 const LONGEST_PATH: usize = 1024;
 /// Also a request that nobody waited for to be answered.
 const GONE: &str = "client_gone";
 
+/// From whom, or to whom.
+pub(super) enum Way {
+    /// To another app; `None`: to the guest agent, or to nobody.
+    Out(Option<Target>),
+    /// From another app, as far as its certificate tells, to a backend, if its Host names one.
+    In(Option<AppId>, Option<BackendName>),
+}
+
+impl Way {
+    /// Of a request that came to the outbound proxy.
+    pub(super) fn out(headers: &HeaderMap) -> Self {
+        Self::Out(Target::of(headers).ok().flatten())
+    }
+}
+
 /// A request that is to be logged. It is, when this is dropped.
 pub(super) struct Entry {
     began: Instant,
     id: HeaderValue,
-    target: Option<Target>,
+    way: Way,
     method: Method,
     path: String,
     upload: Option<Arc<Progress>>,
@@ -43,13 +59,14 @@ impl Entry {
     pub(super) fn new(
         began: Instant,
         id: &HeaderValue,
+        way: Way,
         parts: &request::Parts,
         upload: Option<Arc<Progress>>,
     ) -> Box<Self> {
         Box::new(Self {
             began,
             id: id.clone(),
-            target: target(&parts.headers),
+            way,
             method: parts.method.clone(),
             path: shortened(parts.uri.path()),
             upload,
@@ -82,10 +99,6 @@ impl Entry {
     }
 }
 
-fn target(headers: &HeaderMap) -> Option<Target> {
-    Target::of(headers).ok().flatten()
-}
-
 fn shortened(path: &str) -> String {
     let longest = path.len().min(LONGEST_PATH);
     let end = (0..=longest)
@@ -98,12 +111,16 @@ fn shortened(path: &str) -> String {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let target = self.target;
+        let (app, target, backend) = match &self.way {
+            Way::Out(target) => (target.map(|target| target.app), *target, None),
+            Way::In(app, backend) => (*app, None, backend.as_ref()),
+        };
         let uploaded = self.upload.as_ref().map_or(0, |upload| upload.bytes());
         tracing::info!(
             target: log::ACCESS,
             request_id = self.id.to_str().unwrap_or_default(),
-            app = target.map(|target| tracing::field::display(target.app)),
+            backend = backend.map(tracing::field::display),
+            app = app.map(tracing::field::display),
             instance = target.and_then(|target| target.instance).map(tracing::field::display),
             port = target.map(|target| target.port),
             method = self.method.as_str(),

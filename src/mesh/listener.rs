@@ -25,19 +25,38 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// clients that had just connected.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Where to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) addr: SocketAddr,
+    /// `[::]` is for IPv6 alone, and otherwise for IPv4 as well, whatever the system's default.
+    pub(crate) only_ipv6: bool,
+}
+
+impl From<SocketAddr> for Place {
+    fn from(addr: SocketAddr) -> Self {
+        let only_ipv6 = false;
+        Self { addr, only_ipv6 }
+    }
+}
+
 /// An open socket that nobody accepts from yet.
 pub(super) struct Bound {
     pub(super) role: Role,
-    addr: SocketAddr,
+    place: Place,
     socket: std::net::TcpListener,
 }
 
-/// Opens the address that `key` names. There is one socket for all workers: with `SO_REUSEPORT` two programs could
+/// Opens the place that `key` names. There is one socket for all workers: with `SO_REUSEPORT` two programs could
 /// share a port unnoticed.
-pub(crate) fn open(key: &'static str, addr: SocketAddr) -> Result<std::net::TcpListener, BindError> {
+pub(crate) fn open(key: &'static str, place: impl Into<Place>) -> Result<std::net::TcpListener, BindError> {
+    let Place { addr, only_ipv6 } = place.into();
     let open = || -> io::Result<std::net::TcpListener> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(only_ipv6)?;
+        }
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
@@ -46,12 +65,12 @@ pub(crate) fn open(key: &'static str, addr: SocketAddr) -> Result<std::net::TcpL
     open().map_err(|source| BindError::new(key, addr, source))
 }
 
-pub(super) fn bind(role: Role, addr: SocketAddr) -> Result<Bound, BindError> {
-    let socket = open(role.key(), addr)?;
-    let addr = socket
+pub(super) fn bind(role: Role, mut place: Place) -> Result<Bound, BindError> {
+    let socket = open(role.key(), place)?;
+    place.addr = socket
         .local_addr()
-        .map_err(|source| BindError::new(role.key(), addr, source))?;
-    Ok(Bound { role, addr, socket })
+        .map_err(|source| BindError::new(role.key(), place.addr, source))?;
+    Ok(Bound { role, place, socket })
 }
 
 /// What the connections of one listener live under.
@@ -83,7 +102,7 @@ impl Life {
 
 /// A socket that is accepted from, or was.
 pub(super) struct Listener {
-    pub(super) addr: SocketAddr,
+    pub(super) place: Place,
     life: Arc<Life>,
     closed: CancellationToken,
     done: CancellationToken,
@@ -93,7 +112,7 @@ impl Listener {
     /// Accepts on one worker and hands the connections to whichever worker has the fewest.
     pub(super) fn start(bound: Bound, crew: &Crew) -> Self {
         let listener = Self {
-            addr: bound.addr,
+            place: bound.place,
             life: Arc::new(Life {
                 role: bound.role.clone(),
                 retired: CancellationToken::new(),

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::listener::{self, Bound, Listener};
 use super::worker::Crew;
-use super::{BindError, LocalAddrs, MeshSettings, Role};
+use super::{BindError, LocalAddrs, MeshSettings, Place, Role};
 
 /// Of a listener that is not there.
 const UNKNOWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -23,8 +23,8 @@ pub(super) struct Listeners {
 
 /// Opens all listeners, or none.
 pub(super) fn bind_all(settings: &MeshSettings) -> Result<Vec<Bound>, BindError> {
-    let wanted = Role::all(settings).filter_map(|role| role.addr(settings).map(|addr| (role, addr)));
-    wanted.map(|(role, addr)| listener::bind(role, addr)).collect()
+    let wanted = Role::all(settings).filter_map(|role| role.place(settings).map(|place| (role, place)));
+    wanted.map(|(role, place)| listener::bind(role, place)).collect()
 }
 
 /// Where a listener goes next.
@@ -64,7 +64,7 @@ impl Listeners {
             self.live
                 .iter()
                 .find(|live| *live.role() == role)
-                .map(|live| live.addr)
+                .map(|live| live.place.addr)
         };
         LocalAddrs {
             client: at(Role::Client).unwrap_or(UNKNOWN),
@@ -84,15 +84,15 @@ impl Listeners {
         let all: BTreeSet<Role> = Role::all(old).chain(Role::all(new)).collect();
         let moving: Vec<Role> = all
             .into_iter()
-            .filter(|role| role.addr(old) != role.addr(new))
+            .filter(|role| role.place(old) != role.place(new))
             .collect();
         let mut moves = Vec::new();
         for role in &moving {
-            let Some(addr) = role.addr(new) else {
+            let Some(place) = role.place(new) else {
                 moves.push(Move::Gone(role.clone()));
                 continue;
             };
-            match self.open(role, addr, &moving).await {
+            match self.open(role, place, &moving).await {
                 Ok(next) => moves.push(next),
                 Err(error) => {
                     self.undo(moves, crew).await;
@@ -103,12 +103,12 @@ impl Listeners {
         Ok(moves)
     }
 
-    async fn open(&mut self, role: &Role, addr: SocketAddr, moving: &[Role]) -> Result<Move, BindError> {
-        let there = |left: &Listener| left.role() == role && left.addr == addr && !left.is_stopped();
+    async fn open(&mut self, role: &Role, place: Place, moving: &[Role]) -> Result<Move, BindError> {
+        let there = |left: &Listener| left.role() == role && left.place == place && !left.is_stopped();
         if let Some(at) = self.left.iter().position(there) {
             return Ok(Move::Back(self.left.swap_remove(at)));
         }
-        match listener::bind(role.clone(), addr) {
+        match listener::bind(role.clone(), place) {
             Err(BindError::Taken { .. }) => {}
             opened => return opened.map(Move::To),
         }
@@ -118,12 +118,12 @@ impl Listeners {
             .iter()
             .filter(|listener| moving.contains(listener.role()));
         for listener in self.left.iter().chain(&self.draining).chain(leaving) {
-            if listener.addr.port() == addr.port() {
+            if listener.place.addr.port() == place.addr.port() {
                 listener.stop();
                 listener.closed().await;
             }
         }
-        listener::bind(role.clone(), addr).map(Move::To)
+        listener::bind(role.clone(), place).map(Move::To)
     }
 
     /// Opens again what was closed to make way.
@@ -138,7 +138,7 @@ impl Listeners {
         for slot in 0..self.live.len() {
             let listener = &self.live[slot];
             if listener.is_stopped() {
-                match listener::bind(listener.role().clone(), listener.addr) {
+                match listener::bind(listener.role().clone(), listener.place) {
                     Ok(bound) => self.carry_out(vec![Move::To(bound)], crew).await,
                     Err(error) => tracing::error!(%error, "a listener that made way cannot be opened again"),
                 }

@@ -21,7 +21,7 @@ mod tally;
 mod wire;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,11 +35,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::facts::ports::{self, Holder};
 use crate::identity::Identity;
+use crate::listen::Inside;
 use crate::names::BackendName;
 use crate::spec::{AgentAddr, AllowedApps, Gateway, Limits};
 use inbound::Doors;
-pub use inbound::{FrontSettings, Route, Routes};
-pub(crate) use listener::open;
+pub use inbound::{FrontSettings, Leads, Route, Routes};
+pub(crate) use listener::{Place, open};
 use listeners::Listeners;
 pub(crate) use outbound::without_identity;
 pub use streams::{Forward, TcpBackend};
@@ -61,6 +62,8 @@ pub struct MeshSettings {
     pub tcp_backends: BTreeMap<BackendName, TcpBackend>,
     /// Local ports that lead to other apps.
     pub forwards: BTreeMap<BackendName, Forward>,
+    /// Of these listeners those on `[::]` that leave IPv4 to another one.
+    pub only_ipv6: BTreeSet<SocketAddr>,
     /// Who may call each backend.
     pub backends: BTreeMap<BackendName, AllowedApps>,
     pub connect_timeout: Duration,
@@ -69,7 +72,7 @@ pub struct MeshSettings {
     pub drain_timeout: Duration,
     pub agent_timeout: Duration,
     pub limits: Limits,
-    /// A line in the log for each request to another app or to the guest agent.
+    /// A line in the log for each request, and each session of TCP.
     pub access_log: bool,
 }
 
@@ -140,7 +143,7 @@ impl Role {
         let backends = settings.tcp_backends.keys().cloned().map(Self::Backend);
         let forwards = settings.forwards.keys().cloned().map(Self::Forward);
         let all = fixed.chain(backends).chain(forwards);
-        all.filter(|role| role.addr(settings).is_some())
+        all.filter(|role| role.place(settings).is_some())
     }
 
     /// The number of its key.
@@ -178,6 +181,12 @@ impl Role {
     }
 
     /// `None`: there is no such listener.
+    fn place(&self, settings: &MeshSettings) -> Option<Place> {
+        let addr = self.addr(settings)?;
+        let only_ipv6 = settings.only_ipv6.contains(&addr);
+        Some(Place { addr, only_ipv6 })
+    }
+
     fn addr(&self, settings: &MeshSettings) -> Option<SocketAddr> {
         let front = settings.front.as_ref();
         match self {
@@ -195,6 +204,8 @@ impl Role {
 struct Shared {
     settings: ArcSwap<MeshSettings>,
     identity: watch::Receiver<Option<Arc<Identity>>>,
+    /// The VPC API, where there is one.
+    api: ArcSwapOption<Inside>,
     doors: Doors,
     /// What the built-in front served last, for the requests that it still has when nginx follows it.
     last_front: ArcSwapOption<FrontSettings>,
@@ -240,6 +251,7 @@ impl Mesh {
         let shared = Arc::new(Shared {
             settings: ArcSwap::from_pointee(settings),
             identity,
+            api: ArcSwapOption::empty(),
             doors: Doors::default(),
             last_front: ArcSwapOption::empty(),
             room: room(),
@@ -272,6 +284,11 @@ impl Mesh {
         self.shared.settings.store(Arc::new(settings));
         listeners.carry_out(moves, &self.crew).await;
         Ok(())
+    }
+
+    /// What [`Leads::ToApi`] leads to from now on.
+    pub fn publish(&self, api: Option<Inside>) {
+        self.shared.api.store(api.map(Arc::new));
     }
 
     /// Listeners that were moved away from soon accept nothing more; what they had accepted goes on.

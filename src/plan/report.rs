@@ -214,7 +214,11 @@ pub(super) fn visible(text: &str) -> String {
 /// Whom it concerns, what happens, what traffic notices.
 pub(crate) fn words(kind: ActionKind) -> (&'static str, &'static str, &'static str) {
     match kind {
-        ActionKind::UpdateListeners => ("listeners", "update in place", "no connection is dropped"),
+        ActionKind::UpdateListeners => (
+            "listeners",
+            "update in place",
+            "requests and sessions that are open go on",
+        ),
         ActionKind::UpdateSupervisor { .. } => (
             "supervisord",
             "update programs",

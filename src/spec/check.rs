@@ -4,7 +4,7 @@ mod vpn;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::codec::Codec;
@@ -178,7 +178,7 @@ impl Check<'_> {
         let all = self.listening();
         for (i, (key, addr)) in all.iter().enumerate() {
             for (other_key, other) in &all[..i] {
-                if collide(*addr, *other) {
+                if collide((key, *addr), (other_key, *other)) {
                     let message = format!("`{other_key}` and `{key}` take the same port {}", addr.port());
                     let shown = if self.is_set(key) {
                         (key, other_key, *other)
@@ -446,8 +446,16 @@ fn bare(duration: &Duration) -> String {
 }
 
 /// Two sockets that cannot be open at once. `[::]` takes IPv4 too, unless told otherwise.
-fn collide(a: SocketAddr, b: SocketAddr) -> bool {
-    a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+fn collide((key, a): (&str, SocketAddr), (other_key, b): (&str, SocketAddr)) -> bool {
+    let beside = leaves_ipv4(key, a) && b.is_ipv4() || leaves_ipv4(other_key, b) && a.is_ipv4();
+    let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && overlap && !beside
+}
+
+/// `[::]` of the mesh and of nginx is for IPv6 alone where another one listens on IPv4.
+fn leaves_ipv4(key: &str, addr: SocketAddr) -> bool {
+    let lists = ["mesh.", "backends[", "forwards["];
+    addr.ip() == Ipv6Addr::UNSPECIFIED && lists.iter().any(|list| key.starts_with(list))
 }
 
 /// A connection to `target` from this machine reaches the listener, as far as the addresses tell.

@@ -71,8 +71,8 @@ section! {
         /// How long open requests may go on after the daemon was told to stop.
         drain_timeout: Duration = "30s";
         /// Whether each request to another app or to the guest agent is a line in the log: request id, target,
-        /// method, path without its query, status or code of the failure, bytes, duration; and each session of a TCP
-        /// backend or a forward.
+        /// method, path without its query, status or code of the failure, bytes, duration; with the built-in front
+        /// each request from another app, too; and each session of a TCP backend or a forward.
         access_log: bool as Switch = false;
     }
 }

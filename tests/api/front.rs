@@ -1,6 +1,6 @@
 //! Through either front, from a client with a certificate: how peers reach it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dstack_vpc::mesh::{Mesh, MeshSettings};
 use dstack_vpc::spec::{AllowedApps, Spec};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-use crate::fronts::{CALLER, Front, Kind, Who, get, on_both_fronts, text};
+use crate::fronts::{Body, CALLER, Front, Kind, Who, body, get, on_both_fronts, text};
 use crate::kit::*;
 use crate::rendered;
 
@@ -28,6 +28,7 @@ fn auth_service() -> Mesh {
             agent: None,
             tcp_backends: BTreeMap::new(),
             forwards: BTreeMap::new(),
+            only_ipv6: BTreeSet::new(),
             backends: BTreeMap::from([("vpc-server".parse().expect("a name"), AllowedApps::Any)]),
             connect_timeout: patience,
             response_timeout: patience,
@@ -42,6 +43,12 @@ fn auth_service() -> Mesh {
     .expect("the mesh")
 }
 
+fn post(path: &str) -> hyper::Request<Body> {
+    let mut request = get("vpc-server", path);
+    *request.method_mut() = hyper::Method::POST;
+    request
+}
+
 async fn the_certificate_says_who_calls_and_nothing_else_does(kind: Kind) {
     let caller = rendered::app(CALLER);
     let server = Server::with(|settings| settings.allowed_apps = AllowedApps::from_iter([caller])).await;
@@ -53,6 +60,11 @@ async fn the_certificate_says_who_calls_and_nothing_else_does(kind: Kind) {
         spec.backends.clear();
     })
     .await;
+
+    if let Some(mesh) = front.mesh() {
+        // In the process the API is not connected to.
+        mesh.publish(Some(server.api.inside()));
+    }
 
     // A caller that names itself, in every spelling, is still who its certificate says.
     let mut spoofed = get("vpc-server", "/api/nodes");
@@ -70,11 +82,7 @@ async fn the_certificate_says_who_calls_and_nothing_else_does(kind: Kind) {
             .headers_mut()
             .append(name, THEIRS.parse().expect("a value"));
     }
-    let mut update = get(
-        "vpc-server",
-        "/api/nodes/update?uuid=n-1&node_type=db&hostname=n-1.dstack.internal",
-    );
-    *update.method_mut() = hyper::Method::POST;
+    let mut update = post("/api/nodes/update?uuid=n-1&node_type=db&hostname=n-1.dstack.internal");
     update
         .headers_mut()
         .insert("x-dstack-app-id", NOBODY.parse().expect("a value"));
@@ -95,15 +103,24 @@ async fn the_certificate_says_who_calls_and_nothing_else_does(kind: Kind) {
     // Long polling holds through it.
     let waiting = front.https(Who::App, get("vpc-server", "/api/discover/web?wait=50s"));
     let announce = async {
-        let mut update = get(
-            "vpc-server",
-            "/api/nodes/update?uuid=n-2&node_type=web&hostname=n-2.dstack.internal",
-        );
-        *update.method_mut() = hyper::Method::POST;
+        let update = post("/api/nodes/update?uuid=n-2&node_type=web&hostname=n-2.dstack.internal");
         front.https(Who::App, update).await.status()
     };
     let (news, announced) = tokio::join!(waiting, announce);
     assert_eq!((news.status(), announced), (StatusCode::OK, StatusCode::OK));
+
+    // Nothing here wants a body, and one that is too large is told so.
+    let mut large = post("/api/nodes/update?uuid=n-3");
+    *large.body_mut() = body(vec![b'x'; 80_000]);
+    let refused = front.https(Who::App, large).await;
+    assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    let mut small = post("/api/nodes/update?uuid=n-3");
+    *small.body_mut() = body("not asked for");
+    assert_eq!(front.https(Who::App, small).await.status(), StatusCode::OK);
+    let mut head = get("vpc-server", "/api/register?instance_id=n-4");
+    *head.method_mut() = hyper::Method::HEAD;
+    let refused = front.https(Who::App, head).await;
+    assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
 
     for who in [Who::Nobody, Who::Stranger] {
         let mut request = get("vpc-server", "/api/nodes");
@@ -120,5 +137,9 @@ async fn the_certificate_says_who_calls_and_nothing_else_does(kind: Kind) {
     let refused = front.https(Who::App, get("vpc-server", "/api/nodes")).await;
     assert_eq!(refused.status(), StatusCode::FORBIDDEN);
     assert_eq!(text(refused).await, r#"{"error":"Forbidden"}"#);
+    server.api.shutdown().await;
+    let gone = front.https(Who::App, get("vpc-server", "/api/ping")).await;
+    assert_eq!(gone.status(), StatusCode::BAD_GATEWAY);
+    assert!(text(gone).await.contains("\"backend_unreachable\""));
     mesh.shutdown().await;
 }

@@ -49,6 +49,11 @@ async fn host_selects_the_backend(kind: Kind) {
         ("aa-443s.apps.example.com", "default"),
     ] {
         let response = front.https(Who::App, get(host, "/a%20b?c=d%2Fe")).await;
+        if (host, kind) == ("vpc-server", Kind::Builtin) {
+            // It is in the process, and not here: see tests/api/front.rs.
+            assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+            continue;
+        }
         assert_eq!(response.status(), StatusCode::OK, "{host}");
         assert_eq!(served_by(&response), expected, "{host}");
         let text = text(response).await;

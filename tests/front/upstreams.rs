@@ -4,8 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use hyper::client::conn::http2;
 use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -19,6 +22,7 @@ on_both_fronts![
     several_upstreams_share_the_load_and_a_dead_one_is_passed_over,
     what_may_be_sent_twice_finds_another_upstream_and_nothing_else_does,
     grpc_and_plain_calls_to_one_backend_do_not_meet_on_a_connection,
+    a_grpc_call_finds_another_upstream_when_one_is_away,
     the_connection_to_the_upstream_is_kept_whatever_the_client_says,
     idle_connections_are_closed_before_the_backend_does,
 ];
@@ -135,6 +139,46 @@ async fn grpc_and_plain_calls_to_one_backend_do_not_meet_on_a_connection(kind: K
     }
 }
 
+async fn a_grpc_call_finds_another_upstream_when_one_is_away(kind: Kind) {
+    let alive = serve(|request: Request<Incoming>| async move {
+        let bytes = request.into_body().collect().await.unwrap().to_bytes();
+        Response::builder()
+            .header("grpc-status", "0")
+            .body(body(bytes))
+            .unwrap()
+    })
+    .await;
+    let call = || {
+        let mut request = Request::new(body("asked once"));
+        *request.method_mut() = hyper::Method::POST;
+        *request.uri_mut() = "https://x/vpc.Chat/Echo".parse().unwrap();
+        let grpc = "application/grpc".parse().unwrap();
+        request.headers_mut().insert("content-type", grpc);
+        request.headers_mut().insert("te", "trailers".parse().unwrap());
+        request
+    };
+    for (away, status) in [(1, "0"), (2, "0"), (0, "14")] {
+        let mut upstreams = vec![free_port().to_string(); away.max(1)];
+        upstreams.extend((away > 0).then(|| alive.to_string()));
+        let upstreams: Vec<_> = upstreams.iter().map(String::as_str).collect();
+        let front = Front::start(kind, |spec, _| {
+            spec.backends = vec![backend("default", "_", &upstreams)];
+        })
+        .await;
+        let stream = front.tls(Who::App, &[b"h2"]).await;
+        let io = TokioIo::new(stream);
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..4 {
+            let response = sender.send_request(call()).await.unwrap();
+            assert_eq!(response.headers()["grpc-status"], status, "{upstreams:?}");
+            if status == "0" {
+                assert_eq!(text(response).await, "asked once");
+            }
+        }
+    }
+}
+
 async fn the_connection_to_the_upstream_is_kept_whatever_the_client_says(kind: Kind) {
     let connections: Arc<Mutex<usize>> = Arc::default();
     let answer = |request: Request<Incoming>| async move {
@@ -166,11 +210,7 @@ async fn the_connection_to_the_upstream_is_kept_whatever_the_client_says(kind: K
 async fn idle_connections_are_closed_before_the_backend_does(kind: Kind) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let front = front(kind, listener.local_addr().unwrap()).await;
-    // nginx closes to the moment; the built-in front uses none that is so old, and closes it when it next looks.
-    let patience = match kind {
-        Kind::Nginx => Duration::from_millis(4900),
-        Kind::Builtin => Duration::from_secs(10),
-    };
+    let patience = Duration::from_millis(4900);
     let backend = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut head = Vec::new();

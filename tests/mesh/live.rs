@@ -222,6 +222,35 @@ async fn listeners_may_take_each_others_ports() {
     us.mesh.shutdown().await;
 }
 
+/// `[::]` makes room for another listener of ours on IPv4, and takes its place when that is gone.
+#[tokio::test]
+async fn a_wildcard_leaves_ipv4_to_whoever_is_beside_it() {
+    if TcpListener::bind("[::1]:0").await.is_err() {
+        eprintln!("this machine has no IPv6: nothing to see");
+        return;
+    }
+    let root = Signed::root(&Shape::root());
+    let us = OurSide::start(&root, settings(None)).await;
+    let v4 = free_port().await;
+    let v6 = format!("[::1]:{}", v4.port()).parse().unwrap();
+    let question = "GET /auth HTTP/1.1\r\nhost: h\r\n\r\n";
+    let mut alone = settings(None);
+    alone.client_listen = format!("[::]:{}", v4.port()).parse().unwrap();
+    let mut beside = alone.clone();
+    beside.auth_listen = v4;
+    beside.only_ipv6.insert(beside.client_listen);
+    for _ in 0..2 {
+        us.mesh.update(alone.clone()).await.unwrap();
+        for addr in [v4, v6] {
+            assert_eq!(call(addr, question).await.code(), "agent_unavailable", "{addr}");
+        }
+        us.mesh.update(beside.clone()).await.unwrap();
+        assert_eq!(call(v4, question).await.code(), "no_certificate");
+        assert_eq!(call(v6, question).await.code(), "agent_unavailable");
+    }
+    us.mesh.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_drain_lets_calls_end_and_then_cuts() {
     let root = Signed::root(&Shape::root());

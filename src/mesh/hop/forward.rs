@@ -145,7 +145,7 @@ impl Hop {
         let (mut response, link) = self.send(request, asked.line).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let wish = asked.wish.take().ok_or(Failure::BadResponse { hop: self.far })?;
-            return tunnel::switch(response, link, wish.client, &wish.line.life);
+            return tunnel::switch(response, link, wish.client, &wish.line.life, self.far);
         }
         clean(response.headers_mut()).ok_or(Failure::BadResponse { hop: self.far })?;
         if self.vouch.is_some() {
@@ -338,7 +338,7 @@ pub(in crate::mesh) fn repeatable(request: &Request<Upload>) -> Option<Request<U
 }
 
 /// Leaves the path in the request line and the authority in `Host` (RFC 9112 §3.2).
-fn address<B>(request: &mut Request<B>, at: Option<&HostPort>) -> Result<(), Failure> {
+pub(in crate::mesh) fn address<B>(request: &mut Request<B>, at: Option<&HostPort>) -> Result<(), Failure> {
     let bad = || Failure::BadRequest("the request's host is not valid");
     // `GET name` has the form of CONNECT, `GET *` that of OPTIONS.
     let of_connect = request.uri().authority().is_some() && request.uri().scheme().is_none();

@@ -21,7 +21,7 @@ use std::time::Duration;
 pub(in crate::mesh) use connect::Endpoint;
 pub(in crate::mesh) use download::Download;
 pub(in crate::mesh) use failure::{Failure, Far};
-pub(in crate::mesh) use forward::{Hop, Vouch, repeatable};
+pub(in crate::mesh) use forward::{Hop, Vouch, address, repeatable};
 pub(in crate::mesh) use pool::{Dial, Pool, Slot};
 pub(in crate::mesh) use upload::{Progress, Upload};
 

@@ -233,13 +233,14 @@ impl Slot {
         self.only_http1.set(true);
     }
 
-    /// Drops what the peer closed and what is too old; false when nothing is left that is worth keeping.
-    fn sweep(&self, now: Instant, idle_timeout: Duration) -> bool {
-        let young = |since: Instant| now - since < idle_timeout;
-        self.idle
-            .borrow_mut()
-            .retain_mut(|idle| young(idle.since) && idle.link.look());
-        young(self.used.get())
+    /// Drops what the peer closed and what is too old. Returns since when the oldest waits that is left; `None`: nothing is
+    /// worth keeping.
+    fn sweep(&self, now: Instant, idle_timeout: Duration) -> Option<Instant> {
+        let young = |since: &Instant| now - *since < idle_timeout;
+        let mut idle = self.idle.borrow_mut();
+        idle.retain_mut(|idle| young(&idle.since) && idle.link.look());
+        let used = Some(self.used.get()).filter(young);
+        idle.iter().map(|idle| idle.since).chain(used).min()
     }
 }
 
@@ -297,8 +298,8 @@ impl<K: Eq + Hash + Clone> Pool<K> {
         self.slots.borrow().get(key).map_or(0, |slot| slot.busy())
     }
 
-    /// Takes out what is too old, and keeps to these limits from now on.
-    pub(in crate::mesh) fn sweep(&self, idle_timeout: Duration, limits: &Limits) {
+    /// Takes out what is too old, and keeps to these limits from now on. Returns when the next will be too old.
+    pub(in crate::mesh) fn sweep(&self, idle_timeout: Duration, limits: &Limits) -> Option<Instant> {
         self.limit(limits);
         // What is full is for those who are called now.
         let full = self.places.taken.get() >= self.places.most.get();
@@ -308,9 +309,13 @@ impl<K: Eq + Hash + Clone> Pool<K> {
             idle_timeout
         };
         let now = Instant::now();
-        self.slots
-            .borrow_mut()
-            .retain(|_, slot| slot.sweep(now, idle_timeout));
+        let mut oldest = None;
+        self.slots.borrow_mut().retain(|_, slot| {
+            let since = slot.sweep(now, idle_timeout);
+            oldest = oldest.into_iter().chain(since).min();
+            since.is_some()
+        });
+        oldest.map(|since| since + idle_timeout)
     }
 }
 

@@ -22,9 +22,9 @@ pub(in crate::mesh) fn switch(
     link: Link,
     client: OnUpgrade,
     life: &Arc<Life>,
+    hop: Far,
 ) -> Result<Response<Body>, Failure> {
     let (mut parts, body) = response.into_parts();
-    let hop = Far::Target;
     let protocol = parts.headers.get(header::UPGRADE).cloned();
     let protocol = protocol.ok_or(Failure::BadResponse { hop })?;
     headers::strip_hop_by_hop(&mut parts.headers);

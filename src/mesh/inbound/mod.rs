@@ -4,6 +4,7 @@
 //! authorised by what the allow-lists say at that moment. Local apps come over plain HTTP and are the outbound
 //! proxy's, but for a few files.
 
+mod api;
 mod balance;
 mod caller;
 mod door;
@@ -22,11 +23,10 @@ use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{self, sleep, timeout};
 
-use super::hop::{
-    Dial, Failure, Far, HOUSEKEEPING, Hop, Pool, Upload, connect, headers, repeatable, request_id,
-};
+use super::access::{Entry, Way};
+use super::hop::{Dial, Failure, Far, Hop, Pool, Upload, connect, headers, repeatable, request_id};
 use super::reply::{self, Body};
 use super::socket::Socket;
 use super::tally::{Meter, Pen, To};
@@ -41,7 +41,7 @@ use door::Door;
 pub(super) use door::{Accepted, Doors};
 use refusal::Ledger;
 pub(super) use refusal::Refusal;
-pub use routes::{FrontSettings, Route, Routes};
+pub use routes::{FrontSettings, Leads, Route, Routes};
 
 /// Where each listener tells which generation it serves.
 const GENERATION: &str = "/.dstack-vpc/generation";
@@ -50,6 +50,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Servers close idle connections after 5 seconds and more: the one who closes must be us, because a POST that meets the
 /// other's close is lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// What becomes too old within this time is closed together.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// One worker's side of it.
 pub(super) struct Inbound {
@@ -137,22 +139,29 @@ impl Inbound {
         let patience = settings.limits.continue_timeout;
         let body = Upload::new(body, line, parts.version, &parts.headers, patience);
         let grpc = headers::is_grpc(&parts.headers);
+        let entry = settings.access_log.then(|| {
+            let route = front.routes.of(&parts.uri, &parts.headers);
+            let way = Way::In(self.app(caller).ok(), route.map(|route| route.backend.clone()));
+            Entry::new(began, &id, way, &parts, body.progress())
+        });
         let mut request = Request::from_parts(parts, body);
         let route = self.route(&request, caller, front, &settings);
+        let mut failed = None;
         let answer = match route {
-            Ok(route) => {
+            Ok((route, app)) => {
                 request.headers_mut().insert(request_id::NAME, id.clone());
                 let waiting = self.meter.waiting();
-                let passage = Passage {
+                let passage = |upstream| Passage {
                     inbound: self,
                     settings: &settings,
-                    upstream: &route.upstream,
+                    upstream,
                     caller,
                 };
-                // A backend that is called with gRPC reads nothing but HTTP/2, whatever the call came over.
-                let answer = match grpc {
-                    true => Box::pin(passage.grpc(&mut request)).await,
-                    false => passage.http1(&mut request, line).await,
+                let answer = match &route.leads {
+                    Leads::ToApi => Box::pin(self.api(&mut request, app)).await,
+                    // A backend that is called with gRPC reads nothing but HTTP/2, whatever the call came over.
+                    Leads::To(upstream) if grpc => Box::pin(passage(upstream).grpc(&mut request)).await,
+                    Leads::To(upstream) => passage(upstream).http1(&mut request, line).await,
                 };
                 match answer {
                     Ok(response) => {
@@ -161,6 +170,7 @@ impl Inbound {
                     }
                     Err(failure) => {
                         waiting.failed(failure.code());
+                        failed = Some(failure.code());
                         match grpc {
                             true => failure.as_grpc(&id),
                             false => failure.reply(Some(&id)),
@@ -168,35 +178,41 @@ impl Inbound {
                     }
                 }
             }
-            Err(refusal) => refusal.reply(&id, grpc),
+            Err(refusal) => {
+                failed = Some(refusal.cause());
+                refusal.reply(&id, grpc)
+            }
         };
         // What was sent was taken out; what is still there is a refused request's.
         if !request.body().is_none() {
             Box::pin(request.into_body().discard()).await;
         }
-        answer
+        match entry {
+            Some(entry) => entry.answered(answer, failed),
+            None => answer,
+        }
     }
 
-    /// Whose request it is, and where it goes.
+    /// Where a request goes, and whose it is.
     fn route<'s, B>(
         &self,
         request: &Request<B>,
         caller: &Caller,
         front: &'s FrontSettings,
         settings: &MeshSettings,
-    ) -> Result<&'s Route, Refusal> {
+    ) -> Result<(&'s Route, AppId), Refusal> {
         if request.method() == Method::CONNECT {
             return Err(Failure::Connect.into());
         }
         headers::check_framing(request.headers(), settings.limits.headers)?;
-        let route = front.routes.of(request);
+        let route = front.routes.of(request.uri(), request.headers());
         let backend = route.map(|route| &route.backend);
         let mut ledger = self.ledger.borrow_mut();
         let decisions = ledger.of(backend);
         let decided = self.app(caller).and_then(|app| {
             let route = route.ok_or(Refusal::NoBackend)?;
             may_call(settings, &route.backend, app)?;
-            Ok(route)
+            Ok((route, app))
         });
         match &decided {
             Ok(_) => decisions.allowed.add(1),
@@ -244,13 +260,17 @@ impl Inbound {
         Err(last)
     }
 
-    /// Closes idle connections in time, until the worker ends.
+    /// Closes idle connections when it is time, until the worker ends.
     pub(super) async fn keep_house(self: std::rc::Rc<Self>) {
+        // What begins to wait from now on is not due before that.
+        let mut pause = IDLE_TIMEOUT;
         loop {
-            tokio::time::sleep(HOUSEKEEPING.min(IDLE_TIMEOUT / 2)).await;
+            sleep(pause).await;
             let settings = self.shared.settings.load();
-            self.backends.sweep(IDLE_TIMEOUT, &settings.limits);
+            let due = self.backends.sweep(IDLE_TIMEOUT, &settings.limits);
             self.balance.forget();
+            let due = due.map_or(IDLE_TIMEOUT, |due| due - time::Instant::now());
+            pause = due.clamp(SHORTEST_PAUSE, IDLE_TIMEOUT);
         }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use hyper::Request;
-use hyper::header::HOST;
+use hyper::Uri;
+use hyper::header::{HOST, HeaderMap};
 
 use crate::names::{BackendName, DnsName, HostPort};
 
@@ -36,8 +36,16 @@ pub struct Routes {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     pub backend: BackendName,
-    /// At least one.
-    pub upstream: Vec<HostPort>,
+    pub leads: Leads,
+}
+
+/// Where requests go.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Leads {
+    /// To one of these addresses; there is at least one.
+    To(Vec<HostPort>),
+    /// To the VPC API of this process.
+    ToApi,
 }
 
 impl Routes {
@@ -50,12 +58,9 @@ impl Routes {
     }
 
     /// The route of a request. The authority of an absolute form counts, not the Host beside it (RFC 9112 §3.2.2).
-    pub(super) fn of<B>(&self, request: &Request<B>) -> Option<&Route> {
-        let authority = request
-            .uri()
-            .authority()
-            .map(|authority| authority.as_str().as_bytes());
-        let host = authority.or_else(|| request.headers().get(HOST).map(|host| host.as_bytes()));
+    pub(super) fn of(&self, uri: &Uri, headers: &HeaderMap) -> Option<&Route> {
+        let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
+        let host = authority.or_else(|| headers.get(HOST).map(|host| host.as_bytes()));
         let named = match self.named.is_empty() {
             true => None,
             false => host.and_then(|host| self.named.get(name(host)?.as_str())),
@@ -81,7 +86,7 @@ mod tests {
     fn route(name: &str) -> Route {
         Route {
             backend: name.parse().unwrap(),
-            upstream: vec!["127.0.0.1:1".parse().unwrap()],
+            leads: Leads::To(vec!["127.0.0.1:1".parse().unwrap()]),
         }
     }
 
@@ -90,8 +95,10 @@ mod tests {
         let mut routes = Routes::default();
         routes.add(Some(&"db.Internal".parse().unwrap()), route("db"));
         let of = |routes: &Routes, uri: &str, host: &str| {
-            let request = Request::get(uri).header(HOST, host).body(()).unwrap();
-            routes.of(&request).map(|route| route.backend.to_string())
+            let headers = HeaderMap::from_iter([(HOST, host.parse().unwrap())]);
+            routes
+                .of(&uri.parse().unwrap(), &headers)
+                .map(|route| route.backend.to_string())
         };
         for host in [
             "db.internal",

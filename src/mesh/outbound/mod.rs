@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use super::access::Entry;
+use super::access::{Entry, Way};
 use super::hop::{
     Dial, Endpoint, Failure, Far, HOUSEKEEPING, Hop, Pool, Slot, Upload, connect, headers, request_id,
 };
@@ -93,7 +93,7 @@ impl Outbound {
         let body = Upload::new(body, line, parts.version, &parts.headers, patience);
         let entry = settings
             .access_log
-            .then(|| Entry::new(began, &id, &parts, body.progress()));
+            .then(|| Entry::new(began, &id, Way::out(&parts.headers), &parts, body.progress()));
         let grpc = parts.version == Version::HTTP_2 && headers::is_grpc(&parts.headers);
         let mut request = Request::from_parts(parts, body);
         let route = self.route(&mut request, &settings);

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::scrape::scrape;
-use super::{Alone, PRIVATE};
+use super::{Alone, DOWN, PRIVATE};
+use crate::common::gateway::LocalGateway;
 use crate::common::http::{With, get, post};
 use crate::common::machine::Plan;
 use crate::common::ports::Port;
@@ -19,11 +20,22 @@ use crate::common::{CLIENT_APP, OTHER_APP, binary, poll, run};
 const SECRET: &str = "token-of-somebody";
 
 fn lines(alone: &Alone) -> Vec<Json> {
+    lines_of(alone, "request")
+}
+
+fn lines_of(alone: &Alone, what: &str) -> Vec<Json> {
     let text = fs::read_to_string(alone.machine.dir.path().join("up.log")).unwrap_or_default();
     let lines = text
         .lines()
         .filter_map(|line| serde_json::from_str::<Json>(line).ok());
-    lines.filter(|line| line["message"] == "request").collect()
+    lines.filter(|line| line["message"] == what).collect()
+}
+
+/// Asserts that a line says this, field by field.
+fn says(line: &Json, expected: &[(&str, Json)]) {
+    for (field, value) in expected {
+        assert_eq!(&line[field], value, "{field}: {line}");
+    }
 }
 
 async fn line(alone: &Alone, id: &str) -> Json {
@@ -52,7 +64,7 @@ fn each_request_is_one_line_where_that_is_wanted() {
             .with("x-request-id", "upload-1");
         let reply = alone.proxy(upload).await;
         let said = line(&alone, "upload-1").await;
-        for (field, value) in [
+        let expected = [
             ("level", Json::from("INFO")),
             ("app", CLIENT_APP.into()),
             ("port", 8443.into()),
@@ -63,9 +75,8 @@ fn each_request_is_one_line_where_that_is_wanted() {
             ("received_bytes", 5.into()),
             ("sent_bytes", reply.body.len().into()),
             ("instance", Json::Null),
-        ] {
-            assert_eq!(said[field], value, "{field}: {said}");
-        }
+        ];
+        says(&said, &expected);
         assert!(
             said["duration_ms"].as_f64().is_some_and(|took| took > 0.0),
             "{said}"
@@ -122,6 +133,187 @@ fn each_request_is_one_line_where_that_is_wanted() {
         assert_eq!(lines(&alone).len(), 7, "{:#?}", lines(&alone));
         let text = fs::read_to_string(alone.machine.dir.path().join("up.log")).unwrap_or_default();
         assert!(!text.contains(SECRET) && !text.contains("quiet-"), "{text}");
+    });
+}
+
+/// The one request of that id that came in, and was not sent by this machine.
+async fn line_in(alone: &Alone, id: &str) -> Json {
+    let found = poll(Duration::from_secs(10), async || {
+        let all = lines(alone).into_iter();
+        let mut lines = all.filter(|line| line["request_id"] == id && line["port"].is_null());
+        let found = lines.next();
+        assert!(lines.next().is_none(), "two lines for {id}");
+        found
+    });
+    found.await.unwrap_or_else(|| panic!("no line for {id}"))
+}
+
+#[test]
+fn what_comes_in_through_the_built_in_front_is_a_line_too() {
+    run(async {
+        let alone = Alone::start(|plan| {
+            let toml = plan.toml.replace("front = \"nginx\"", "front = \"builtin\"");
+            plan.toml = toml.replace("[mesh]\n", "[mesh]\naccess_log = true\n");
+        })
+        .await;
+        let upload = post(&format!("/a/b?password={SECRET}"), "12345")
+            .to_app(CLIENT_APP)
+            .with("x-dstack-target-instance", OTHER_APP)
+            .with("x-request-id", "in-1");
+        let reply = alone.proxy(upload).await;
+        let said = line_in(&alone, "in-1").await;
+        let expected = [
+            ("level", Json::from("INFO")),
+            ("backend", "default".into()),
+            ("app", CLIENT_APP.into()),
+            ("instance", Json::Null),
+            ("method", "POST".into()),
+            ("path", "/a/b".into()),
+            ("status", 200.into()),
+            ("outcome", "2xx".into()),
+            ("received_bytes", 5.into()),
+            ("sent_bytes", reply.body.len().into()),
+        ];
+        says(&said, &expected);
+        assert!(
+            said["duration_ms"].as_f64().is_some_and(|took| took > 0.0),
+            "{said}"
+        );
+
+        for (host, id, backend, status, outcome) in [
+            (PRIVATE, "in-2", "private", 403, "not_allowed"),
+            (DOWN, "in-3", "down", 502, "backend_unreachable"),
+        ] {
+            let call = get("/x").to_app(CLIENT_APP).with("host", host);
+            assert_eq!(alone.proxy(call.with("x-request-id", id)).await.status, status);
+            let expected = [
+                ("backend", Json::from(backend)),
+                ("app", CLIENT_APP.into()),
+                ("status", status.into()),
+                ("outcome", outcome.into()),
+            ];
+            says(&line_in(&alone, id).await, &expected);
+        }
+        let nobody = get("/x").with("x-request-id", "in-4");
+        let refused = alone.machine.call_as_peer(None, nobody).await.expect("an answer");
+        assert_eq!(refused.status, 401);
+        let expected = [
+            ("backend", Json::from("default")),
+            ("app", Json::Null),
+            ("status", 401.into()),
+            ("outcome", "no_certificate".into()),
+        ];
+        says(&line_in(&alone, "in-4").await, &expected);
+        // What is asked of the front itself is nobody's request.
+        let health = get("/health").with("x-request-id", "in-5");
+        let well = alone.machine.call_as_peer(None, health).await.expect("an answer");
+        assert_eq!(well.status, 200);
+
+        alone
+            .machine
+            .edit(|toml| toml.replace("access_log = true", "access_log = false"))
+            .await;
+        let quiet = get("/x").to_app(CLIENT_APP).with("x-request-id", "in-6");
+        assert_eq!(alone.proxy(quiet).await.status, 200);
+        let text = fs::read_to_string(alone.machine.dir.path().join("up.log")).unwrap_or_default();
+        assert!(
+            !text.contains(SECRET) && !text.contains("in-5") && !text.contains("in-6"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn a_session_of_tcp_is_a_line_and_counted_at_either_end() {
+    run(async {
+        let gateway = LocalGateway::start().await;
+        let (backend, forward, closed) = (Port::reserve(), Port::reserve(), Port::reserve());
+        let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let at = upstream.local_addr().expect("an address");
+        // Of each caller it hears four bytes, and says two.
+        let server = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = upstream.accept().await {
+                let mut words = [0; 4];
+                if stream.read_exact(&mut words).await.is_ok() {
+                    let _ = stream.write_all(b"ok").await;
+                }
+            }
+        });
+        let alone = Alone::start(|plan| {
+            plan.toml = plan.toml.replace("[mesh]\n", "[mesh]\naccess_log = true\n");
+            let itself = format!("fixed/{}", plan.ports.https);
+            plan.toml = plan.toml.replace(&itself, &gateway.domain());
+            for (name, port, allowed) in [("db", &backend, CLIENT_APP), ("others", &closed, OTHER_APP)] {
+                plan.toml += &format!(
+                    "\n[[backends]]\nname = \"{name}\"\nprotocol = \"tcp\"\nlisten = \"{port}\"\nupstream = \"{at}\"\nallowed_apps = [\"{allowed}\"]\n"
+                );
+            }
+            plan.toml += &format!(
+                "\n[[forwards]]\nname = \"to-db\"\nlisten = \"{forward}\"\ntarget_app = \"{CLIENT_APP}\"\ntarget_port = {}\n",
+                backend.number()
+            );
+        })
+        .await;
+        // The backend opens with the first certificate.
+        let talk = poll(Duration::from_secs(30), async || {
+            let mut client = TcpStream::connect(forward.addr()).await.ok()?;
+            client.write_all(b"word").await.ok()?;
+            client.shutdown().await.ok()?;
+            let mut all = Vec::new();
+            client.read_to_end(&mut all).await.ok()?;
+            (all == b"ok").then_some(())
+        });
+        talk.await.expect("a session");
+        let stranger = TcpStream::connect(closed.addr()).await.expect("a port");
+        drop(stranger);
+
+        let session = async |listener: &str, outcome: &str| {
+            let found = poll(Duration::from_secs(10), async || {
+                let mut lines = lines_of(&alone, "session").into_iter();
+                lines.find(|line| line["listener"] == listener && line["outcome"] == outcome)
+            });
+            found
+                .await
+                .unwrap_or_else(|| panic!("no line for {listener}: {:#?}", lines_of(&alone, "session")))
+        };
+        for (listener, name) in [("backends.listen", "db"), ("forwards.listen", "to-db")] {
+            let said = session(listener, "ended").await;
+            let expected = [
+                ("level", Json::from("INFO")),
+                ("name", name.into()),
+                ("app", CLIENT_APP.into()),
+                ("received_bytes", 4.into()),
+                ("sent_bytes", 2.into()),
+            ];
+            says(&said, &expected);
+            assert!(
+                said["duration_ms"].as_f64().is_some_and(|took| took > 0.0),
+                "{said}"
+            );
+        }
+        let now = scrape(alone.metrics.addr()).await;
+        for (kind, name) in [("backend", "db"), ("forward", "to-db")] {
+            let session = format!("kind=\"{kind}\",name=\"{name}\"");
+            for (series, value) in [
+                (
+                    format!("dstack_vpc_tcp_sessions_total{{{session},outcome=\"ended\"}}"),
+                    1.0,
+                ),
+                (format!("dstack_vpc_tcp_open_sessions{{{session}}}"), 0.0),
+                (
+                    format!("dstack_vpc_tcp_bytes_total{{direction=\"received\",{session}}}"),
+                    4.0,
+                ),
+                (
+                    format!("dstack_vpc_tcp_bytes_total{{direction=\"sent\",{session}}}"),
+                    2.0,
+                ),
+            ] {
+                assert!(now.0.contains_key(&series), "{series}: {now:#?}");
+                assert_eq!(now.of(&series), value, "{series}");
+            }
+        }
+        server.abort();
     });
 }
 

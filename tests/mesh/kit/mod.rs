@@ -5,7 +5,7 @@ pub mod forgeries;
 pub mod openssl;
 pub mod pki;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -65,6 +65,7 @@ pub fn settings(gateway: Option<Gateway>) -> MeshSettings {
         agent: None,
         tcp_backends: BTreeMap::new(),
         forwards: BTreeMap::new(),
+        only_ipv6: BTreeSet::new(),
         backends: BTreeMap::new(),
         connect_timeout: Duration::from_secs(3),
         response_timeout: Duration::from_secs(3),
