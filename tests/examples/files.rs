@@ -89,6 +89,12 @@ fn a_file_and_its_compose_say_the_same() {
 }
 
 #[test]
+fn both_clusters_find_their_members_in_the_same_way() {
+    let [etcd, mongodb] = ["etcd", "mongodb"].map(|name| Compose::read(&format!("{name}/compose.yaml")));
+    assert_eq!(etcd.config("names"), mongodb.config("names"));
+}
+
+#[test]
 fn a_compose_grants_what_its_role_needs_and_no_more() {
     for name in present() {
         let compose = Compose::read(&name);
