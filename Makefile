@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test examples bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image clean
+.PHONY: help setup build demo test examples bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image image-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,13 +81,17 @@ fmt: ## format the code
 
 lint: ## check format and lints, as CI does
 	cargo fmt --all --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 
 ci: ## everything CI runs
 	@.ci/run
 
-image: ## build the container image with podman, buildah or docker
+image: ## build the container image, the same for the same commit (half an hour the first time; NO_CACHE=1)
 	@scripts/image
+
+image-test: ## run containers of that image in every role and talk to them (some minutes; as root)
+	@scripts/setup --image-test
+	cargo test --locked --features image-test --test image
 
 clean: ## remove build output (what setup installed stays)
 	cargo clean

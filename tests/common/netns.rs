@@ -65,6 +65,11 @@ impl Namespace {
         namespace
     }
 
+    /// For programs that join it by themselves.
+    pub fn network(&self) -> &File {
+        &self.net
+    }
+
     /// `program`, to be run inside.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let path = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
