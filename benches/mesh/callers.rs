@@ -29,8 +29,8 @@ use crate::turns::{Page, Turns};
 const CALLERS: usize = 16;
 /// Connections that do nothing.
 const IDLE: usize = 10_000;
-/// What both ends of so many take, and then some.
-const FILES: u64 = 1 << 16;
+/// Open files that a front of ours wants for so many: two each, and some for itself.
+const FILES: u64 = 2 * IDLE as u64 + 1024;
 const MIB: f64 = (1 << 20) as f64;
 
 /// A front that is called.
@@ -152,12 +152,12 @@ fn crowd(front: &Called, issued: &Issued, resumes: bool, long: Duration) -> Resu
 
 /// What connections cost that had one request and wait for the next.
 pub(crate) async fn idle(stage: &Stage) -> Result<Page> {
-    raise_limit()?;
+    let count = room()?;
     let backend = Answers::start(&stage.files).await?;
     let mut page = Page::new(
         "Idle connections of peers",
         &format!(
-            "{IDLE} TLS 1.3 connections with client certificates that had one request and stay open, with a front that has done nothing \
+            "{count} TLS 1.3 connections with client certificates that had one request and stay open, with a front that has done nothing \
              else before."
         ),
         &["", "RSS before, MiB", "RSS with them, MiB", "KiB each"],
@@ -181,44 +181,53 @@ pub(crate) async fn idle(stage: &Stage) -> Result<Page> {
             }
         };
         let before = proc::resident(&front.pids) as f64;
-        let open = gather(&front, &stage.agent.issue(CLIENT_APP))?;
+        let open = gather(&front, &stage.agent.issue(CLIENT_APP), count)?;
         let with = settled(&front);
         let left = open.iter().filter(|stream| !is_open(stream)).count();
-        ensure!(left == 0, "{name} closed {left} of {IDLE} connections");
+        ensure!(left == 0, "{name} closed {left} of {count} connections");
         let mib = |bytes: f64| format!("{:.0}", bytes / MIB);
+        let each = (with - before) / count as f64;
         page.row(&[
             name.to_owned(),
             mib(before),
             mib(with),
-            format!("{:.1}", (with - before) / 1024.0 / IDLE as f64),
+            format!("{:.1}", each / 1024.0),
         ]);
         if name == OURS {
             let what = format!("memory with {IDLE} idle connections of peers");
-            page.targets
-                .push(Target::new(what, AtMost(150.0, " MiB"), with / MIB));
+            page.targets.push(Target::new(
+                what,
+                AtMost(150.0, " MiB"),
+                (before + each * IDLE as f64) / MIB,
+            ));
         }
     }
     Ok(page)
 }
 
-/// Both ends inherit it.
-fn raise_limit() -> Result<()> {
+/// Connections that both ends have descriptors for, all of them where this user may raise the limit.
+fn room() -> Result<usize> {
     let (now, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if now < FILES {
-        setrlimit(Resource::RLIMIT_NOFILE, FILES, most.max(FILES))
-            .with_context(|| format!("this needs {FILES} open files: ulimit -n {FILES}"))?;
-    }
-    Ok(())
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, FILES, most.max(FILES));
+    let files = match raised {
+        Ok(()) => FILES,
+        Err(_) => now.min(FILES),
+    };
+    // In equal parts.
+    let each = files.saturating_sub(1024) as usize / 2 / CALLERS;
+    ensure!(each > 0, "too few open files: ulimit -n {FILES}");
+    Ok(each * CALLERS)
 }
 
-fn gather(front: &Called, issued: &Issued) -> Result<Vec<TcpStream>> {
+fn gather(front: &Called, issued: &Issued, count: usize) -> Result<Vec<TcpStream>> {
     thread::scope(|scope| {
         let callers: Vec<_> = (0..CALLERS)
             .map(|_| {
                 scope.spawn(|| -> Result<Vec<TcpStream>> {
                     let config = config(issued, false);
                     // What this end knows of TLS is not needed any more.
-                    let open = (0..IDLE / CALLERS).map(|_| Ok(call(&config, front.addr, "keep-alive")?.sock));
+                    let open =
+                        (0..count / CALLERS).map(|_| Ok(call(&config, front.addr, "keep-alive")?.sock));
                     open.collect()
                 })
             })
@@ -228,11 +237,11 @@ fn gather(front: &Called, issued: &Issued) -> Result<Vec<TcpStream>> {
     })
 }
 
-/// Resident memory once it does not fall any more: allocators give back what was for the handshakes a little later.
+/// Resident memory once it does not fall any more: what was for the handshakes and for requests is given back a little later.
 fn settled(front: &Called) -> f64 {
     let mut least = u64::MAX;
     loop {
-        thread::sleep(Duration::from_secs(2));
+        thread::sleep(Duration::from_secs(8));
         let now = proc::resident(&front.pids);
         if now >= least {
             return least as f64;
@@ -248,6 +257,8 @@ fn is_open(stream: &TcpStream) -> bool {
 
 fn config(issued: &Issued, resumes: bool) -> Arc<ClientConfig> {
     let mut config = Caller::with(issued.clone()).config();
+    // As our own kind offers it.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = match resumes {
         true => Resumption::in_memory_sessions(8),
         false => Resumption::disabled(),

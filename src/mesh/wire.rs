@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::HeaderMap;
@@ -29,6 +30,8 @@ use crate::spec::Limits;
 
 /// Interim responses that wait for a client that does not read, in bytes. What is more is left out: they are hints.
 const MAX_INTERIM: usize = 64 * 1024;
+/// A connection on which nothing happens for so long may do without what only a talking one needs.
+const NAP: Duration = Duration::from_secs(2);
 /// How long a client that has sent its last byte is waited for while nothing moves.
 const LEFT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -36,6 +39,8 @@ const LEFT_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Wire<S: Reset> {
     stream: S,
     line: Arc<Line>,
+    /// What was read before, and is to be read first.
+    ahead: Bytes,
 }
 
 /// A stream that can be ended so that nobody takes it for the end of the message.
@@ -159,6 +164,23 @@ impl Line {
         }
     }
 
+    /// Returns when nothing is asked or answered, and nothing has moved for a while.
+    pub(super) async fn drowsy(&self) {
+        let quiet = || {
+            let idle = self.between.load(Ordering::Relaxed) && !self.answering.load(Ordering::Relaxed);
+            idle.then(|| self.moved.load(Ordering::Relaxed))
+        };
+        let mut seen = None;
+        loop {
+            sleep(NAP).await;
+            let now = quiet();
+            if now.is_some() && now == seen {
+                return;
+            }
+            seen = now;
+        }
+    }
+
     fn hides_end(&self) -> bool {
         self.due.load(Ordering::Relaxed) && !self.starving.load(Ordering::Relaxed)
     }
@@ -269,7 +291,17 @@ impl<B: Body + Unpin> Body for Answer<B> {
 
 impl<S: Reset + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn new(stream: S, line: Arc<Line>) -> Self {
-        Self { stream, line }
+        let ahead = Bytes::new();
+        Self { stream, line, ahead }
+    }
+
+    /// Hands out these bytes before any others.
+    pub(super) fn put_back(&mut self, bytes: Bytes) {
+        self.ahead = bytes;
+    }
+
+    pub(super) fn stream(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -302,6 +334,11 @@ impl<S: Reset> Drop for Wire<S> {
 impl<S: Reset + AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.ahead.is_empty() {
+            let count = this.ahead.len().min(buf.remaining());
+            buf.put_slice(&this.ahead.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         let count = buf.filled().len() - before;

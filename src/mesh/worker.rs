@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::TcpStream;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,11 +17,12 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HeaderName, HeaderValue};
 use hyper::rt::Executor;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{sleep, timeout};
@@ -45,6 +46,8 @@ use crate::spec::Limits;
 const MAX_WORKERS: usize = 8;
 /// How often a silent HTTP/2 connection is asked whether it still lives.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// As peers name it in the handshake.
+const HTTP1: &[u8] = b"http/1.1";
 /// How long a silent connection is left open after its listener was told to stop.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
 /// What hyper keeps of an answer for a client that does not read it, for each HTTP/2 stream, in bytes.
@@ -178,6 +181,8 @@ struct Worker {
 struct Http {
     limits: Limits,
     builder: auto::Builder<Local>,
+    /// For those who speak nothing else.
+    http1: http1::Builder,
 }
 
 impl Http {
@@ -195,9 +200,15 @@ impl Http {
             .max_concurrent_streams(u32::from(limits.streams))
             .max_send_buf_size(MAX_UNSENT)
             .keep_alive_interval(KEEP_ALIVE);
+        let mut http1 = http1::Builder::new();
+        http1
+            .header_read_timeout(None)
+            .max_headers(limits.headers.into())
+            .max_buf_size(limits.header_bytes() as usize);
         Rc::new(Self {
             limits: limits.clone(),
             builder,
+            http1,
         })
     }
 }
@@ -254,7 +265,10 @@ impl Worker {
         };
         match &life.role {
             Role::Backend(name) => Box::pin(self.streams.inbound(stream, &caller, name, &life)).await,
-            _ => self.converse(stream, life, Some(Rc::new(caller))).await,
+            _ if stream.get_ref().1.alpn_protocol() == Some(HTTP1) => {
+                Box::pin(self.converse_http1(stream, life, Rc::new(caller))).await;
+            }
+            _ => Box::pin(self.converse(stream, life, Some(Rc::new(caller)))).await,
         }
     }
 
@@ -279,6 +293,23 @@ impl Worker {
         }
     }
 
+    /// What ends a connection that the client does not end. Each of these is polled when it was woken, and not whenever a
+    /// byte moves.
+    fn ends<'l>(&'l self, limits: &'l Limits, line: &'l Line) -> FuturesUnordered<LocalBoxFuture<'l, End>> {
+        let ends = FuturesUnordered::<LocalBoxFuture<'_, End>>::new();
+        ends.push(Box::pin(line.silent(limits).map(|()| End::Cut)));
+        ends.push(Box::pin(line.stalled(limits).map(|()| End::Cut)));
+        ends.push(Box::pin(line.left().map(|()| End::Cut)));
+        ends.push(Box::pin(async {
+            line.life.stop.cancelled().await;
+            // Closing an idle connection at once would meet the requests that are just being written into it. From now
+            // on answers say `Connection: close`; what is still silent after a while is not about to speak.
+            sleep(IDLE_GRACE.min(self.shared.settings.load().drain_timeout / 2)).await;
+            End::Drain
+        }));
+        ends
+    }
+
     /// What is said over one connection.
     async fn converse<S>(self: Rc<Self>, stream: S, life: Arc<Life>, caller: Option<Rc<Caller>>)
     where
@@ -293,19 +324,7 @@ impl Worker {
         });
         let stream = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
         let mut connection = pin!(http.builder.serve_connection_with_upgrades(stream, service));
-        // Each of these is polled when it was woken, and not whenever a byte moves.
-        let ends = FuturesUnordered::<LocalBoxFuture<'_, End>>::new();
-        ends.push(Box::pin(line.silent(&http.limits).map(|()| End::Cut)));
-        ends.push(Box::pin(line.stalled(&http.limits).map(|()| End::Cut)));
-        ends.push(Box::pin(line.left().map(|()| End::Cut)));
-        ends.push(Box::pin(async {
-            life.stop.cancelled().await;
-            // Closing an idle connection at once would meet the requests that are just being written into it. From now
-            // on answers say `Connection: close`; what is still silent after a while is not about to speak.
-            sleep(IDLE_GRACE.min(self.shared.settings.load().drain_timeout / 2)).await;
-            End::Drain
-        }));
-        let mut ends = pin!(ends);
+        let mut ends = pin!(self.ends(&http.limits, &line));
         let well = loop {
             tokio::select! {
                 biased;
@@ -317,6 +336,78 @@ impl Worker {
                         connection.as_mut().graceful_shutdown();
                         ends.push(Box::pin(life.cut.cancelled().map(|()| End::Cut)));
                     }
+                }
+            }
+        };
+        if !well {
+            line.broke_off();
+        }
+    }
+
+    /// The same with a peer that will speak nothing but HTTP/1.1. Peers keep many connections and use few, so what is
+    /// idle keeps no more than its TLS: hyper's part of it comes back with the next byte.
+    async fn converse_http1(self: Rc<Self>, stream: Accepted, life: Arc<Life>, caller: Rc<Caller>) {
+        let (http, line) = (self.http(), Line::new(Arc::clone(&life)));
+        let (worker, its_line) = (Rc::clone(&self), Arc::clone(&line));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let answering = its_line.asked(request.version());
+            let caller = Some(Rc::clone(&caller));
+            Rc::clone(&worker).answer(request, Arc::clone(&its_line), answering, caller)
+        });
+        let mut wire = Wire::new(stream, Arc::clone(&line));
+        let mut ends = pin!(self.ends(&http.limits, &line));
+        let mut draining = false;
+        let well = loop {
+            let connection = http.http1.serve_connection(TokioIo::new(wire), service.clone());
+            let mut connection = Box::pin(connection.with_upgrades());
+            if draining {
+                connection.as_mut().graceful_shutdown();
+            }
+            let mut drowsy = pin!(line.drowsy());
+            let ended = loop {
+                tokio::select! {
+                    biased;
+                    ended = connection.as_mut() => break Some(ended.is_ok()),
+                    Some(end) = ends.next() => match end {
+                        End::Cut => break Some(false),
+                        End::Drain => {
+                            draining = true;
+                            connection.as_mut().graceful_shutdown();
+                            ends.push(Box::pin(life.cut.cancelled().map(|()| End::Cut)));
+                        }
+                    },
+                    () = drowsy.as_mut(), if !draining => break None,
+                }
+            };
+            if let Some(well) = ended {
+                break well;
+            }
+            let Some(parts) = Pin::into_inner(connection).into_parts() else {
+                break true; // It was handed over to a tunnel.
+            };
+            wire = parts.io.into_inner();
+            let begun = !parts.read_buf.is_empty();
+            wire.put_back(parts.read_buf);
+            if begun {
+                continue; // Half of a head is there.
+            }
+            let woken = async {
+                // What is left of the last answer may still wait in TLS.
+                wire.stream().flush().await?;
+                wire.stream().get_ref().0.0.readable().await
+            };
+            let mut woken = pin!(woken);
+            let end = tokio::select! {
+                biased;
+                woken = woken.as_mut() => woken.err().map(|_| End::Cut),
+                end = ends.next() => end,
+            };
+            match end {
+                None => {}
+                Some(End::Cut) => break false,
+                Some(End::Drain) => {
+                    draining = true;
+                    ends.push(Box::pin(life.cut.cancelled().map(|()| End::Cut)));
                 }
             }
         };

@@ -22,6 +22,7 @@ on_both_fronts![
     an_upload_reaches_the_backend_while_it_is_being_sent,
     a_large_body_passes_up_and_down_and_never_touches_the_disk,
     grpc_streams_both_ways_with_its_trailers_under_the_same_check,
+    a_connection_that_was_idle_goes_on_where_it_was,
     a_client_that_expects_a_100_gets_one_before_its_body,
     a_handshake_that_takes_too_long_is_cut,
     headers_for_nginx_do_nothing,
@@ -349,4 +350,32 @@ async fn a_handshake_that_takes_too_long_is_cut(kind: Kind) {
     }
     let health = front.https(Who::Nobody, get("x", "/health")).await;
     assert_eq!(health.status(), 200);
+}
+
+/// The built-in front keeps less of what is idle; nobody is to notice.
+async fn a_connection_that_was_idle_goes_on_where_it_was(kind: Kind) {
+    let front = front(kind, echo("one").await).await;
+    let mut stream = front.tls(Who::App, &[b"http/1.1"]).await;
+    let idle = Duration::from_millis(4500);
+    let ask = |number: usize| format!("GET /{number} HTTP/1.1\r\nhost: x\r\n\r\n");
+    let (third, half) = (ask(3), 11);
+    for (words, pause, answered) in [
+        (ask(1), Duration::ZERO, Some(1)),
+        (ask(2), idle, Some(2)),
+        (third[..half].to_owned(), idle, None),
+        (third[half..].to_owned(), idle, Some(3)),
+        (ask(4) + &ask(5), Duration::ZERO, Some(5)),
+    ] {
+        tokio::time::sleep(pause).await;
+        stream.write_all(words.as_bytes()).await.unwrap();
+        let Some(number) = answered else { continue };
+        let (wanted, mut heard) = (format!("GET /{number}\n"), Vec::new());
+        while !String::from_utf8_lossy(&heard).contains(&wanted) {
+            let read = tokio::time::timeout(Duration::from_secs(20), stream.read_buf(&mut heard));
+            assert!(
+                read.await.expect("an answer").unwrap() > 0,
+                "closed before {wanted}"
+            );
+        }
+    }
 }
