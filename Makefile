@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test examples bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image image-test clean
+.PHONY: help setup build demo test examples screenshots bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image image-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,7 +12,7 @@ help: ## show this list
 # Tests of whole machines that are about what a front does, and not about nginx.
 EITHER_FRONT := callers:: edits:: front:: identity:: peers:: smuggling:: tcp:: traffic:: volume::
 
-setup: ## install nginx, supervisord, headscale, tailscale, etcd and databases where they are missing
+setup: ## install nginx, supervisord, headscale, tailscale, etcd, databases and Chromium where they are missing
 	@scripts/setup
 
 build: ## build the release binary
@@ -31,6 +31,9 @@ test: setup ## run every test, with all of these for real
 
 examples: setup ## run everything in examples/, the etcd cluster of three machines too
 	cargo test --locked --test examples -- --include-ignored
+
+screenshots: setup ## take the pictures of the status page that docs/ shows
+	cargo test --locked --quiet --test e2e -- --ignored page::screenshots
 
 bench-reconcile: shipped-reconcile ## measure edits beside consul-template and confd, into docs/ (15 minutes)
 	@cargo bench --locked --quiet --profile dev --bench reconcile

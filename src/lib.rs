@@ -25,6 +25,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod names;
 pub mod node;
+pub mod page;
 pub mod paths;
 pub mod plan;
 pub mod ratls;

@@ -1,4 +1,4 @@
-//! Where the VPC API and the metrics are served: connections with limits, moved without a gap, drained at the end.
+//! Where the VPC API, the metrics and the status page are served: connections with limits, moved without a gap, drained at the end.
 
 mod inside;
 

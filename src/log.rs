@@ -21,6 +21,9 @@ pub(crate) const ACCESS: &str = "access";
 /// Lines that wait to be written; they are half a kilobyte each.
 const QUEUE: usize = 4096;
 
+/// Set by `up` for the daemon below it: a person reads what it writes.
+pub(crate) const TERMINAL: &str = "DSTACK_VPC_AT_TERMINAL";
+
 static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 static DROPPED: OnceLock<[(&str, ErrorCounter); 2]> = OnceLock::new();
 
@@ -72,6 +75,11 @@ pub(crate) fn dropped() -> [(&'static str, u64); 2] {
     }
 }
 
+/// Whether a person sees what is written to standard error.
+pub(crate) fn at_terminal() -> bool {
+    io::stderr().is_terminal() || std::env::var_os(TERMINAL).is_some()
+}
+
 /// Changes the level of the running log.
 pub fn set_level(level: LogLevel) {
     if let Some(handle) = LEVEL.get() {
@@ -88,7 +96,7 @@ struct Style {
 
 impl Style {
     fn new(log: Option<&Log>) -> Self {
-        let terminal = io::stderr().is_terminal();
+        let terminal = at_terminal();
         Self {
             level: filter(log.map_or(LogLevel::Info, |log| log.level)),
             json: match log.map_or(LogFormat::Auto, |log| log.format) {

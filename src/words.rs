@@ -1,4 +1,4 @@
-//! How things are said to people: spans of time, and what others said.
+//! How things are said to people: spans of time, sizes, and what others said.
 
 use std::time::Duration;
 
@@ -21,6 +21,15 @@ pub fn span(span: Duration) -> String {
 /// From `then` to `now`; nothing when `then` is still to come.
 pub fn since(then: Timestamp, now: Timestamp) -> String {
     span(Duration::try_from(now.duration_since(then)).unwrap_or_default())
+}
+
+/// In its largest unit: `12 bytes`, `3.4 KiB`.
+pub fn bytes(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.iter().find(|(bits, _)| bytes >> bits > 0) {
+        Some((bits, unit)) => format!("{:.1} {unit}", bytes as f64 / (1_u64 << bits) as f64),
+        None => format!("{bytes} bytes"),
+    }
 }
 
 /// Somebody else's words as part of a sentence: one line, short, and nothing that a terminal or a log would obey.
@@ -67,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_said_in_their_largest_unit() {
+    fn spans_and_sizes_are_said_in_their_largest_unit() {
         for (seconds, words) in [
             (0, "0s"),
             (119, "119s"),
@@ -77,6 +86,9 @@ mod tests {
             (172_800, "2 days"),
         ] {
             assert_eq!(span(Duration::from_secs(seconds)), words);
+        }
+        for (size, words) in [(1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
+            assert_eq!(bytes(size), words);
         }
         let now = Timestamp::now();
         assert_eq!(since(now + Duration::from_secs(5), now), "0s");

@@ -249,18 +249,17 @@ impl Api {
         Arc::clone(&self.requests)
     }
 
-    /// Every node that is not forgotten, in the order of their ids.
+    /// Every node that is not forgotten: see [`Directory::nodes`].
     ///
     /// # Errors
-    /// Why the registry cannot be used, as an operator should read it.
+    /// As there.
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, String> {
-        let opened = self.shared.opened().await.map_err(|error| match error {
-            ApiError::Unavailable { cause, .. } => cause,
-            other => other.to_string(),
-        })?;
-        tokio::task::spawn_blocking(move || opened.registry.nodes().iter().map(NodeRow::from).collect())
-            .await
-            .map_err(|error| error.to_string())
+        self.directory().nodes().await
+    }
+
+    /// For those who want to know the nodes, whatever becomes of the API.
+    pub(crate) fn directory(&self) -> Directory {
+        Directory(Arc::clone(&self.shared))
     }
 
     /// Accepts nothing more, answers those who wait for news, lets other requests end, and closes the registry.
@@ -277,6 +276,32 @@ impl Api {
 impl Drop for Api {
     fn drop(&mut self) {
         self.cancel.cancel();
+    }
+}
+
+/// The nodes that the API knows.
+#[derive(Clone)]
+pub(crate) struct Directory(Arc<Shared>);
+
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Directory")
+    }
+}
+
+impl Directory {
+    /// Every node that is not forgotten, in the order of their ids.
+    ///
+    /// # Errors
+    /// Why the registry cannot be used, as an operator should read it.
+    pub(crate) async fn nodes(&self) -> Result<Vec<NodeRow>, String> {
+        let opened = self.0.opened().await.map_err(|error| match error {
+            ApiError::Unavailable { cause, .. } => cause,
+            other => other.to_string(),
+        })?;
+        tokio::task::spawn_blocking(move || opened.registry.nodes().iter().map(NodeRow::from).collect())
+            .await
+            .map_err(|error| error.to_string())
     }
 }
 

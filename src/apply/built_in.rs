@@ -1,8 +1,9 @@
-//! What the daemon serves itself: the mesh, the VPC API and the metrics, changed in place and all or nothing.
+//! What the daemon serves itself: the mesh, the VPC API, the metrics and the status page, changed in place and all or nothing.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use axum::Router;
 use tokio::sync::watch;
 
 use super::real::Own;
@@ -12,8 +13,12 @@ use crate::listen::{Listeners, Site};
 use crate::mesh::{Mesh, MeshSettings};
 use crate::metrics::{self, ApiSide, Gather};
 use crate::names::BackendName;
+use crate::page::{self, Page};
 use crate::paths::StateDir;
 use crate::spec::AllowedApps;
+
+/// Connections of a listener for whoever looks at this machine: more than there are; others wait.
+const MOST_WATCHERS: usize = 64;
 
 /// Who may call which backend.
 pub type Backends = BTreeMap<BackendName, AllowedApps>;
@@ -22,8 +27,9 @@ pub type Backends = BTreeMap<BackendName, AllowedApps>;
 pub(super) struct BuiltIn {
     mesh: Mesh,
     api: Option<Api>,
-    metrics: Option<Listeners>,
     gather: Gather,
+    metrics: Optional,
+    page: (Page, Optional),
     /// What is to be so once everything is proven; until then more is served than this.
     goal: ListenerSettings,
 }
@@ -47,35 +53,31 @@ impl BuiltIn {
                 return Err(error.to_string());
             }
         };
+        let gather = Gather::new(own.sources.clone(), mesh.tallies());
+        let page = Page::new(gather.clone(), state.clone());
         let mut open = Self {
-            gather: Gather::new(own.sources.clone(), mesh.tallies()),
+            metrics: Optional::new(metrics::KEY, metrics::router(gather.clone())),
+            page: (page.clone(), Optional::new(page::KEY, page.router())),
+            gather,
             mesh,
             api,
-            metrics: None,
             goal: settings.clone(),
         };
         open.tell_of_api();
-        if let Err(error) = open.open_metrics(settings.metrics).await {
+        if let Err(error) = open.open_optional(settings).await {
             open.close().await;
             return Err(error);
         }
         Ok(open)
     }
 
-    /// A listener that is no longer wanted is left to [`BuiltIn::settle`].
-    async fn open_metrics(&mut self, wanted: Option<SocketAddr>) -> Result<(), String> {
-        let Some(addr) = wanted else { return Ok(()) };
-        match &mut self.metrics {
-            Some(open) if open.addr() == addr => {}
-            Some(open) => open.move_to(addr).await.map_err(|error| error.to_string())?,
-            None => {
-                let site = Site {
-                    key: metrics::KEY,
-                    most: metrics::MAX_CONNECTIONS,
-                    router: metrics::router(self.gather.clone()),
-                };
-                self.metrics = Some(Listeners::start(addr, site).map_err(|error| error.to_string())?);
-            }
+    /// What only some want. A listener that is no longer wanted is left to [`BuiltIn::settle`].
+    async fn open_optional(&mut self, settings: &ListenerSettings) -> Result<(), String> {
+        self.metrics.open(settings.metrics).await?;
+        let (page, listener) = &mut self.page;
+        if let Some(wanted) = &settings.page {
+            listener.open(Some(wanted.listen)).await?;
+            page.answer_to(wanted.names.clone());
         }
         Ok(())
     }
@@ -85,6 +87,7 @@ impl BuiltIn {
         self.gather.set_api(self.api.as_ref().map(|api| ApiSide {
             requests: api.requests(),
             status: api.status(),
+            directory: api.directory(),
         }));
     }
 
@@ -116,7 +119,7 @@ impl BuiltIn {
             }
             self.tell_of_api();
         }
-        self.open_metrics(settings.metrics).await?;
+        self.open_optional(settings).await?;
         // Until it has reloaded, and afterwards for requests on connections that an old worker had accepted, nginx asks
         // by the old names: a backend that goes is known until the next change. Nobody else asks.
         let both = with_former(settings, self.goal.mesh.backends.clone());
@@ -145,14 +148,8 @@ impl BuiltIn {
             }
             (_, None) => {}
         }
-        match (self.goal.metrics.is_some(), self.metrics.take()) {
-            (true, Some(mut metrics)) => {
-                metrics.retire();
-                self.metrics = Some(metrics);
-            }
-            (false, Some(mut metrics)) => metrics.close().await,
-            (_, None) => {}
-        }
+        self.metrics.settle(self.goal.metrics.is_some()).await;
+        self.page.1.settle(self.goal.page.is_some()).await;
     }
 
     /// Drains and closes everything.
@@ -163,12 +160,49 @@ impl BuiltIn {
                 api.shutdown().await;
             }
         };
-        let metrics = async {
-            if let Some(mut metrics) = self.metrics {
-                metrics.close().await;
+        let (mut metrics, (_, mut page)) = (self.metrics, self.page);
+        tokio::join!(
+            self.mesh.shutdown(),
+            api,
+            metrics.settle(false),
+            page.settle(false)
+        );
+    }
+}
+
+/// A listener that is there only where it is wanted, for whoever looks at this machine.
+struct Optional {
+    site: Site,
+    open: Option<Listeners>,
+}
+
+impl Optional {
+    fn new(key: &'static str, router: Router) -> Self {
+        let most = MOST_WATCHERS;
+        let site = Site { key, most, router };
+        Self { site, open: None }
+    }
+
+    /// Opens it or moves it; that it is not wanted is heeded by [`Optional::settle`].
+    async fn open(&mut self, wanted: Option<SocketAddr>) -> Result<(), String> {
+        let Some(addr) = wanted else { return Ok(()) };
+        match &mut self.open {
+            Some(open) if open.addr() == addr => Ok(()),
+            Some(open) => open.move_to(addr).await,
+            None => Listeners::start(addr, self.site.clone()).map(|open| self.open = Some(open)),
+        }
+        .map_err(|error| error.to_string())
+    }
+
+    async fn settle(&mut self, wanted: bool) {
+        match (wanted, &mut self.open) {
+            (true, Some(open)) => open.retire(),
+            (false, Some(open)) => {
+                open.close().await;
+                self.open = None;
             }
-        };
-        tokio::join!(self.mesh.shutdown(), api, metrics);
+            (_, None) => {}
+        }
     }
 }
 

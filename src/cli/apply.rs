@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::{Context, block_on, out};
+use super::{Context, block_on, out, progress};
 use crate::apply::{self, Left, Order, Real};
 use crate::desired::{Templates, desired};
 use crate::facts;
@@ -29,7 +29,9 @@ pub(super) fn apply(context: &Context, args: &Args) -> anyhow::Result<ExitCode> 
     // The daemon reads the same file, but a message about it is better here, where it was asked for.
     context.load()?;
     let answer = block_on(async {
-        match Daemon(&context.state).apply(args.confirm).await {
+        let daemon = Daemon(&context.state);
+        let applying = progress::during("making it live", daemon.apply(args.confirm));
+        match applying.await? {
             Ok(answer) => Ok(answer),
             Err(AskError::NotRunning(_)) if args.confirm.is_none() => alone(context).await,
             Err(error) => Err(error.into()),
@@ -75,7 +77,8 @@ async fn alone(context: &Context) -> anyhow::Result<Answer> {
             state.root().display()
         );
     }
-    let seen = facts::first(&spec, state, spec.dstack.agent_timeout).await;
+    let asking = facts::first(&spec, state, spec.dstack.agent_timeout);
+    let seen = progress::during("asking the guest agent", asking).await?;
     let desired = desired(
         &spec,
         &seen.facts,
@@ -92,28 +95,27 @@ async fn alone(context: &Context) -> anyhow::Result<Answer> {
         again: None,
         probe_timeout: spec.reconcile.probe_timeout,
     };
-    Ok(
-        match apply::apply(&machine, state, &desired, &present, &plan, &order).await {
-            Ok(applied) => Answer {
-                live: applied.proven,
-                changed: applied.changed,
-                generation: Some(applied.generation),
-                message: format!("generation {} is live", applied.generation),
-            },
-            Err(error) => Answer {
-                live: false,
-                changed: false,
-                generation: present.generation,
-                message: match error.left {
-                    Left::Untouched => format!("{}\nnothing was changed", error.failure),
-                    Left::RolledBackTo(number) => {
-                        format!("{}\nrolled back: generation {number} serves again", error.failure)
-                    }
-                    Left::Unproven(why) => format!("{}\n{why}", error.failure),
-                },
+    let applying = apply::apply(&machine, state, &desired, &present, &plan, &order);
+    Ok(match progress::during("making it live", applying).await? {
+        Ok(applied) => Answer {
+            live: applied.proven,
+            changed: applied.changed,
+            generation: Some(applied.generation),
+            message: format!("generation {} is live", applied.generation),
+        },
+        Err(error) => Answer {
+            live: false,
+            changed: false,
+            generation: present.generation,
+            message: match error.left {
+                Left::Untouched => format!("{}\nnothing was changed", error.failure),
+                Left::RolledBackTo(number) => {
+                    format!("{}\nrolled back: generation {number} serves again", error.failure)
+                }
+                Left::Unproven(why) => format!("{}\n{why}", error.failure),
             },
         },
-    )
+    })
 }
 
 /// The built-in templates, with the overrides that lie beside the configuration.

@@ -14,11 +14,13 @@ mod limits;
 mod nodes;
 mod out;
 mod plan;
+mod progress;
 mod render;
 mod renew;
 mod rollback;
 mod run;
 pub mod schema;
+mod screen;
 mod status;
 mod up;
 mod vpn_status;
@@ -39,6 +41,8 @@ const CONFIG: &str = "/etc/dstack-vpc/vpc.toml";
 const STATE_DIR: &str = "/var/lib/dstack-vpc";
 /// What a shell calls the end of a program by SIGPIPE.
 const READER_GONE: u8 = 141;
+/// And by SIGINT.
+const INTERRUPTED: u8 = 130;
 
 /// One vpc.toml, reconciled into a mesh, a VPN and an API for Confidential VMs.
 #[derive(Debug, Parser)]
@@ -86,7 +90,7 @@ enum Command {
     Check(check::Args),
     /// Each effective value and where it comes from
     Explain(explain::Args),
-    /// What the daemon says of itself
+    /// What the daemon says of itself, what is wrong first: exit 0 all is well, 1 something is not
     Status(status::Args),
     /// The nodes that this server knows, as a table
     Nodes(nodes::Args),
@@ -145,9 +149,14 @@ pub fn main() -> ExitCode {
             out::print(String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
     };
-    result.unwrap_or_else(|error| match error.is::<out::ReaderGone>() {
-        true => ExitCode::from(READER_GONE),
-        false => fail(&chain(&error)),
+    result.unwrap_or_else(|error| {
+        if error.is::<out::ReaderGone>() {
+            ExitCode::from(READER_GONE)
+        } else if error.is::<out::Interrupted>() {
+            ExitCode::from(INTERRUPTED)
+        } else {
+            fail(&chain(&error))
+        }
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{Context, apply, block_on};
+use super::{Context, apply, block_on, progress};
 use crate::reconcile::control::Daemon;
 
 #[derive(Debug, clap::Args)]
@@ -15,6 +15,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn rollback(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    let answer = block_on(Daemon(&context.state).rollback(args.generation))??;
+    let daemon = Daemon(&context.state);
+    let going = progress::during("going back", daemon.rollback(args.generation));
+    let answer = block_on(going)???;
     apply::say(&answer, args.json)
 }

@@ -2,21 +2,29 @@
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 
+use super::out::{Interrupted, Room, clipped, obeys, wrapped};
+use super::screen::Screen;
 use super::{Context, block_on, out, vpn_status};
-use crate::reconcile::control::Daemon;
-use crate::reconcile::status::{Condition, ConditionKind, Status, Truth};
+use crate::reconcile::control::{AskError, Daemon};
+use crate::reconcile::status::{Condition, Event, Status, Truth, Verdict};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
-    /// Go on printing as it changes, until Ctrl-C
-    #[arg(long)]
+    /// Say everything, also what does not fit onto the screen
+    #[arg(short, long)]
+    verbose: bool,
+    /// Go on as it changes, until Ctrl-C: in place on a terminal, else one after the other
+    #[arg(short, long)]
     watch: bool,
 }
 
@@ -24,91 +32,198 @@ pub(super) struct Args {
 pub(super) fn status(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     block_on(async {
         let daemon = Daemon(&context.state);
-        let mut status = daemon.status().await?;
-        show(&status, args)?;
-        if args.watch {
-            loop {
-                let next = daemon.next_status().await?;
-                if next != status {
-                    status = next;
-                    show(&status, args)?;
-                }
+        let status = daemon.status().await?;
+        match args.watch {
+            true if !args.json && Room::on_terminal().is_some() && obeys() => {
+                live(&daemon, status, args).await
+            }
+            true => repeated(&daemon, status, args).await,
+            false => {
+                show(&status, args)?;
+                Ok(match status.verdict() {
+                    Verdict::Ready => ExitCode::SUCCESS,
+                    Verdict::Starting | Verdict::Degraded | Verdict::NotReady => ExitCode::FAILURE,
+                })
             }
         }
-        let fine = status
-            .condition(ConditionKind::Degraded)
-            .is_some_and(|condition| condition.status == Truth::False);
-        Ok(if fine {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
     })?
 }
 
 fn show(status: &Status, args: &Args) -> anyhow::Result<()> {
     match (args.json, args.watch) {
         // One object a line can be read while it goes on.
-        (true, true) => out::line(serde_json::to_string(status)?)?,
-        (true, false) => out::line(serde_json::to_string_pretty(status)?)?,
-        (false, watch) => {
-            if watch {
-                out::print("\x1b[H\x1b[2J")?;
-            }
-            out::print(text(status))?;
+        (true, true) => out::line(serde_json::to_string(status)?),
+        (true, false) => out::line(serde_json::to_string_pretty(status)?),
+        (false, _) => {
+            // The prompt needs a row, too.
+            let room = Room::on_terminal().map(|room| Room {
+                rows: room.rows.saturating_sub(1),
+                ..room
+            });
+            out::print(text(status, args.verbose, room, Timestamp::now()))
         }
     }
-    Ok(())
+}
+
+/// For a file or another program: each news behind the last.
+async fn repeated(daemon: &Daemon<'_>, mut status: Status, args: &Args) -> anyhow::Result<ExitCode> {
+    loop {
+        show(&status, args)?;
+        if !args.json {
+            out::line("")?;
+        }
+        let before = status;
+        status = loop {
+            let next = daemon.next_status().await?;
+            if next != before {
+                break next;
+            }
+        };
+    }
+}
+
+/// For a person at a terminal. A daemon that goes away may come back.
+async fn live(daemon: &Daemon<'_>, status: Status, args: &Args) -> anyhow::Result<ExitCode> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut hung_up = signal(SignalKind::hangup())?;
+    let mut resized = signal(SignalKind::window_change())?;
+    let screen = Screen::open()?;
+    let mut now = Ok(status);
+    let mut next = Box::pin(daemon.next_status());
+    loop {
+        let room = Room::on_terminal().unwrap_or(Room::USUAL);
+        screen.draw(&picture(&now, args.verbose, room), &room)?;
+        tokio::select! {
+            _ = interrupted.recv() => return Err(Interrupted.into()),
+            _ = terminated.recv() => return Err(Interrupted.into()),
+            _ = hung_up.recv() => return Err(Interrupted.into()),
+            _ = resized.recv() => {}
+            // Times run on while nothing happens.
+            () = sleep(Duration::from_secs(1)) => {}
+            news = &mut next => {
+                if news.is_err() {
+                    sleep(Duration::from_millis(200)).await;
+                }
+                next = Box::pin(daemon.next_status());
+                now = news;
+            }
+        }
+    }
+}
+
+fn picture(now: &Result<Status, AskError>, verbose: bool, room: Room) -> String {
+    match now {
+        Ok(status) => text(status, verbose, Some(room), Timestamp::now()),
+        Err(error) => format!(
+            "{BAD}no answer{BAD:#}: {error}\n\nIt is asked again until it answers, or until Ctrl-C.\n"
+        ),
+    }
 }
 
 pub(super) const GOOD: Style = AnsiColor::Green.on_default();
 pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 const FAINT: Style = Style::new().dimmed();
 
-fn text(status: &Status) -> String {
-    let mut out = String::new();
-    let _ = write_text(&mut out, status);
-    out
-}
+/// Where there is no terminal, lines are as long as they are.
+const ANY_WIDTH: usize = usize::MAX;
+/// Lines of what is wrong first.
+const FIRST: usize = 8;
+/// Events of the history, and how many of them there is always room for.
+const EVENTS: usize = 5;
+const LAST_EVENTS: usize = 2;
 
-fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
-    let find = |kind| status.condition(kind);
-    match find(ConditionKind::Ready) {
-        Some(ready) if ready.status != Truth::Unknown => {
-            let degraded = find(ConditionKind::Degraded).filter(|condition| condition.holds());
-            match (ready.holds(), degraded) {
-                (true, None) => writeln!(out, "{GOOD}ready{GOOD:#}: {}", ready.message)?,
-                (true, Some(wrong)) => {
-                    writeln!(
-                        out,
-                        "{BAD}degraded{BAD:#}: it serves, but not everything is as it should be"
-                    )?;
-                    indent(out, &wrong.message)?;
-                }
-                (false, wrong) => {
-                    writeln!(out, "{BAD}not ready{BAD:#}")?;
-                    indent(out, wrong.map_or(&ready.message, |wrong| &wrong.message))?;
-                }
+/// As much as there is room for, or all of it.
+fn text(status: &Status, verbose: bool, room: Option<Room>, now: Timestamp) -> String {
+    let width = room.map_or(ANY_WIDTH, |room| room.width);
+    let mut text = String::new();
+    if verbose {
+        let _ = whole(&mut text, status, width, now);
+        return text;
+    }
+    let rows = room.unwrap_or(Room::USUAL).rows;
+    let mut lines = verdict(status, width);
+    lines.push(String::new());
+    let left = rows.saturating_sub(lines.len());
+    let history = status.history.len().min(EVENTS);
+    let mut facts = String::new();
+    let _ = brief(&mut facts, status, 0, now);
+    let spare = left.saturating_sub(facts.lines().count() + 1 + history.min(LAST_EVENTS));
+    if spare > 0 {
+        facts.clear();
+        let _ = brief(&mut facts, status, spare, now);
+    }
+    let facts: Vec<_> = facts.lines().map(str::to_owned).collect();
+    match facts.len() > left {
+        true => {
+            lines.extend(facts.into_iter().take(left.saturating_sub(1)));
+            lines.push(format!(
+                "  {FAINT}`dstack-vpc status --verbose` says the rest{FAINT:#}"
+            ));
+        }
+        false => {
+            let events = left.saturating_sub(facts.len() + 1).min(history);
+            lines.extend(facts);
+            if events > 0 {
+                lines.push(String::new());
+                lines.extend(status.history.iter().rev().take(events).map(event));
             }
         }
-        _ => writeln!(out, "{BAD}starting{BAD:#}: the first reconcile has not ended")?,
     }
-    writeln!(out)?;
+    for line in lines {
+        text += &clipped(&line, width);
+        text.push('\n');
+    }
+    text
+}
+
+/// In one word how it is, and behind it the first thing that is wrong.
+fn verdict(status: &Status, width: usize) -> Vec<String> {
+    let (word, style, but) = match status.verdict() {
+        Verdict::Ready => ("ready", GOOD, ""),
+        Verdict::Starting => ("starting", BAD, ""),
+        Verdict::Degraded => ("degraded", BAD, ", but it serves"),
+        Verdict::NotReady => ("not ready", BAD, ""),
+    };
+    let fine = match status.verdict() {
+        Verdict::Ready => "everything is as it should be",
+        _ => "the first reconcile has not ended",
+    };
+    let first = status.problems.first().map_or(fine, String::as_str);
+    // What has lines of its own, as the words of a checker, keeps them.
+    let text = match first.contains('\n') {
+        true => format!("{word}{but}:\n{first}"),
+        false => wrapped(&format!("{word}{but}: {first}"), 2, width)
+            .trim_start()
+            .to_owned(),
+    };
+    let text = text.replacen(word, &format!("{style}{word}{style:#}"), 1);
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    if lines.len() > FIRST {
+        lines.truncate(FIRST - 1);
+        lines.push("  …".to_owned());
+    }
+    for other in status.problems.iter().skip(1).take(2) {
+        let first = other.lines().next().unwrap_or_default();
+        lines.push(format!("  also: {first}"));
+    }
+    if let more @ 1.. = status.problems.len().saturating_sub(3) {
+        lines.push(format!("  and {more} more"));
+    }
+    lines
+}
+
+/// What stands in every status; `peers` lines of them where there is a VPN.
+fn brief(out: &mut String, status: &Status, peers: usize, now: Timestamp) -> std::fmt::Result {
     let generation = status
         .generation
         .map_or_else(|| "none".to_owned(), |number| number.to_string());
-    row(
-        out,
-        "generation",
-        &format!(
-            "{generation}{}",
-            if status.owed { " (not proven yet)" } else { "" }
-        ),
-    )?;
+    let owed = if status.owed { " (not proven yet)" } else { "" };
+    row(out, "generation", &format!("{generation}{owed}"))?;
     if let Some(unconfirmed) = &status.rollout.unconfirmed {
         let message = format!(
             "wants `dstack-vpc confirm` within {}, else generation {} serves again",
-            in_seconds(unconfirmed.until),
+            in_seconds(unconfirmed.until, now),
             unconfirmed.back_to
         );
         row(out, "unconfirmed", &message)?;
@@ -121,17 +236,55 @@ fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
     row(out, "config", &format!("{}{pending}", status.config.source))?;
     if let Some(identity) = &status.identity {
         row(out, "app id", identity.app_id.as_deref().unwrap_or("none"))?;
-        row(out, "certificate", &format!("until {}", identity.not_after))?;
+        row(
+            out,
+            "certificate",
+            &format!("until {}", identity.not_after.strftime("%Y-%m-%d %H:%M:%S UTC")),
+        )?;
     }
     for fact in status.facts.iter().filter(|fact| fact.key == "gateway") {
         row(out, "gateway", &format!("{} ({})", fact.value, fact.source))?;
     }
     if let Some(node) = &status.node {
-        vpn_status::node(out, node, Timestamp::now())?;
+        vpn_status::node(out, node, peers, now)?;
     }
     if let Some(api) = &status.api {
         vpn_status::server(out, api)?;
     }
+    if !status.services.is_empty() {
+        let all = status.services.iter();
+        let all: Vec<_> = all
+            .map(|(name, service)| format!("{name} {}", service.state))
+            .collect();
+        row(out, "programs", &all.join(", "))?;
+    }
+    for owed in &status.owed_actions {
+        row(out, "owed", owed)?;
+    }
+    if let Some(retry) = status.next_retry {
+        row(out, "next retry", &format!("in {}", in_seconds(retry, now)))?;
+    }
+    for note in &status.notes {
+        row(out, "note", note)?;
+    }
+    Ok(())
+}
+
+/// Everything, however long it gets.
+fn whole(out: &mut String, status: &Status, width: usize, now: Timestamp) -> std::fmt::Result {
+    match status.problems.as_slice() {
+        [] => verdict(status, width)
+            .iter()
+            .try_for_each(|line| writeln!(out, "{line}"))?,
+        problems => {
+            writeln!(out, "{BAD}{}{BAD:#}", status.verdict().word())?;
+            for line in problems.iter().flat_map(|problem| problem.lines()) {
+                writeln!(out, "  {line}")?;
+            }
+        }
+    }
+    writeln!(out)?;
+    brief(out, status, ALL_PEERS, now)?;
     for (name, service) in &status.services {
         let pid = service.pid.map(|pid| format!(" pid {pid}")).unwrap_or_default();
         row(out, name, &format!("{}{pid}", service.state))?;
@@ -139,33 +292,24 @@ fn write_text(out: &mut String, status: &Status) -> std::fmt::Result {
     for condition in &status.conditions {
         row(out, &format!("{:?}", condition.kind), &condition_text(condition))?;
     }
-    for owed in &status.owed_actions {
-        row(out, "owed", owed)?;
-    }
-    if let Some(retry) = status.next_retry {
-        row(out, "next retry", &format!("in {}", in_seconds(retry)))?;
-    }
-    for note in &status.notes {
-        row(out, "note", note)?;
-    }
     if !status.history.is_empty() {
         writeln!(out)?;
-        for event in status.history.iter().rev().take(5) {
-            let time = event.at.strftime("%H:%M:%S");
-            let first = event.detail.lines().next().unwrap_or_default();
-            writeln!(
-                out,
-                "{FAINT}{time}{FAINT:#} {}: {}",
-                event.outcome,
-                short(first, 60)
-            )?;
-        }
+        let newest = status.history.iter().rev().take(EVENTS);
+        newest.map(event).try_for_each(|line| writeln!(out, "{line}"))?;
     }
     Ok(())
 }
 
-fn in_seconds(at: Timestamp) -> String {
-    let seconds = (at - Timestamp::now()).total(jiff::Unit::Second);
+const ALL_PEERS: usize = usize::MAX;
+
+fn event(event: &Event) -> String {
+    let time = event.at.strftime("%H:%M:%S");
+    let first = event.detail.lines().next().unwrap_or_default();
+    format!("{FAINT}{time}{FAINT:#} {}: {first}", event.outcome)
+}
+
+fn in_seconds(at: Timestamp, now: Timestamp) -> String {
+    let seconds = (at - now).total(jiff::Unit::Second);
     format!("{}s", seconds.map_or(0.0, f64::ceil).max(0.0))
 }
 
@@ -186,13 +330,134 @@ pub(super) fn row(out: &mut String, name: &str, value: &str) -> std::fmt::Result
     writeln!(out, "  {FAINT}{name:<16}{FAINT:#} {value}")
 }
 
-fn indent(out: &mut String, text: &str) -> std::fmt::Result {
-    text.lines().try_for_each(|line| writeln!(out, "  {line}"))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::ApiStatus;
+    use crate::node::{NodeStatus, Path, Peer, Step};
+    use crate::reconcile::status::{ConditionKind, ServiceStatus};
 
-fn short(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
+    fn now() -> Timestamp {
+        "2026-11-22T12:00:00Z".parse().unwrap()
+    }
+
+    fn plain(status: &Status, room: Option<Room>) -> String {
+        let text = text(status, false, room, now());
+        anstream::adapter::strip_str(&text).to_string()
+    }
+
+    /// A server and node with as much to tell as there can be.
+    fn crowded() -> Status {
+        let event = |number: u8| Event {
+            at: now(),
+            generation: Some(number.into()),
+            outcome: "live".to_owned(),
+            cause: "a file changed".to_owned(),
+            detail: format!(
+                "nginx/nginx.conf; nginx: reload (backends changed, for the time {number}), and more"
+            ),
+            stage_ms: 1,
+            act_ms: 1,
+        };
+        let peer = |number: u8| Peer {
+            name: format!("db-{number}"),
+            address: Some([100, 64, 0, number].into()),
+            online: true,
+            path: Path::Idle,
+        };
+        let up = ServiceStatus {
+            state: "up".to_owned(),
+            pid: Some(12),
+            detail: String::new(),
+        };
+        let names = ["dstack-vpc", "headscale", "nginx", "tailscaled"];
+        let mut status = Status {
+            role: "server+node".to_owned(),
+            generation: Some(7),
+            node: Some(NodeStatus {
+                step: Step::Joined,
+                address: Some([100, 64, 0, 9].into()),
+                peers: (1..40).map(peer).collect(),
+                ..NodeStatus::default()
+            }),
+            api: Some(ApiStatus { nodes: 40, present: 39, ..ApiStatus::default() }),
+            services: names.map(|name| (name.to_owned(), up.clone())).into(),
+            history: (1..9).map(event).collect(),
+            problems: vec![
+                "nginx does not start, and supervisord has given it up (Exited too quickly): its log says why, and \
+                 `dstack-vpc doctor` may know the cause"
+                    .to_owned(),
+                "the VPC server did not answer".to_owned(),
+            ],
+            ..Status::default()
+        };
+        status.config.source =
+            "/etc/dstack-vpc/a/long/way/down/to/where/nobody/would/look/for/it/vpc.toml".to_owned();
+        status.set(ConditionKind::Ready, false, "NotServing", "");
+        status.set(ConditionKind::Degraded, true, "SeeMessage", "");
+        status
+    }
+
+    #[test]
+    fn it_fits_any_screen_and_says_what_is_wrong_first() {
+        let mut status = crowded();
+        for (width, rows) in [(80, 23), (80, 24), (120, 40), (60, 16), (200, 100)] {
+            let text = plain(&status, Some(Room { width, rows }));
+            assert!(text.starts_with("not ready: nginx does not start"), "{text}");
+            assert!(text.lines().count() <= rows, "{rows}:\n{text}");
+            assert!(
+                text.lines().all(|line| line.chars().count() <= width),
+                "{width}:\n{text}"
+            );
+        }
+        insta::assert_snapshot!(plain(&status, Some(Room { width: 80, rows: 23 })), @r"
+        not ready: nginx does not start, and supervisord has given it up (Exited too
+          quickly): its log says why, and `dstack-vpc doctor` may know the cause
+          also: the VPC server did not answer
+
+          generation       7
+          role             server+node
+          config           /etc/dstack-vpc/a/long/way/down/to/where/nobody/would/look/f…
+          vpn              joined
+          vpn address      100.64.0.9, no name yet
+          peers            39 of 39 online
+                           db-1             100.64.0.1      idle
+                           db-2             100.64.0.2      idle
+                           db-3             100.64.0.3      idle
+                           db-4             100.64.0.4      idle
+                           db-5             100.64.0.5      idle
+                           db-6             100.64.0.6      idle
+                           and 33 more
+          vpc api          nodes can register and be found
+          nodes            40, 39 present
+          programs         dstack-vpc up, headscale up, nginx up, tailscaled up
+
+        12:00:00 live: nginx/nginx.conf; nginx: reload (backends changed, for the time …
+        12:00:00 live: nginx/nginx.conf; nginx: reload (backends changed, for the time …
+        ");
+
+        // The words of a checker may be long.
+        let words: Vec<_> = (0..50).map(|line| format!("  line {line}")).collect();
+        status.problems[0] = words.join("\n");
+        let text = plain(&status, Some(Room { width: 80, rows: 23 }));
+        assert!(text.starts_with("not ready:\n  line 0\n"), "{text}");
+        assert!(
+            text.lines().count() <= 23 && text.contains("also: the VPC server"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_machine_that_is_well_says_so() {
+        let mut status = crowded();
+        status.problems.clear();
+        status.set(ConditionKind::Ready, true, "Serving", "");
+        status.set(ConditionKind::Degraded, false, "AsConfigured", "");
+        let first = |status: &Status| plain(status, None).lines().next().unwrap_or_default().to_owned();
+        assert_eq!(first(&status), "ready: everything is as it should be");
+        assert_eq!(
+            first(&Status::default()),
+            "starting: the first reconcile has not ended"
+        );
     }
 }

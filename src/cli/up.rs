@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use super::limits::open_files;
-use super::{Context, block_on};
+use super::{Context, block_on, progress};
 use crate::apply::{self, Order, Real, generation};
 use crate::desired::desired;
 use crate::facts::{self, Observed};
@@ -34,7 +34,9 @@ pub(super) fn up(context: &Context) -> anyhow::Result<ExitCode> {
     open_files();
     let conf = context.state.current().join("supervisor/supervisord.conf");
     tracing::info!("handing over to {}", supervisord.display());
+    // The daemon's words go through supervisord, and still end at the same place.
     let error = Command::new(&supervisord)
+        .envs(log::at_terminal().then_some((log::TERMINAL, "1")))
         .arg("--nodaemon")
         .arg("--configuration")
         .arg(&conf)
@@ -83,7 +85,9 @@ async fn first(context: &Context) -> anyhow::Result<std::path::PathBuf> {
     };
     let spec = wish.spec();
     tracing::info!("looking for the guest agent");
-    let seen = facts::first(&Arc::new(spec.clone()), state, AGENT_WAIT).await;
+    let spec_now = Arc::new(spec.clone());
+    let asking = facts::first(&spec_now, state, AGENT_WAIT);
+    let seen = progress::during("waiting for the guest agent", asking).await?;
     let programs = &seen.facts.programs;
     let Some(supervisord) = programs.supervisord.as_ref().map(|fact| fact.value.path.clone()) else {
         bail!(
@@ -97,7 +101,8 @@ async fn first(context: &Context) -> anyhow::Result<std::path::PathBuf> {
             spec.nginx.program.display()
         );
     }
-    if let Err(error) = reconcile(context, &machine, &wish, &rollout, &seen).await {
+    let rendering = reconcile(context, &machine, &wish, &rollout, &seen);
+    if let Err(error) = progress::during("rendering and checking", rendering).await? {
         let Some(number) = served_before else {
             return Err(error);
         };

@@ -12,11 +12,8 @@ const WIDTH: usize = 80;
 /// Where the values of `status` begin.
 const VALUES: usize = 19;
 
-/// More are counted.
-const PEERS: usize = 8;
-
-/// This machine as a node.
-pub(super) fn node(out: &mut String, node: &NodeStatus, now: Timestamp) -> std::fmt::Result {
+/// This machine as a node, with `most` lines for its peers.
+pub(super) fn node(out: &mut String, node: &NodeStatus, most: usize, now: Timestamp) -> std::fmt::Result {
     let step = node.step.words();
     match (&node.problem, node.step) {
         (None, Step::Joined) => row(out, "vpn", &format!("{GOOD}joined{GOOD:#}{}", since(node, now)))?,
@@ -44,12 +41,18 @@ pub(super) fn node(out: &mut String, node: &NodeStatus, now: Timestamp) -> std::
     row(out, "peers", &format!("{online} of {} online", node.peers.len()))?;
     // Those that can be reached first; both parts in the order of their names.
     let (there, away): (Vec<_>, Vec<_>) = node.peers.iter().partition(|peer| peer.online);
-    for peer in there.iter().chain(&away).take(PEERS) {
+    // The last line may have to count those that have none.
+    let shown = if node.peers.len() > most {
+        most.saturating_sub(1)
+    } else {
+        most
+    };
+    for peer in there.iter().chain(&away).take(shown) {
         row(out, "", &path(peer))?;
     }
-    match node.peers.len().saturating_sub(PEERS) {
-        0 => Ok(()),
-        more => row(out, "", &format!("and {more} more")),
+    match node.peers.len().saturating_sub(shown) {
+        more @ 1.. if most > 0 => row(out, "", &format!("and {more} more")),
+        _ => Ok(()),
     }
 }
 
@@ -126,7 +129,7 @@ mod tests {
             peers,
             ..NodeStatus::default()
         };
-        insta::assert_snapshot!(plain(|out| node(out, &joined, now)), @r"
+        insta::assert_snapshot!(plain(|out| node(out, &joined, 9, now)), @r"
         vpn              joined, for 2 h
         vpn address      100.128.0.9, web-1.dstack.internal
         announced        12s ago
@@ -153,7 +156,7 @@ mod tests {
             retry_at: Some(now + SignedDuration::from_millis(4200)),
             ..NodeStatus::default()
         };
-        insta::assert_snapshot!(plain(|out| node(out, &waits, now)), @r"
+        insta::assert_snapshot!(plain(|out| node(out, &waits, 9, now)), @r"
         vpn              registering with the VPC server, for 30s
                          the VPC server did not answer: the connection was refused by
                          the other side, and it is tried again

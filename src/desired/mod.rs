@@ -25,7 +25,9 @@ pub use self::templates::{RenderError, Templates};
 use crate::api::ApiSettings;
 use crate::facts::{Fact, Facts, Installed, Programs};
 use crate::mesh::MeshSettings;
+use crate::metrics;
 use crate::node::NodeSettings;
+use crate::page::{self, PageSettings};
 use crate::paths::StateDir;
 use crate::spec::{Front, Spec};
 
@@ -230,6 +232,8 @@ pub struct ListenerSettings {
     pub api: Option<ApiSettings>,
     /// Where Prometheus finds the metrics; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// The status page; `None`: there is none.
+    pub page: Option<PageSettings>,
 }
 
 impl ListenerSettings {
@@ -256,7 +260,8 @@ impl ListenerSettings {
             .map(|it| ("forwards.listen", it.listen));
         all.extend(forwards);
         all.extend(self.api.as_ref().map(|api| ("server.api_listen", api.listen)));
-        all.extend(self.metrics.map(|addr| ("metrics.listen", addr)));
+        all.extend(self.metrics.map(|addr| (metrics::KEY, addr)));
+        all.extend(self.page.as_ref().map(|page| (page::KEY, page.listen)));
         all
     }
 }

@@ -9,6 +9,7 @@ use crate::headscale::Access;
 use crate::mesh::{Forward, FrontSettings, Leads, MeshSettings, Route, Routes, TcpBackend};
 use crate::names::BackendName;
 use crate::node::{NodeSettings, SHARED_SPACE, Server};
+use crate::page::PageSettings;
 use crate::paths::StateDir;
 use crate::registry::RegistrySettings;
 use crate::spec::{AllowedApps, Front, Protocol, ServerAppId, Spec, Tun};
@@ -18,6 +19,10 @@ pub(super) fn listeners(spec: &Spec, facts: &Facts, state: &StateDir) -> Listene
         mesh: mesh(spec, facts, state),
         api: spec.role.server.then(|| api(spec, facts, state)),
         metrics: spec.metrics.listen,
+        page: spec.status.listen.map(|listen| PageSettings {
+            listen,
+            names: spec.status.names.clone(),
+        }),
     }
 }
 

@@ -27,6 +27,7 @@ fn listening(spec: &Spec) -> Vec<SocketAddr> {
         ours.extend([spec.server.api_listen, spec.server.headscale_listen]);
     }
     ours.extend(spec.metrics.listen);
+    ours.extend(spec.status.listen);
     ours.extend(spec.backends.iter().filter_map(|backend| backend.listen));
     ours.extend(spec.forwards.iter().map(|forward| forward.listen));
     ours

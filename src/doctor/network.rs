@@ -160,6 +160,8 @@ fn ports(patient: &Patient<'_>) -> Vec<Finding> {
     }
     let metrics = patient.spec.metrics.listen;
     listeners.extend(metrics.map(|addr| ("metrics.listen", addr, "dstack-vpc")));
+    let page = patient.spec.status.listen;
+    listeners.extend(page.map(|addr| ("status.listen", addr, "dstack-vpc")));
     let tcp = patient.spec.backends.iter().filter_map(|backend| backend.listen);
     listeners.extend(tcp.map(|addr| ("backends.listen", addr, "dstack-vpc")));
     let forwards = patient.spec.forwards.iter().map(|forward| forward.listen);

@@ -44,7 +44,7 @@ pub(crate) use listener::{Place, open};
 use listeners::Listeners;
 pub(crate) use outbound::without_identity;
 pub use streams::{Forward, TcpBackend};
-pub(crate) use tally::{Tallies, To};
+pub(crate) use tally::{CallsRead, Tallies, To};
 use worker::{Crew, Threads};
 
 /// Everything the listeners need besides the identity. Equal settings mean nothing to do.

@@ -13,7 +13,7 @@ use super::catalog;
 use super::cells::Histogram;
 use super::page::{Page, Value};
 use super::process::Process;
-use crate::api::{ApiStatus, Requests};
+use crate::api::{ApiStatus, Directory, Requests};
 use crate::facts::Observed;
 use crate::log;
 use crate::mesh::{Tallies, To};
@@ -34,13 +34,14 @@ pub struct Sources {
 pub(crate) struct ApiSide {
     pub(crate) requests: Arc<Requests>,
     pub(crate) status: watch::Receiver<ApiStatus>,
+    pub(crate) directory: Directory,
 }
 
 /// All of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Gather {
     sources: Sources,
-    mesh: Arc<Tallies>,
+    pub(crate) mesh: Arc<Tallies>,
     api: Arc<Mutex<Option<ApiSide>>>,
 }
 
@@ -54,14 +55,24 @@ impl Gather {
     pub(crate) fn set_api(&self, api: Option<ApiSide>) {
         *self.api.lock().unwrap_or_else(PoisonError::into_inner) = api;
     }
+
+    /// The API, while it is open.
+    pub(crate) fn api(&self) -> Option<ApiSide> {
+        self.api.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the daemon says of itself now.
+    pub(crate) fn status(&self) -> Status {
+        self.sources.status.borrow().clone()
+    }
 }
 
 impl Collector for Gather {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut page = Page(encoder);
         outbound(&mut page, &self.mesh)?;
-        let status = self.sources.status.borrow().clone();
-        inbound(&mut page, &self.mesh, &status, self.api.as_ref())?;
+        let status = self.status();
+        inbound(&mut page, &self.mesh, &status, self.api())?;
         streams(&mut page, &self.mesh)?;
         reconcile(&mut page, &status, &self.sources)?;
         process(&mut page, &status)
@@ -103,16 +114,10 @@ fn outbound(page: &mut Page<'_>, mesh: &Tallies) -> fmt::Result {
     page.family(&catalog::CLIENTS, clients)
 }
 
-fn inbound(
-    page: &mut Page<'_>,
-    mesh: &Tallies,
-    status: &Status,
-    api: &Mutex<Option<ApiSide>>,
-) -> fmt::Result {
+fn inbound(page: &mut Page<'_>, mesh: &Tallies, status: &Status, api: Option<ApiSide>) -> fmt::Result {
     let decisions = mesh.decisions().into_iter();
     let decisions = decisions.map(|((backend, outcome), n)| ([backend, outcome.to_owned()], Value::Count(n)));
     page.family(&catalog::DECISIONS, decisions)?;
-    let api = api.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(api) = api {
         let requests = api.requests.read().into_iter();
         let requests = requests.map(|((route, status), n)| ([route, status.to_string()], Value::Count(n)));

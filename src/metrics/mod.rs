@@ -13,4 +13,4 @@ mod serve;
 pub use catalog::reference;
 pub use gather::Sources;
 pub(crate) use gather::{ApiSide, Gather};
-pub(crate) use serve::{KEY, MAX_CONNECTIONS, router};
+pub(crate) use serve::{KEY, router};

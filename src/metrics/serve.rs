@@ -12,8 +12,6 @@ use super::page::Format;
 
 /// The key of `vpc.toml` that names the address.
 pub(crate) const KEY: &str = "metrics.listen";
-/// More than any number of Prometheus servers need; the others wait.
-pub(crate) const MAX_CONNECTIONS: usize = 64;
 
 pub(crate) fn router(gather: Gather) -> Router {
     Router::new().route("/metrics", get(metrics)).with_state(gather)

@@ -443,9 +443,12 @@ impl Owner {
             }
             if status.step != step || status.since.is_none() {
                 status.since = Some(Timestamp::now());
-                if step == Step::Joined {
-                    status.took = took.to_vec();
-                    tracing::info!(address = ?status.address, "this node is in the VPN");
+                match step {
+                    Step::Joined => {
+                        status.took = took.to_vec();
+                        tracing::info!(address = ?status.address, "this node is in the VPN");
+                    }
+                    step => tracing::info!("{}", step.words()),
                 }
             }
             status.step = step;

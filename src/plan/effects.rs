@@ -105,6 +105,10 @@ fn of_key(key: &str, old: &Spec, new: &Spec) -> Option<Effect> {
             "the metrics can be read at {} no longer",
             old.metrics.listen?
         )),
+        "status.listen" => breaks(format!(
+            "the status page can be seen at {} no longer",
+            old.status.listen?
+        )),
         "server.url" if server => new_url(),
         "server.headscale_listen" if server => match new.server.url {
             ServerUrl::Auto if old.server.headscale_listen.port() != new.server.headscale_listen.port() => {

@@ -7,13 +7,13 @@ pub(crate) mod fuzz;
 mod report;
 mod secrets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::desired::{Desired, ListenerSettings, Program, Reader};
 use crate::supervisor::State;
 pub use causes::{After, Before, Cause};
-pub(crate) use report::words;
-pub use report::{Report, report_schema};
+pub use report::{FileReport, Report, report_schema};
+pub(crate) use report::{differences, words};
 
 /// What is there now, as far as it could be seen.
 #[derive(Debug, Clone, Default)]
@@ -169,17 +169,7 @@ fn has_nginx(present: &Present) -> bool {
 
 /// The way back: from the generation that failed (`present`) to the files of an earlier one.
 pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
-    let paths: std::collections::BTreeSet<_> = present.files.keys().chain(good.keys()).collect();
-    let files: Vec<_> = paths
-        .into_iter()
-        .filter(|path| present.files.get(*path) != good.get(*path))
-        .map(|path| FileChange {
-            path: path.clone(),
-            reader: Reader::of(path),
-            before: present.files.get(path).cloned(),
-            after: good.get(path).cloned(),
-        })
-        .collect();
+    let files = changes(&present.files, good);
     let mut kinds = Vec::new();
     let (listeners, builtin) = match &present.listeners {
         Listeners::Open(before) => (true, before.mesh.front.is_some()),
@@ -224,6 +214,21 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
         actions,
         ..Plan::default()
     }
+}
+
+/// What differs between the files of two generations.
+fn changes(before: &BTreeMap<String, Vec<u8>>, after: &BTreeMap<String, Vec<u8>>) -> Vec<FileChange> {
+    let paths: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let changed = paths
+        .into_iter()
+        .filter(|path| before.get(*path) != after.get(*path));
+    let changes = changed.map(|path| FileChange {
+        path: path.clone(),
+        reader: Reader::of(path),
+        before: before.get(path).cloned(),
+        after: after.get(path).cloned(),
+    });
+    changes.collect()
 }
 
 /// What an unfinished journal asks for: whoever may not have heard of the files is told again.
@@ -414,6 +419,13 @@ fn listener_reason(before: &ListenerSettings, after: &ListenerSettings) -> Strin
         (None, Some(_)) => what.push("metrics are wanted"),
         (Some(_), None) => what.push("metrics are no longer wanted"),
         (Some(old), Some(new)) if old != new => what.push("metrics.listen moved"),
+        _ => {}
+    }
+    match (&before.page, &after.page) {
+        (None, Some(_)) => what.push("the status page is wanted"),
+        (Some(_), None) => what.push("the status page is no longer wanted"),
+        (Some(old), Some(new)) if old.listen != new.listen => what.push("status.listen moved"),
+        (Some(old), Some(new)) if old != new => what.push("status.names changed"),
         _ => {}
     }
     if old.access_log != new.access_log {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::secrets::hide;
-use super::{ActionKind, Cause, FileChange, Plan};
+use super::{ActionKind, Cause, FileChange, Plan, changes};
 use crate::desired::{EFFECTIVE, Program, Reader};
 
 /// What would be done and why, as `plan --json` prints it; the prose is made from this and nothing else. Secrets are not in it.
@@ -97,6 +97,14 @@ impl From<&Plan> for Report {
             notes: plan.missing.iter().chain(&plan.notes).cloned().collect(),
         }
     }
+}
+
+/// What differs between the files of two generations, by path; as in a plan, without secrets.
+pub(crate) fn differences(
+    before: &BTreeMap<String, Vec<u8>>,
+    after: &BTreeMap<String, Vec<u8>>,
+) -> Vec<FileReport> {
+    changes(before, after).iter().map(file).collect()
 }
 
 /// Where nginx.conf names itself.

@@ -107,7 +107,12 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         .as_ref()
         .filter(|node| node.in_vpn())
         .and_then(|node| node.problem.clone());
-    let wrong: Vec<String> = [Configured, IdentityValid, ServicesHealthy, VpnJoined, ApiServing]
+    // What serves goes on serving with a configuration that is refused; with none that serves there is nothing to wait for.
+    let order = match serves {
+        true => [IdentityValid, ServicesHealthy, VpnJoined, ApiServing, Configured],
+        false => [Configured, IdentityValid, ServicesHealthy, VpnJoined, ApiServing],
+    };
+    let wrong: Vec<String> = order
         .into_iter()
         .filter_map(|kind| {
             status
@@ -142,6 +147,7 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         true => status.set(Degraded, false, "AsConfigured", "everything is as it should be"),
         false => status.set(Degraded, true, "SeeMessage", wrong.join("\n")),
     }
+    status.problems = wrong;
 }
 
 fn node(status: &mut Status) {
@@ -179,6 +185,41 @@ pub(super) fn not_running(status: &mut Status, present: &Present) {
     if let Some((reason, message)) = unwell(present) {
         status.set(ServicesHealthy, false, reason, message.clone());
         status.set(Ready, false, "NotServing", message.clone());
-        status.set(Degraded, true, "SeeMessage", message);
+        status.set(Degraded, true, "SeeMessage", message.clone());
+        status.problems = vec![message];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::Observed;
+    use crate::reconcile::status::LastError;
+
+    #[test]
+    fn what_keeps_it_from_serving_is_told_before_what_is_only_refused() {
+        let first = |generation| {
+            let seen = Observed::default();
+            let round = Round::new("test", &seen, Some("a bad file".to_owned()));
+            let present = Present {
+                generation,
+                ..Present::default()
+            };
+            let at = Timestamp::UNIX_EPOCH;
+            let message = "a bad file".to_owned();
+            let mut status = Status {
+                last_error: Some(LastError { message, at }),
+                ..Status::default()
+            };
+            conditions(&mut status, &present, &round);
+            assert_eq!(status.problems.len(), 3, "{status:#?}");
+            let ready = status
+                .condition(ConditionKind::Ready)
+                .map(|ready| ready.message.clone());
+            assert_eq!(ready.as_ref(), status.problems.first());
+            status.problems.swap_remove(0)
+        };
+        assert_eq!(first(Some(1)), "waiting for the guest agent");
+        assert_eq!(first(None), "a bad file", "nothing can come of the rest");
     }
 }

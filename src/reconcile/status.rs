@@ -22,6 +22,9 @@ pub struct Status {
     /// Digest of the configuration text last read, and of the one that serves.
     pub config: ConfigStatus,
     pub conditions: Vec<Condition>,
+    /// What is wrong, in sentences: first what keeps this machine from serving, and the cause before what follows from it.
+    #[serde(default)]
+    pub problems: Vec<String>,
     pub services: BTreeMap<String, ServiceStatus>,
     pub identity: Option<IdentityStatus>,
     /// This machine in the VPN (node roles).
@@ -189,7 +192,43 @@ pub struct Event {
     pub act_ms: u64,
 }
 
+/// How the machine is, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The first reconcile has not ended.
+    Starting,
+    Ready,
+    /// It serves, but not everything is as it should be.
+    Degraded,
+    NotReady,
+}
+
+impl Verdict {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::NotReady => "not ready",
+        }
+    }
+}
+
 impl Status {
+    /// How the machine is; [`Status::problems`] say why.
+    pub fn verdict(&self) -> Verdict {
+        let find = |kind| {
+            self.condition(kind)
+                .map_or(Truth::Unknown, |condition| condition.status)
+        };
+        match (find(ConditionKind::Ready), find(ConditionKind::Degraded)) {
+            (Truth::Unknown, _) => Verdict::Starting,
+            (Truth::False, _) => Verdict::NotReady,
+            (Truth::True, Truth::True) => Verdict::Degraded,
+            (Truth::True, _) => Verdict::Ready,
+        }
+    }
+
     /// What is known before the first reconcile has ended: nothing.
     pub(super) fn starting(&mut self) {
         use ConditionKind::{Configured, Degraded, IdentityValid, Ready, ServicesHealthy};

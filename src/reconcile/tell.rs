@@ -152,12 +152,18 @@ impl Teller {
         retry: Option<Instant>,
     ) -> Answer {
         let old = self.status.borrow().clone();
+        let before = old.verdict();
         let told = old.told(source, live, present, around, &round, retry);
         let Told {
             status,
             answer,
             events,
         } = told;
+        if status.verdict() != before {
+            let why = status.problems.first().and_then(|why| why.lines().next());
+            let why = why.map(|why| format!(": {why}"));
+            tracing::info!("{}{}", status.verdict().word(), why.unwrap_or_default());
+        }
         self.status.send_if_modified(|old| {
             // The count of looks alone is nothing to wake anybody for.
             let mut quiet = status.clone();

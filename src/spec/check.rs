@@ -34,6 +34,7 @@ pub(super) fn check(spec: &Spec, reader: &Reader<'_>) -> Vec<Problem> {
     };
     check.roles();
     check.listeners();
+    check.status_page();
     check.backends();
     check.streams();
     check.mesh();
@@ -165,6 +166,7 @@ impl Check<'_> {
                 .listen
                 .map(|addr| ("metrics.listen".into(), addr)),
         );
+        all.extend(self.spec.status.listen.map(|addr| ("status.listen".into(), addr)));
         // Where one could not be read, the places of the others are not known.
         let lists = ["backends", "forwards"].map(|list| self.known(&[list]));
         let backends = self.spec.backends.iter().enumerate().filter(|_| lists[0]);
@@ -207,6 +209,15 @@ impl Check<'_> {
                 self.spec.metrics.listen.unwrap_or(NOWHERE),
                 "learns which apps this one calls",
             ),
+            (
+                "status.listen",
+                self.spec
+                    .status
+                    .listen
+                    .filter(|_| self.spec.status.public)
+                    .unwrap_or(NOWHERE),
+                "sees how this machine is set up, which apps it calls, and its nodes",
+            ),
         ] {
             if !addr.ip().is_loopback() && all.iter().any(|(listening, _)| *listening == key) {
                 self.warn(
@@ -216,6 +227,22 @@ impl Check<'_> {
                     "listen on 127.0.0.1",
                 );
             }
+        }
+    }
+
+    /// Who wants others to see the page says so twice.
+    fn status_page(&mut self) {
+        let page = &self.spec.status;
+        if let Some(addr) = page
+            .listen
+            .filter(|addr| !addr.ip().is_loopback() && !page.public)
+        {
+            self.error(
+                &["status.listen", "status.public"],
+                "the status page is for this machine alone",
+                format!("others can reach {addr}, and `status.public` is false ({})", self.place("status.public")),
+                "listen on 127.0.0.1; or add `public = true` in [status], if whoever reaches the address may see it",
+            );
         }
     }
 

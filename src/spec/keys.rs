@@ -311,6 +311,20 @@ section! {
 }
 
 section! {
+    /// The status page: what `dstack-vpc status`, `nodes` and `history` say, and how the mesh does, for a browser.
+    pub one "status" StatusPage {
+        /// Where it is served, e.g. "127.0.0.1:9180". Empty: nowhere.
+        listen: Option<SocketAddr> = "";
+        /// Whether others than this machine may reach it: without this, `listen` has to be a loopback address. Nobody is
+        /// asked who they are.
+        public: bool as Switch = false;
+        /// Names under which it may be asked for, beside IP addresses and localhost. A browser that was led here under
+        /// any other name is refused.
+        names: Vec<DnsName> = [];
+    }
+}
+
+section! {
     /// The log of the daemon, on stderr.
     pub one "log" Log {
         /// The least important messages that are written.
@@ -402,6 +416,7 @@ document! {
     tailscale: Tailscale,
     reconcile: Reconcile,
     metrics: Metrics,
+    status: StatusPage,
     log: Log,
 }
 

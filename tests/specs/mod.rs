@@ -176,6 +176,13 @@ impl File {
                 *endpoints = "[\"http://10.0.0.1:2379\"]".into();
             }
         }
+        if self
+            .keys
+            .get("status.listen")
+            .is_some_and(|it| !it.contains("127.0.0.1") && !it.contains("::1"))
+        {
+            self.keys.insert("status.public", "true".into());
+        }
         // No two listen at the same port.
         let tables = [(11_000, &mut self.backends), (12_000, &mut self.forwards)];
         for (first, entries) in tables {
@@ -309,6 +316,9 @@ fn keys() -> Vec<(&'static str, BoxedStrategy<String>)> {
         ("reconcile.keep", number(1, 1000)),
         ("reconcile.probe_timeout", duration()),
         ("metrics.listen", prop_oneof![words(&[""]), listen(10_700)].boxed()),
+        ("status.listen", prop_oneof![words(&[""]), listen(10_800)].boxed()),
+        ("status.public", switch()),
+        ("status.names", list(text("[a-z]{1,9}(\\.[a-z]{1,9})?"))),
         ("log.level", words(&["error", "warn", "info", "debug", "trace"])),
         ("log.format", words(&["auto", "text", "json"])),
     ]

@@ -1,9 +1,13 @@
-//! What can be seen of a machine from outside: its metrics, its access log, and one id for a request at every hop.
+//! What can be seen of a machine from outside: its metrics, its access log, its status page, what a
+//! person at a terminal sees, and one id for a request at every hop.
 
 mod access_log;
+mod browser;
 mod ids;
 mod metrics;
+mod page;
 mod scrape;
+mod terminal;
 
 use crate::common::agent::Agent;
 use crate::common::backend::Backend;
