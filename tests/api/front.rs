@@ -112,8 +112,10 @@ async fn the_certificate_says_who_calls_and_nothing_else_does(kind: Kind) {
     // Nothing here wants a body, and one that is too large is told so.
     let mut large = post("/api/nodes/update?uuid=n-3");
     *large.body_mut() = body(vec![b'x'; 80_000]);
-    let refused = front.https(Who::App, large).await;
-    assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    let refused = front.https(Who::App, large).await.status();
+    // nginx may still be sending it when the API has had enough, and then it does not read the answer.
+    let unheard = kind == Kind::Nginx && refused == StatusCode::BAD_GATEWAY;
+    assert!(refused == StatusCode::PAYLOAD_TOO_LARGE || unheard, "{refused}");
     let mut small = post("/api/nodes/update?uuid=n-3");
     *small.body_mut() = body("not asked for");
     assert_eq!(front.https(Who::App, small).await.status(), StatusCode::OK);
