@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test examples screenshots bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image image-test clean
+.PHONY: help setup build demo test examples screenshots bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image image-test picture clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ image: ## build the container image, the same for the same commit (half an hour 
 image-test: ## run containers of that image in every role and talk to them (some minutes; as root)
 	@scripts/setup --image-test
 	cargo test --locked --features image-test --test image
+
+picture: setup ## record the picture in the README anew, from a real session
+	@cargo test --locked --test documents -- --ignored record
 
 clean: ## remove build output (what setup installed stays)
 	cargo clean

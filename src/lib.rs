@@ -12,6 +12,7 @@ pub mod agent;
 pub mod api;
 pub mod apply;
 pub mod cli;
+pub mod codes;
 pub mod desired;
 pub mod doctor;
 pub mod facts;

@@ -170,23 +170,3 @@ fn every_key_is_described() {
         }
     }
 }
-
-#[test]
-fn what_the_documents_show_loads() {
-    let mut blocks = 0;
-    let docs = fs::read_dir(root().join("docs"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    // Pictures show none.
-    let docs = docs.filter(|path| path.extension().is_some_and(|it| it == "md"));
-    for path in docs.chain([root().join("README.md")]) {
-        let text = fs::read_to_string(&path).unwrap();
-        for block in text.split("```toml\n").skip(1) {
-            let block = block.split("```").next().unwrap();
-            blocks += 1;
-            let text = spec::ConfigText::new(path.display().to_string(), block);
-            spec::load(Some(&text), &BTreeMap::new()).unwrap_or_else(|problems| panic!("{problems}"));
-        }
-    }
-    assert!(blocks > 0, "no document shows a vpc.toml");
-}

@@ -65,7 +65,7 @@ struct Found<'a> {
         ("index" = Option<u64>, Query, description = "`index` of the last answer."),
     ),
     responses(
-        (status = 200, body = Discovered),
+        (status = 200, body = Discovered, description = "At least one node."),
         (status = 400, body = ErrorBody, description = "A parameter is wrong."),
         (status = 401, body = ErrorBody, description = "The caller has no app id."),
         (status = 403, body = ErrorBody, description = "The app is not allowed."),

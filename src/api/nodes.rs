@@ -43,7 +43,7 @@ struct Updated {
         ("silence" = Option<String>, Query, description = "Seconds, or `5m`: silent for longer, it is no longer discovered."),
     ),
     responses(
-        (status = 200, body = Updated),
+        (status = 200, body = Updated, description = "The record stands."),
         (status = 400, body = ErrorBody, description = "A parameter is missing or wrong."),
         (status = 401, body = ErrorBody, description = "The caller has no app id."),
         (status = 403, body = ErrorBody, description = "The app is not allowed, or the node is another app's."),
@@ -107,7 +107,7 @@ struct Node<'a> {
     get,
     path = "/api/nodes",
     responses(
-        (status = 200, body = Nodes),
+        (status = 200, body = Nodes, description = "Those that are silent, too."),
         (status = 401, body = ErrorBody, description = "The caller has no app id."),
         (status = 403, body = ErrorBody, description = "The app is not allowed."),
         (status = 429, body = ErrorBody, description = "Too many; `Retry-After` says when to come again."),

@@ -47,7 +47,7 @@ struct Registered<'a> {
         ("node_type" = Option<String>, Query, description = "Letters, digits, `-`, `_`, `.`, at most 63."),
     ),
     responses(
-        (status = 200, body = Registered),
+        (status = 200, body = Registered, description = "What `tailscale up` needs."),
         (status = 400, body = ErrorBody, description = "A parameter is missing or wrong."),
         (status = 401, body = ErrorBody, description = "The caller has no app id."),
         (status = 403, body = ErrorBody, description = "The app is not allowed, or the node is another app's."),

@@ -56,19 +56,19 @@ pub(super) fn router(shared: Arc<Shared>, requests: &Arc<Requests>) -> Router {
 }
 
 /// Answers `pong`. Needs no app id.
-#[utoipa::path(get, path = "/api/ping", responses((status = 200, body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/api/ping", responses((status = 200, body = String, description = "`pong`.", content_type = "text/plain")))]
 async fn ping() -> Response {
     text("pong")
 }
 
 /// Answers `OK`. Needs no app id.
-#[utoipa::path(get, path = "/health", responses((status = 200, body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/health", responses((status = 200, body = String, description = "`OK`.", content_type = "text/plain")))]
 async fn health() -> Response {
     text("OK")
 }
 
 /// This document. Needs no app id.
-#[utoipa::path(get, path = "/api/openapi.json", responses((status = 200, body = Object)))]
+#[utoipa::path(get, path = "/api/openapi.json", responses((status = 200, body = Object, description = "OpenAPI 3.1.")))]
 async fn document() -> Response {
     static DOCUMENT: LazyLock<utoipa::openapi::OpenApi> = LazyLock::new(openapi);
     json(StatusCode::OK, &*DOCUMENT)

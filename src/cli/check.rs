@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use super::apply::templates;
 use super::check_report::{CheckReport, Checked, Verdict};
-use super::{Context, block_on, out};
+use super::{Context, out, until_ctrl_c};
 use crate::agent::dev::pki::{LeafRequest, Pki};
 use crate::apply::{Machine, Real};
 use crate::desired::{Reader, desired};
@@ -30,7 +30,7 @@ pub(super) fn check(context: &Context, args: &Args) -> anyhow::Result<ExitCode> 
         Ok(loaded) => loaded,
         Err(problems) => return show(&CheckReport::new(Err(&problems), Vec::new()), args.json),
     };
-    let checkers = block_on(consumers(context, &loaded.spec))??;
+    let checkers = until_ctrl_c(consumers(context, &loaded.spec))?;
     show(&CheckReport::new(Ok(&loaded), checkers), args.json)
 }
 

@@ -8,19 +8,13 @@ use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::out;
 use crate::agent::dev::{DevAgent, Faults, Machine, Options, Pki};
 use crate::names::{AppId, InstanceId};
 use crate::spec::{AgentAddr, Gateway};
 
 /// Stand in for the guest agents of one or more machines, under a CA of its own. Nothing is attested.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-Examples:
-  dstack-vpc dev-agent --app-id aa00000000000000000000000000000000000001
-  dstack-vpc dev-agent --root-dir /tmp/root \\
-      --listen unix:/tmp/a.sock=aa00000000000000000000000000000000000001 \\
-      --listen unix:/tmp/b.sock=bb00000000000000000000000000000000000002
-  curl -X POST http://127.0.0.1:8090/dev/faults -d '{\"kms_down\": true}'    change what goes wrong")]
 pub struct DevAgentArgs {
     /// Where an agent listens: unix:/path or http://host:port, with =APP_ID when it is not that of --app-id; repeatable
     #[arg(long, value_name = "ADDR[=APP_ID]", default_value = "http://127.0.0.1:8090", value_parser = listen)]
@@ -96,14 +90,14 @@ async fn run(args: DevAgentArgs) -> anyhow::Result<()> {
     .await?;
 
     let style = anstyle::AnsiColor::Yellow.on_default().bold();
-    anstream::eprintln!(
+    out::aside(format_args!(
         "{style}dev-agent: NOTHING IS ATTESTED. Its certificates prove nothing; never use it in production.{style:#}"
-    );
+    ));
     for (addr, app_id) in agent.addrs().iter().zip(about) {
-        eprintln!("dev-agent: app {app_id} at {addr}");
+        out::aside(format_args!("dev-agent: app {app_id} at {addr}"));
     }
     if let Some(addr) = agent.gateway_addr() {
-        eprintln!("dev-agent: gateway at http://{addr}");
+        out::aside(format_args!("dev-agent: gateway at http://{addr}"));
     }
     let cancel = CancellationToken::new();
     let stop = async {

@@ -25,7 +25,7 @@ pub(super) fn doctor(context: &Context, args: &Args) -> anyhow::Result<ExitCode>
     if args.load_modules {
         let spec = &loaded.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?.spec;
         for path in modules::load(spec.tailscale.modules_dir.as_deref())? {
-            anstream::eprintln!("loaded {}", path.display());
+            out::aside(format_args!("loaded {}", path.display()));
         }
     }
     let report = block_on(examine(loaded.as_ref().map_err(String::as_str), &context.state))?;

@@ -179,7 +179,7 @@ pub fn explain(loaded: &Loaded, seen: &Observed, args: &Args) -> anyhow::Result<
     for problem in &seen.problems {
         let what = problem.what.name();
         if key.is_none_or(|key| key.contains(what)) {
-            eprintln!("note: {what}: {}", problem.message);
+            out::aside(format_args!("note: {what}: {}", problem.message));
         }
     }
     Ok(ExitCode::SUCCESS)

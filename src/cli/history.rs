@@ -61,7 +61,7 @@ fn text(events: &[Event], kept: &[u32]) -> Result<String, std::fmt::Error> {
         (_, []) => {}
         (_, kept) => {
             let kept: Vec<_> = kept.iter().map(u32::to_string).collect();
-            writeln!(text, "\nkept, for `dstack-vpc rollback N`: {}", kept.join(", "))?;
+            writeln!(text, "\nkept, for `dstack-vpc rollback`: {}", kept.join(", "))?;
         }
     }
     Ok(text)

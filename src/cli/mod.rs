@@ -3,11 +3,13 @@
 mod apply;
 mod check;
 pub mod check_report;
+mod completions;
 mod confirm;
 pub mod dev_agent;
 mod doctor;
 pub mod explain;
 mod healthcheck;
+pub mod help;
 mod history;
 pub mod init;
 mod limits;
@@ -29,7 +31,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::desired::Launch;
 use crate::facts::{self, Observed};
@@ -46,7 +48,7 @@ const INTERRUPTED: u8 = 130;
 
 /// One vpc.toml, reconciled into a mesh, a VPN and an API for Confidential VMs.
 #[derive(Debug, Parser)]
-#[command(name = "dstack-vpc", version, disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(name = "dstack-vpc", version, disable_help_subcommand = true)]
 struct Cli {
     /// The configuration file [default: /etc/dstack-vpc/vpc.toml if it exists, else the environment alone]
     #[arg(long, value_name = "PATH", env = "DSTACK_VPC_CONFIG", global = true)]
@@ -58,16 +60,6 @@ struct Cli {
     command: Command,
 }
 
-const EXAMPLES: &str = "\
-Examples:
-  dstack-vpc init --role mesh > vpc.toml      a starter file with every key
-  dstack-vpc --config vpc.toml check          is it right, and if not, where and why
-  dstack-vpc --config vpc.toml render         what would be written; touches nothing
-  dstack-vpc --config vpc.toml plan           what would change on this machine, and why
-  dstack-vpc --config vpc.toml up             run it (the container's entry point)
-  dstack-vpc --config vpc.toml doctor         what will not work on this machine, and how to mend it
-  dstack-vpc nodes                            on a server: who has joined, and who is silent";
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Container entry point: first reconcile, then hand over to supervisord
@@ -76,9 +68,9 @@ enum Command {
     Run,
     /// Dry run: print, or write to a folder, everything that would be written
     Render(render::Args),
-    /// What would change, and which action each change causes: exit 0 nothing, 2 changes, 1 error
+    /// What would change, whom it would disturb, and which action each change causes
     Plan(plan::Args),
-    /// One reconcile: exit 0 live and verified, 1 failed and rolled back
+    /// One reconcile now: live and proven, or rolled back
     Apply(apply::Args),
     /// Keep what `apply --confirm` made live
     Confirm,
@@ -94,9 +86,9 @@ enum Command {
     Status(status::Args),
     /// The nodes that this server knows, as a table
     Nodes(nodes::Args),
-    /// Look at the machine and say what will not work, and how to mend it: exit 1 when there is such a thing
+    /// What will not work on this machine, why, and how to mend it
     Doctor(doctor::Args),
-    /// For containers: exit 0 when it serves and every service is healthy, 1 when not
+    /// For containers: does it serve, and is every service healthy
     Healthcheck,
     /// Fetch a new certificate now, without waiting until it is due
     Renew,
@@ -104,19 +96,33 @@ enum Command {
     Init(init::Args),
     /// JSON schema of vpc.toml, for editors
     Schema,
-    /// A stand-in guest agent with its own CA, for laptops and tests: nothing it says is attested
+    /// A stand-in guest agent for laptops: nothing it says is attested
     DevAgent(dev_agent::DevAgentArgs),
     /// Shell completions
-    Completions {
-        /// Which shell
-        shell: clap_complete::Shell,
-    },
+    Completions(completions::Args),
+}
+
+/// Everything that can stand on the command line, and what `--help` says of it.
+pub fn command() -> clap::Command {
+    let all = Cli::command().after_help(help::examples(help::FIRST_STEPS));
+    help::ALL.iter().fold(all, |all, help| {
+        all.mut_subcommand(help.command, |one| one.after_help(help.text()))
+    })
 }
 
 /// The program, from its arguments to its exit code.
 pub fn main() -> ExitCode {
     limits::no_core_files();
-    let cli = Cli::parse();
+    let matches = command().try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(said) => {
+            // `--help` is such an error, too. Who does not read it to its end has read enough.
+            let _ = said.print();
+            // Not clap's 2: for `plan` that is "there are changes".
+            return ExitCode::from(u8::from(said.use_stderr()));
+        }
+    };
     let context = match Context::new(&cli) {
         Ok(context) => context,
         Err(error) => return fail(&error),
@@ -143,11 +149,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::init(&context.env, &args),
         Command::Schema => schema::schema(),
         Command::DevAgent(args) => dev_agent::dev_agent(args),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "dstack-vpc", &mut script);
-            out::print(String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Completions(args) => completions::completions(&args),
     };
     result.unwrap_or_else(|error| {
         if error.is::<out::ReaderGone>() {
@@ -174,10 +176,8 @@ fn chain(error: &anyhow::Error) -> String {
 
 fn fail(message: &str) -> ExitCode {
     let style = anstyle::AnsiColor::Red.on_default().bold();
-    anstream::eprintln!(
-        "{style}error{style:#}: {}",
-        message.strip_prefix("error: ").unwrap_or(message)
-    );
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    out::aside(format_args!("{style}error{style:#}: {message}"));
     ExitCode::FAILURE
 }
 
@@ -252,4 +252,16 @@ fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
         .enable_all()
         .build()?;
     Ok(runtime.block_on(future))
+}
+
+/// As [`block_on`], but Ctrl-C ends it in order: what the command made for itself is put away.
+fn until_ctrl_c<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    block_on(async {
+        tokio::select! {
+            // What was started here got it, too, and may have failed of it.
+            biased;
+            pressed = tokio::signal::ctrl_c() => Err(pressed.map_or_else(Into::into, |()| out::Interrupted.into())),
+            done = future => done,
+        }
+    })?
 }

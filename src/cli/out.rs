@@ -1,4 +1,4 @@
-//! Standard output of the commands.
+//! What the commands write: the answer to standard output, the rest to standard error.
 
 use std::cmp::Ordering;
 use std::fmt::Display;
@@ -118,6 +118,11 @@ pub(super) fn wrapped(text: &str, indent: usize, width: usize) -> String {
 /// As [`print`].
 pub(super) fn line(text: impl Display) -> anyhow::Result<()> {
     print(format_args!("{text}\n"))
+}
+
+/// Says something beside the answer, on standard error. That nobody may read it there is no reason to fail.
+pub(super) fn aside(text: impl Display) {
+    let _ = writeln!(anstream::stderr().lock(), "{text}");
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ pub(super) fn render(context: &Context, args: &Args) -> anyhow::Result<ExitCode>
         &templates(context)?,
     )?;
     for note in desired.missing.values().chain(&desired.notes) {
-        eprintln!("note: {note}");
+        out::aside(format_args!("note: {note}"));
     }
     let Some(out) = &args.out else {
         let texts: BTreeMap<_, _> = desired

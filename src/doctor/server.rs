@@ -227,7 +227,7 @@ fn api(way: &Way, page: &Result<Page, String>) -> Finding {
         Way::Here => finding.mend("dstack-vpc status"),
         Way::Through(_) => finding
             .mend("dstack-vpc explain node.server_app_id   # is it the server's app id?")
-            .mend("on the server: dstack-vpc doctor; the codes are explained in docs/operations.md"),
+            .mend("on the server: dstack-vpc doctor; the codes are explained in docs/errors.md"),
     }
 }
 

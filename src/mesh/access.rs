@@ -17,13 +17,14 @@ use super::hop::Progress;
 use super::outbound::Target;
 use super::reply::Body;
 use super::tally;
+use crate::codes::Code;
 use crate::log;
 use crate::names::{AppId, BackendName};
 
 /// Of the path, in bytes.
 const LONGEST_PATH: usize = 1024;
 /// Also a request that nobody waited for to be answered.
-const GONE: &str = "client_gone";
+const GONE: &str = Code::ClientGone.name();
 
 /// From whom, or to whom.
 pub(super) enum Way {
@@ -153,7 +154,7 @@ impl Logged {
                 self.ended |= frame.is_trailers();
             }
             Poll::Ready(Some(Err(_))) => {
-                self.entry.outcome = "peer_closed";
+                self.entry.outcome = Code::PeerClosed.name();
                 self.ended = true;
             }
             Poll::Ready(None) => self.ended = true,

@@ -16,6 +16,7 @@ use rustls_pki_types::pem::PemObject;
 use super::MeshSettings;
 use super::reply::{self, Body};
 use super::tally::{Decisions, Pen};
+use crate::codes::Code;
 use crate::names::{AppId, BackendName};
 use crate::ratls;
 use crate::spec::AllowedApps;
@@ -79,15 +80,15 @@ impl Denied {
         }
     }
 
-    fn code(&self) -> &'static str {
+    fn code(&self) -> Code {
         match self {
-            Self::NoCertificate => "no_certificate",
-            Self::NotVerified => "untrusted_chain",
-            Self::Repeated(_) | Self::Unreadable => "bad_certificate",
-            Self::OutOfTime => "expired",
+            Self::NoCertificate => Code::NoCertificate,
+            Self::NotVerified => Code::UntrustedChain,
+            Self::Repeated(_) | Self::Unreadable => Code::BadCertificate,
+            Self::OutOfTime => Code::Expired,
             Self::Certificate(cause) => cause.code(),
-            Self::NotAllowed(_) => "not_allowed",
-            Self::UnknownBackend => "unknown_backend",
+            Self::NotAllowed(_) => Code::NotAllowed,
+            Self::UnknownBackend => Code::UnknownBackend,
         }
     }
 }
@@ -109,7 +110,7 @@ impl Auth {
             _ => {
                 return reply::error(
                     StatusCode::NOT_FOUND,
-                    "not_found",
+                    Code::NotFound.name(),
                     "only /auth and /health are here",
                 );
             }
@@ -126,10 +127,10 @@ impl Auth {
                 response
             }
             Err(denied) => {
-                decisions.denied.add(denied.code());
+                decisions.denied.add(denied.code().name());
                 let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
-                tracing::debug!(code = denied.code(), request_id, "{denied}");
-                reply::error(denied.status(), denied.code(), &denied.to_string())
+                tracing::debug!(code = denied.code().name(), request_id, "{denied}");
+                reply::error(denied.status(), denied.code().name(), &denied.to_string())
             }
         }
     }

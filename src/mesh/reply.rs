@@ -95,3 +95,18 @@ pub(super) fn own(status: StatusCode, content_type: &'static str, body: Bytes) -
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codes::Code;
+
+    #[test]
+    fn a_connection_too_many_gets_its_code_and_status() {
+        let code = Code::TooManyConnections;
+        let (head, body) = FULL.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {} ", code.status().unwrap())));
+        assert!(head.contains(&format!("content-length: {}\r\n", body.len())));
+        assert!(body.contains(&format!("\"code\":\"{}\"", code.name())));
+    }
+}

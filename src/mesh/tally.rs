@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use hyper::StatusCode;
 
 use super::Role;
+use crate::codes::Code;
 use crate::metrics::cells::{Count, Histogram, Named, Times};
 use crate::names::AppId;
 
@@ -411,7 +412,7 @@ impl Meter {
         Handshake {
             worker: &self.worker,
             began: Instant::now(),
-            outcome: "client_gone",
+            outcome: Code::ClientGone.name(),
         }
     }
 }
@@ -441,7 +442,7 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(meter) = self.0 {
-            meter.cells().failed.add("client_gone");
+            meter.cells().failed.add(Code::ClientGone.name());
         }
     }
 }

@@ -55,7 +55,7 @@ macro_rules! metrics {
 metrics! { OUTBOUND:
     REQUESTS Counter "dstack_vpc_mesh_requests"
         ["target": "an app id; `agent`; `backend` for what the built-in front passes on; `self` for what the proxy answers alone; `other` beyond 256 apps at a time",
-         "outcome": "`2xx` and the like, or the code of the failure (see docs/operations.md); `client_gone` when nobody waited"],
+         "outcome": "`2xx` and the like, or the code of the failure (docs/errors.md); `client_gone` when nobody waited"],
         "Requests to the outbound proxy, or through the built-in front, that were answered or given up";
     LATENCY Histogram "dstack_vpc_mesh_request_duration_seconds"
         ["to": "`peer`, `agent`, `backend`"],
@@ -190,6 +190,15 @@ impl Metric {
             Kind::Gauge | Kind::Histogram => self.name.to_owned(),
         }
     }
+
+    /// As its name says it.
+    fn unit(&self) -> &'static str {
+        let units = ["seconds", "bytes"];
+        units
+            .into_iter()
+            .find(|unit| self.name.ends_with(unit))
+            .unwrap_or("")
+    }
 }
 
 /// Whether a family of that name is a counter.
@@ -224,14 +233,17 @@ allowed_apps = [\"5e44e40000000000000000000000000000000002\"]
 ```
 
 Counters begin at 0 with the daemon. Apps that nobody has called for longer than `mesh.idle_timeout` can lose their series when more than 256 are
-called; they begin at 0 when they come back. Times are in seconds, sizes in bytes.
+called; they begin at 0 when they come back.
 ";
 
 /// `docs/metrics.md`
 pub fn reference() -> String {
     let mut out = INTRODUCTION.to_owned();
     for (title, metrics) in SECTIONS {
-        let _ = writeln!(out, "\n## {title}\n\n| metric | | labels |\n|---|---|---|");
+        let _ = writeln!(
+            out,
+            "\n## {title}\n\n| metric | type | unit | counts | labels |\n|---|---|---|---|---|"
+        );
         for metric in *metrics {
             let kind = match metric.kind {
                 Kind::Counter => "counter",
@@ -243,7 +255,8 @@ pub fn reference() -> String {
                 .map(|label| format!("`{}`: {}", label.name, label.values))
                 .collect();
             let (name, help, labels) = (metric.sample_name(), metric.help, labels.join("; "));
-            let _ = writeln!(out, "| `{name}` | {kind}. {help}. | {labels} |");
+            let unit = metric.unit();
+            let _ = writeln!(out, "| `{name}` | {kind} | {unit} | {help}. | {labels} |");
         }
     }
     out

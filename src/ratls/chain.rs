@@ -11,6 +11,7 @@ use x509_parser::prelude::FromDer;
 
 use super::extensions::{ExtensionError, USAGE_APP, USAGE_APP_CA, app_id_of, parse, usage_of};
 use super::verifier::provider;
+use crate::codes::Code;
 use crate::names::AppId;
 
 /// Leaf, App CA, root, and one to spare: a KMS makes no longer chain.
@@ -76,15 +77,17 @@ pub enum ChainError {
 
 impl ChainError {
     /// The stable name of this failure in error replies and metrics.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Self::NoCertificate | Self::TooManyCertificates(_) | Self::Untrusted { .. } => "untrusted_chain",
-            Self::Malformed(_) => "bad_certificate",
-            Self::Expired { .. } => "expired",
-            Self::NotYetValid { .. } => "not_yet_valid",
-            Self::WrongPurpose(_) | Self::WrongUsage { .. } => "wrong_usage",
-            Self::NoAppId => "no_app_id",
-            Self::AppIdsDiffer { .. } | Self::WrongApp { .. } => "identity_mismatch",
+            Self::NoCertificate | Self::TooManyCertificates(_) | Self::Untrusted { .. } => {
+                Code::UntrustedChain
+            }
+            Self::Malformed(_) => Code::BadCertificate,
+            Self::Expired { .. } => Code::Expired,
+            Self::NotYetValid { .. } => Code::NotYetValid,
+            Self::WrongPurpose(_) | Self::WrongUsage { .. } => Code::WrongUsage,
+            Self::NoAppId => Code::NoAppId,
+            Self::AppIdsDiffer { .. } | Self::WrongApp { .. } => Code::IdentityMismatch,
         }
     }
 }

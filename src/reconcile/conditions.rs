@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::reasons::*;
 use super::round::Aim;
 use super::status::{ConditionKind, Status};
 use super::tell::Round;
@@ -10,7 +11,7 @@ use crate::facts::Topic;
 use crate::plan::Present;
 
 pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'_>) {
-    use ConditionKind::{ApiServing, Configured, Degraded, IdentityValid, Ready, ServicesHealthy, VpnJoined};
+    use ConditionKind::{ApiServing, Configured, IdentityValid, ServicesHealthy, VpnJoined};
     let error = status
         .last_error
         .as_ref()
@@ -26,58 +27,50 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
                 held.since.strftime("%Y-%m-%d %H:%M:%S"),
                 held.why
             );
-            status.set(Configured, false, "Held", message);
+            status.set(HELD, message);
         }
-        (_, Some(_)) => status.set(Configured, false, "Invalid", error.clone()),
+        (_, Some(_)) => status.set(INVALID, error.clone()),
         (Some((applied, _, Aim::File)), _) if applied.proven => {
-            status.set(
-                Configured,
-                true,
-                "Live",
-                format!("generation {} is live", applied.generation),
-            );
+            status.set(LIVE, format!("generation {} is live", applied.generation));
         }
         (Some((applied, _, Aim::File)), _) => {
             let message = format!(
                 "generation {} is rendered and waits for supervisord",
                 applied.generation
             );
-            status.set(Configured, false, "Unproven", message);
+            status.set(UNPROVEN, message);
         }
-        _ => status.set(Configured, false, "Refused", error.clone()),
+        _ => status.set(REFUSED, error.clone()),
     }
 
     match &round.seen.identity {
         Some(identity) if identity.not_after < std::time::SystemTime::now() => {
             status.set(
-                IdentityValid,
-                false,
-                "Expired",
+                EXPIRED,
                 "the certificate has expired; a new one is being asked for",
             );
         }
         Some(identity) if identity.app_id.is_none() => {
             let message = "the certificate has no app id: the guest agent has no KMS, so no peer can know us";
-            status.set(IdentityValid, false, "NoAppId", message);
+            status.set(NO_APP_ID, message);
         }
         Some(identity) => {
             let until = Timestamp::try_from(identity.not_after).unwrap_or(Timestamp::MAX);
-            status.set(IdentityValid, true, "Valid", format!("valid until {until}"));
+            status.set(VALID, format!("valid until {until}"));
         }
         None => {
             let message = round
                 .seen
                 .problem(Topic::Identity)
                 .map_or("waiting for the guest agent", |problem| problem.message.as_str());
-            status.set(IdentityValid, false, "Waiting", message);
+            status.set(WAITING, message);
         }
     }
 
     let unwell = unwell(present);
-    let (healthy, reason, message) = if present.services.is_none() {
+    let (reason, message) = if present.services.is_none() {
         (
-            false,
-            "NoSupervisor",
+            NO_SUPERVISOR,
             "supervisord is not running; `dstack-vpc up` starts it".to_owned(),
         )
     } else if let Some((_, plan, _)) = round
@@ -85,14 +78,14 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         .as_ref()
         .filter(|(_, plan, _)| !plan.missing.is_empty())
     {
-        (false, "Missing", plan.missing.join("; "))
+        (MISSING, plan.missing.join("; "))
     } else {
         match unwell {
-            None => (true, "Running", format!("{} programs run", status.services.len())),
-            Some((reason, message)) => (false, reason, message),
+            None => (RUNNING, format!("{} programs run", status.services.len())),
+            Some(why) => why,
         }
     };
-    status.set(ServicesHealthy, healthy, reason, message);
+    status.set(reason, message);
 
     node(status);
     api(status);
@@ -131,21 +124,14 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
         .collect();
     match ready {
         true => status.set(
-            Ready,
-            true,
-            "Serving",
+            READY,
             format!("generation {} serves", present.generation.unwrap_or(0)),
         ),
-        false => status.set(
-            Ready,
-            false,
-            "NotServing",
-            wrong.first().cloned().unwrap_or_default(),
-        ),
+        false => status.set(NOT_READY, wrong.first().cloned().unwrap_or_default()),
     }
     match wrong.is_empty() {
-        true => status.set(Degraded, false, "AsConfigured", "everything is as it should be"),
-        false => status.set(Degraded, true, "SeeMessage", wrong.join("\n")),
+        true => status.set(AS_CONFIGURED, "everything is as it should be"),
+        false => status.set(SEE_MESSAGE, wrong.join("\n")),
     }
     status.problems = wrong;
 }
@@ -155,15 +141,14 @@ fn node(status: &mut Status) {
     let Some(node) = status.node.clone() else {
         return status.unset(VpnJoined);
     };
-    let reason = format!("{:?}", node.step);
     match (node.in_vpn(), node.address) {
-        (true, Some(address)) => status.set(VpnJoined, true, "InVpn", format!("this node is {address}")),
+        (true, Some(address)) => status.set(IN_VPN, format!("this node is {address}")),
         _ => {
             let step = node.step.words();
             let message = node
                 .problem
                 .map_or(step.to_owned(), |problem| format!("{step}: {problem}"));
-            status.set(VpnJoined, false, &reason, message);
+            status.set(joining(node.step), message);
         }
     }
 }
@@ -173,19 +158,18 @@ fn api(status: &mut Status) {
     match status.api.clone() {
         None => status.unset(ApiServing),
         Some(api) if api.problems.is_empty() => {
-            status.set(ApiServing, true, "Serving", "nodes can register and be found");
+            status.set(API_SERVING, "nodes can register and be found");
         }
-        Some(api) => status.set(ApiServing, false, "NotServing", api.problems.join("; ")),
+        Some(api) => status.set(API_NOT_SERVING, api.problems.join("; ")),
     }
 }
 
 /// Says at once that programs do not run: to bring them back takes a while, and ends with [`conditions`].
 pub(super) fn not_running(status: &mut Status, present: &Present) {
-    use ConditionKind::{Degraded, Ready, ServicesHealthy};
     if let Some((reason, message)) = unwell(present) {
-        status.set(ServicesHealthy, false, reason, message.clone());
-        status.set(Ready, false, "NotServing", message.clone());
-        status.set(Degraded, true, "SeeMessage", message.clone());
+        status.set(reason, message.clone());
+        status.set(NOT_READY, message.clone());
+        status.set(SEE_MESSAGE, message.clone());
         status.problems = vec![message];
     }
 }

@@ -12,6 +12,7 @@ mod history;
 pub mod lock;
 mod orders;
 mod readable;
+pub mod reasons;
 mod rollout;
 mod round;
 mod source;

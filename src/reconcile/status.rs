@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use super::drift::Drift;
+use super::reasons::{self, Reason};
 use super::rollout::Rollout;
 use crate::api::ApiStatus;
 use crate::node::NodeStatus;
@@ -234,7 +235,7 @@ impl Status {
         use ConditionKind::{Configured, Degraded, IdentityValid, Ready, ServicesHealthy};
         for kind in [Configured, IdentityValid, ServicesHealthy, Ready, Degraded] {
             let message = "the first reconcile has not ended";
-            self.put(kind, Truth::Unknown, "Starting", message.to_owned());
+            self.put(kind, Truth::Unknown, reasons::STARTING, message.to_owned());
         }
     }
 
@@ -249,8 +250,8 @@ impl Status {
     }
 
     /// Sets a condition; `since` moves only when it becomes another one.
-    pub fn set(&mut self, kind: ConditionKind, is: bool, reason: &str, message: impl Into<String>) {
-        self.put(kind, is.into(), reason, message.into());
+    pub fn set(&mut self, reason: Reason, message: impl Into<String>) {
+        self.put(reason.of, reason.holds.into(), reason.word, message.into());
     }
 
     fn put(&mut self, kind: ConditionKind, status: Truth, reason: &str, message: String) {
@@ -287,30 +288,30 @@ mod tests {
         let mut status = Status::default();
         status.starting();
         let past = Timestamp::UNIX_EPOCH;
-        let mut after = |is, reason: &str| {
-            let kind = ConditionKind::Ready;
+        let mut after = |reason: Reason| {
+            let kind = reason.of;
             let condition = status.conditions.iter_mut().find(|it| it.kind == kind).unwrap();
             condition.since = past;
-            status.set(kind, is, reason, format!("because of {reason}"));
+            status.set(reason, format!("because of {}", reason.word));
             let condition = status.condition(kind).unwrap().clone();
-            assert_eq!(condition.reason, reason);
+            assert_eq!(condition.reason, reason.word);
             (condition.status, condition.since == past)
         };
-        assert_eq!(
-            after(false, "NotServing"),
-            (Truth::False, false),
-            "it was unknown"
-        );
-        assert_eq!(after(false, "Other"), (Truth::False, true));
-        assert_eq!(after(true, "Serving"), (Truth::True, false));
-        assert_eq!(after(true, "Serving"), (Truth::True, true));
+        let other = Reason {
+            word: "Other",
+            ..reasons::NOT_READY
+        };
+        assert_eq!(after(reasons::NOT_READY), (Truth::False, false), "it was unknown");
+        assert_eq!(after(other), (Truth::False, true));
+        assert_eq!(after(reasons::READY), (Truth::True, false));
+        assert_eq!(after(reasons::READY), (Truth::True, true));
     }
 
     #[test]
     fn conditions_are_written_as_those_of_kubernetes() {
         let mut status = Status::default();
         status.starting();
-        status.set(ConditionKind::Ready, true, "Serving", "generation 1 serves");
+        status.set(reasons::READY, "generation 1 serves");
         let json = serde_json::to_value(&status).unwrap();
         let said: Vec<_> = json["conditions"]
             .as_array()

@@ -49,7 +49,15 @@ pub fn reference() -> String {
         let _ = writeln!(out, "| key | default | accepts | |\n|---|---|---|---|");
         for key in section.keys {
             let (accepts, about) = (cell(&accepts(key)), cell(&key.about()));
-            let _ = writeln!(out, "| `{}` | {} | {accepts} | {about} |", key.name, default(key));
+            let own: String = variables(&section.path(key))
+                .map(|name| format!(" Also `{name}`."))
+                .collect();
+            let _ = writeln!(
+                out,
+                "| `{}` | {} | {accepts} | {about}{own} |",
+                key.name,
+                default(key)
+            );
         }
     }
     out.push('\n');
@@ -66,14 +74,21 @@ pub fn about_key(section: &SectionInfo, key: &Key) -> String {
     let mut out = format!("{}\nAccepts {}.", key.about(), (key.expects)());
     if !section.many {
         let path = section.path(key);
-        let own = ALIASES
-            .iter()
-            .filter(|alias| alias.key == path)
-            .map(|alias| alias.name.to_owned());
-        let names: Vec<String> = own.chain([variable_of(&path)]).collect();
+        let names: Vec<String> = variables(&path)
+            .map(str::to_owned)
+            .chain([variable_of(&path)])
+            .collect();
         let _ = write!(out, "\nVariables: {}.", names.join(", "));
     }
     out
+}
+
+/// The variables of a key that have names of their own.
+fn variables(path: &str) -> impl Iterator<Item = &'static str> {
+    ALIASES
+        .iter()
+        .filter(move |alias| alias.key == path)
+        .map(|alias| alias.name)
 }
 
 /// What is accepted, without the examples: the default is one.

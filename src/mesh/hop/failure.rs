@@ -10,6 +10,7 @@ use hyper::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::request_id;
+use crate::codes::Code;
 use crate::mesh::reply::{self, Body};
 use crate::names::HostPort;
 use crate::ratls::{ChainError, PeerVerifier};
@@ -91,35 +92,35 @@ pub(in crate::mesh) enum Failure {
 
 impl Failure {
     /// The stable name in replies and metrics.
-    pub(in crate::mesh) fn code(&self) -> &'static str {
+    pub(in crate::mesh) fn code(&self) -> Code {
         match self {
-            Self::BadTarget(_) => "bad_target",
-            Self::BadRequest(_) => "bad_request",
-            Self::TooManyHeaders => "too_many_headers",
-            Self::Connect => "connect_not_served",
-            Self::GatewayUnknown => "gateway_unknown",
-            Self::NoIdentity => "no_identity",
-            Self::Dns { .. } => "dns",
+            Self::BadTarget(_) => Code::BadTarget,
+            Self::BadRequest(_) => Code::BadRequest,
+            Self::TooManyHeaders => Code::TooManyHeaders,
+            Self::Connect => Code::ConnectNotServed,
+            Self::GatewayUnknown => Code::GatewayUnknown,
+            Self::NoIdentity => Code::NoIdentity,
+            Self::Dns { .. } => Code::Dns,
             Self::Unreachable { cause, .. } if cause.kind() == io::ErrorKind::ConnectionRefused => {
-                "connect_refused"
+                Code::ConnectRefused
             }
-            Self::Unreachable { .. } => "unreachable",
-            Self::ConnectTimeout { .. } => "connect_timeout",
-            Self::TlsClosed { .. } | Self::Tls { .. } => "tls_failed",
+            Self::Unreachable { .. } => Code::Unreachable,
+            Self::ConnectTimeout { .. } => Code::ConnectTimeout,
+            Self::TlsClosed { .. } | Self::Tls { .. } => Code::TlsFailed,
             Self::Identity { cause, .. } => cause.code(),
-            Self::Backend(cause) if cause.kind() == io::ErrorKind::TimedOut => "backend_timeout",
+            Self::Backend(cause) if cause.kind() == io::ErrorKind::TimedOut => Code::BackendTimeout,
             Self::Backend(_)
             | Self::PeerClosed { hop: Far::Backend }
-            | Self::BadResponse { hop: Far::Backend } => "backend_unreachable",
+            | Self::BadResponse { hop: Far::Backend } => Code::BackendUnreachable,
             Self::ResponseTimeout {
                 hop: Far::Backend, ..
-            } => "backend_timeout",
-            Self::PeerClosed { .. } => "peer_closed",
-            Self::BadResponse { .. } => "bad_response",
-            Self::ResponseTimeout { .. } => "response_timeout",
-            Self::NoAgent | Self::AgentUnreachable(_) => "agent_unavailable",
-            Self::ClientGone => "client_gone",
-            Self::Internal => "internal",
+            } => Code::BackendTimeout,
+            Self::PeerClosed { .. } => Code::PeerClosed,
+            Self::BadResponse { .. } => Code::BadResponse,
+            Self::ResponseTimeout { .. } => Code::ResponseTimeout,
+            Self::NoAgent | Self::AgentUnreachable(_) => Code::AgentUnavailable,
+            Self::ClientGone => Code::ClientGone,
+            Self::Internal => Code::Internal,
         }
     }
 
@@ -151,7 +152,7 @@ impl Failure {
 
     /// The answer to the request of that id.
     pub(in crate::mesh) fn reply(&self, id: Option<&HeaderValue>) -> Response<Body> {
-        let (status, code, hop) = (self.status(), self.code(), self.hop());
+        let (status, code, hop) = (self.status(), self.code().name(), self.hop());
         let request_id = id.and_then(|id| id.to_str().ok());
         if status.is_server_error() {
             tracing::info!(code, hop, request_id, "{self}");
@@ -170,15 +171,11 @@ impl Failure {
     }
 
     fn status(&self) -> StatusCode {
-        match self {
-            Self::BadTarget(_) | Self::BadRequest(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
-            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
-            Self::Backend(cause) if cause.kind() == io::ErrorKind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            _ => StatusCode::BAD_GATEWAY,
-        }
+        let status = self
+            .code()
+            .status()
+            .and_then(|status| StatusCode::from_u16(status).ok());
+        status.unwrap_or(StatusCode::BAD_GATEWAY)
     }
 
     /// The answer to a gRPC client: its status in headers and nothing else ("Trailers-Only" in the gRPC project's
@@ -192,7 +189,7 @@ impl Failure {
             _ if self.status().is_client_error() => INVALID_ARGUMENT,
             _ => UNAVAILABLE,
         };
-        let message = format!("{self} ({})", self.code());
+        let message = format!("{self} ({})", self.code().name());
         let message = utf8_percent_encode(&message, &ESCAPED).to_string();
         let mut response = self.reply(Some(id)).map(|_| Body::Own(None));
         *response.status_mut() = StatusCode::OK;

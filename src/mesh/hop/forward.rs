@@ -253,7 +253,7 @@ impl Hop {
         handshake.ended(match &connected {
             Ok(stream) if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
             Ok(_) => "full",
-            Err(failure) => failure.code(),
+            Err(failure) => failure.code().name(),
         });
         connected
     }

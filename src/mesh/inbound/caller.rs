@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::door::{Accepted, Door};
+use crate::codes::Code;
 use crate::mesh::hop::Vouch;
 use crate::names::AppId;
 use crate::ratls::{ChainError, Purpose, VerifiedPeer, still_valid, verify_chain};
@@ -39,12 +40,12 @@ pub(in crate::mesh) enum Stranger {
 
 impl Stranger {
     /// The stable name in metrics.
-    pub(super) fn code(&self) -> &'static str {
+    pub(super) fn code(&self) -> Code {
         match self {
-            Self::Unnamed => "no_certificate",
+            Self::Unnamed => Code::NoCertificate,
             Self::Chain(cause) => cause.code(),
-            Self::Outlived => "expired",
-            Self::OtherRoot => "untrusted_chain",
+            Self::Outlived => Code::Expired,
+            Self::OtherRoot => Code::UntrustedChain,
         }
     }
 }
@@ -86,7 +87,7 @@ impl Callers {
             Some(chain) => self.verify(&door, chain).map_err(Stranger::from),
         };
         if let Err(stranger) = &standing {
-            tracing::debug!(code = stranger.code(), %address, "{stranger}");
+            tracing::debug!(code = stranger.code().name(), %address, "{stranger}");
         }
         // `::ffff:` is how IPv4 comes to an IPv6 socket.
         let client = address.to_canonical();

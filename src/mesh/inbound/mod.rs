@@ -169,8 +169,8 @@ impl Inbound {
                         response
                     }
                     Err(failure) => {
-                        waiting.failed(failure.code());
-                        failed = Some(failure.code());
+                        waiting.failed(failure.code().name());
+                        failed = Some(failure.code().name());
                         match grpc {
                             true => failure.as_grpc(&id),
                             false => failure.reply(Some(&id)),
@@ -216,7 +216,7 @@ impl Inbound {
         });
         match &decided {
             Ok(_) => decisions.allowed.add(1),
-            Err(refusal) => decisions.denied.add(refusal.cause()),
+            Err(refusal) => decisions.denied.add(refusal.cause().name()),
         }
         decided
     }
@@ -235,7 +235,7 @@ impl Inbound {
         let mut ledger = self.ledger.borrow_mut();
         match &decided {
             Ok(_) => ledger.of(Some(backend)).allowed.add(1),
-            Err(refusal) => ledger.of(Some(backend)).denied.add(refusal.cause()),
+            Err(refusal) => ledger.of(Some(backend)).denied.add(refusal.cause().name()),
         }
         decided
     }

@@ -7,6 +7,7 @@ use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode};
 
 use super::caller::Stranger;
+use crate::codes::Code;
 use crate::mesh::hop::{Failure, request_id};
 use crate::mesh::reply::{self, Body};
 use crate::mesh::tally::{Decisions, Pen};
@@ -29,12 +30,12 @@ pub(in crate::mesh) enum Refusal {
 
 impl Refusal {
     /// The stable name in metrics.
-    pub(in crate::mesh) fn cause(&self) -> &'static str {
+    pub(in crate::mesh) fn cause(&self) -> Code {
         match self {
             Self::Caller(stranger) => stranger.code(),
-            Self::NotAllowed(_) => "not_allowed",
-            Self::NoBackend => "unknown_backend",
-            Self::NotServed => "not_served",
+            Self::NotAllowed(_) => Code::NotAllowed,
+            Self::NoBackend => Code::UnknownBackend,
+            Self::NotServed => Code::NotServed,
             Self::Request(failure) => failure.code(),
         }
     }
@@ -42,17 +43,21 @@ impl Refusal {
     pub(super) fn reply(&self, id: &HeaderValue, grpc: bool) -> Response<Body> {
         // The last is what gRPC calls it (doc/statuscodes.md of the gRPC project).
         let (status, code, hop, grpc_status) = match self {
-            Self::Caller(_) => (StatusCode::UNAUTHORIZED, "unauthorized", "caller", 16),
-            Self::NotAllowed(_) => (StatusCode::FORBIDDEN, "forbidden", "caller", 7),
-            Self::NoBackend => (StatusCode::MISDIRECTED_REQUEST, "no_backend", "front", 12),
-            Self::NotServed => (StatusCode::SERVICE_UNAVAILABLE, "not_served", "front", 14),
+            Self::Caller(_) => (StatusCode::UNAUTHORIZED, Code::Unauthorized, "caller", 16),
+            Self::NotAllowed(_) => (StatusCode::FORBIDDEN, Code::Forbidden, "caller", 7),
+            Self::NoBackend => (StatusCode::MISDIRECTED_REQUEST, Code::NoBackend, "front", 12),
+            Self::NotServed => (StatusCode::SERVICE_UNAVAILABLE, Code::NotServed, "front", 14),
             Self::Request(failure) if grpc => return failure.as_grpc(id),
             Self::Request(failure) => return failure.reply(Some(id)),
         };
-        tracing::debug!(code = self.cause(), request_id = id.to_str().ok(), "{self}");
+        tracing::debug!(
+            code = self.cause().name(),
+            request_id = id.to_str().ok(),
+            "{self}"
+        );
         let words = serde_json::json!({
             "error": self.to_string(),
-            "code": code,
+            "code": code.name(),
             "hop": hop,
             "request_id": id.to_str().ok(),
         });

@@ -36,7 +36,7 @@ fn names_one_target(headers: &HeaderMap) {
     let (app, instance, port, tls) = (all("app"), all("instance"), all("port"), all("use-tls"));
     match Target::of(headers) {
         Ok(None) => assert!([app, instance, port, tls].iter().all(Vec::is_empty)),
-        Err(failure) => assert_eq!(failure.code(), "bad_target"),
+        Err(failure) => assert_eq!(failure.code().name(), "bad_target"),
         Ok(Some(target)) => {
             assert_eq!(app, [target.app.to_string()]);
             let said: Vec<_> = target.instance.iter().map(ToString::to_string).collect();

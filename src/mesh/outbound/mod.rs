@@ -113,12 +113,14 @@ impl Outbound {
                 };
                 match &answer {
                     Ok(response) => waiting.answered(response.status(), began.elapsed()),
-                    Err(failure) => waiting.failed(failure.code()),
+                    Err(failure) => waiting.failed(failure.code().name()),
                 }
                 answer
             }
             Err(failure) => {
-                self.meter_of(request.headers()).waiting().failed(failure.code());
+                self.meter_of(request.headers())
+                    .waiting()
+                    .failed(failure.code().name());
                 Err(failure)
             }
         };
@@ -126,7 +128,7 @@ impl Outbound {
         if !request.body().is_none() {
             Box::pin(request.into_body().discard()).await;
         }
-        let failed = answer.as_ref().err().map(Failure::code);
+        let failed = answer.as_ref().err().map(|failure| failure.code().name());
         let answer = answer.unwrap_or_else(|failure| match grpc {
             true => failure.as_grpc(&id),
             false => failure.reply(Some(&id)),
@@ -182,7 +184,7 @@ impl Outbound {
         handshake.ended(match &connected {
             Ok(stream) if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
             Ok(_) => "full",
-            Err(failure) => failure.code(),
+            Err(failure) => failure.code().name(),
         });
         Ok((connected?, meter.open()))
     }

@@ -201,7 +201,7 @@ mod tests {
             &[(INSTANCE, ID)],
         ] {
             let error = parse(headers).expect_err(&format!("{headers:?}"));
-            assert_eq!(error.code(), "bad_target", "{headers:?}");
+            assert_eq!(error.code().name(), "bad_target", "{headers:?}");
         }
         assert_eq!(parse(&[("x-other", "1")]).unwrap(), None);
     }

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::Session;
+use crate::codes::Code;
 use crate::mesh::wire::{Reset, unchanged};
 
 /// In bytes: some TLS records, which are sent together.
@@ -46,12 +47,12 @@ pub(super) enum End {
 
 impl End {
     /// The stable name in metrics and in the log.
-    pub(super) fn code(self) -> &'static str {
+    pub(super) fn code(self) -> Code {
         match self {
-            Self::Ended => "ended",
-            Self::BrokeOff => "broke_off",
-            Self::Idle => "idle",
-            Self::Cut => "cut",
+            Self::Ended => Code::Ended,
+            Self::BrokeOff => Code::BrokeOff,
+            Self::Idle => Code::Idle,
+            Self::Cut => Code::Cut,
         }
     }
 }

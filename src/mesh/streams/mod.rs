@@ -18,6 +18,7 @@ use super::socket::Socket;
 use super::tally::{Pen, Sessions};
 use super::wire::Reset;
 use super::{Role, Shared};
+use crate::codes::Code;
 use crate::log;
 use crate::names::{AppId, BackendName, HostPort, InstanceId};
 use join::{Scratch, join};
@@ -78,8 +79,8 @@ impl Streams {
         let app = match self.inbound.admit(caller, name) {
             Ok(app) => app,
             Err(refusal) => {
-                tracing::debug!(backend = %name, code = refusal.cause(), "a peer was refused: {refusal}");
-                session.outcome = refusal.cause();
+                tracing::debug!(backend = %name, code = refusal.cause().name(), "a peer was refused: {refusal}");
+                session.outcome = refusal.cause().name();
                 return;
             }
         };
@@ -87,7 +88,7 @@ impl Streams {
         let settings = self.shared.settings.load_full();
         let Some(backend) = settings.tcp_backends.get(name) else {
             // It was taken out during the handshake.
-            session.outcome = "not_served";
+            session.outcome = Code::NotServed.name();
             return;
         };
         let busy = |at: &HostPort| self.busy.borrow().get(at).copied().unwrap_or(0);
@@ -102,11 +103,11 @@ impl Streams {
                 let idle = settings.limits.tcp_idle_timeout;
                 drop(settings);
                 let end = join(peer, upstream, &session, idle, &life.cut, &self.scratch).await;
-                session.outcome = end.code();
+                session.outcome = end.code().name();
             }
             Err(failure) => {
-                tracing::debug!(backend = %name, code = failure.code(), "{failure}");
-                session.outcome = failure.code();
+                tracing::debug!(backend = %name, code = failure.code().name(), "{failure}");
+                session.outcome = failure.code().name();
                 peer.reset();
             }
         }
@@ -117,7 +118,7 @@ impl Streams {
         let mut session = self.session(life);
         let settings = self.shared.settings.load_full();
         let Some(forward) = settings.forwards.get(name) else {
-            session.outcome = "not_served";
+            session.outcome = Code::NotServed.name();
             return;
         };
         session.app = Some(forward.app);
@@ -132,10 +133,10 @@ impl Streams {
         match connected {
             Ok((peer, _open)) => {
                 let end = join(client, peer, &session, idle, &life.cut, &self.scratch).await;
-                session.outcome = end.code();
+                session.outcome = end.code().name();
             }
             Err(failure) => {
-                session.outcome = failure.code();
+                session.outcome = failure.code().name();
                 client.reset();
             }
         }
@@ -147,8 +148,8 @@ impl Streams {
         match failure {
             None => drop(failing.remove(name)),
             Some(failure) => {
-                if failing.insert(name.clone(), failure.code()) != Some(failure.code()) {
-                    tracing::warn!(forward = %name, code = failure.code(), "a forward leads nowhere: {failure}");
+                if failing.insert(name.clone(), failure.code().name()) != Some(failure.code().name()) {
+                    tracing::warn!(forward = %name, code = failure.code().name(), "a forward leads nowhere: {failure}");
                 }
             }
         }
@@ -163,7 +164,7 @@ impl Streams {
             logged: self.shared.settings.load().access_log,
             counts,
             app: None,
-            outcome: "cut",
+            outcome: Code::Cut.name(),
             received: Cell::new(0),
             sent: Cell::new(0),
         }
