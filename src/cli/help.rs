@@ -297,7 +297,8 @@ impl Help {
 
 /// Command lines with what they are for beside them, or below where that would be too wide.
 pub(super) fn examples(examples: &[(&str, &str)]) -> String {
-    const WIDTH: usize = 80;
+    /// Of a manual page, where each line is indented.
+    const WIDTH: usize = 72;
     let column = examples.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
     let beside = examples.iter().all(|(_, what)| column + what.len() + 4 <= WIDTH);
     let mut out = heading("Examples:");

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use anstyle::{AnsiColor, Style};
+
 use super::apply::templates;
 use super::{Context, block_on, out};
 use crate::apply::{self, Real};
@@ -45,11 +47,46 @@ pub(super) fn plan(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let report = Report::from(&plan);
     match args.json {
         true => out::line(serde_json::to_string_pretty(&report)?)?,
-        false => out::print(report.to_text())?,
+        false => out::print(coloured(&report.to_text()))?,
     }
     Ok(if plan.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(2)
     })
+}
+
+const DISTURBS: Style = AnsiColor::Yellow.on_default().bold();
+const GOES: Style = AnsiColor::Red.on_default();
+const COMES: Style = AnsiColor::Green.on_default();
+
+/// What somebody notices, and what goes and comes, in colours.
+fn coloured(text: &str) -> String {
+    let mut in_difference = false;
+    let lines = text.lines().map(|line| {
+        in_difference |= line.starts_with("--- ");
+        let style = match (line.bytes().next(), in_difference) {
+            (Some(b'!'), false) => DISTURBS,
+            (Some(b'-'), true) => GOES,
+            (Some(b'+'), true) => COMES,
+            _ => return format!("{line}\n"),
+        };
+        format!("{style}{line}{style:#}\n")
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_stays_as_it_is_without_its_colours() {
+        let text = "1 change\n\n! a\n  b: - c\n- no difference\n\n--- live/a\n+++ new/a\n@@ -1 +1 @@\n-old\n+new\n same\n";
+        let shown = coloured(text);
+        assert_eq!(anstream::adapter::strip_str(&shown).to_string(), text);
+        assert!(shown.contains(&format!("{DISTURBS}! a{DISTURBS:#}\n")), "{shown}");
+        assert!(shown.contains(&format!("{COMES}+new{COMES:#}\n")), "{shown}");
+        assert!(shown.contains("\n- no difference\n"), "{shown}");
+    }
 }

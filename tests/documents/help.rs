@@ -43,7 +43,7 @@ fn every_command_has_examples_that_fit_a_terminal() {
     let described: Vec<_> = cli::help::ALL.iter().map(|help| help.command).collect();
     assert_eq!(commands, described);
     for one in command.get_subcommands().chain([&command]) {
-        let text = one.get_after_help().expect(one.get_name()).to_string();
+        let text = one.get_after_help().map(ToString::to_string).unwrap_or_default();
         assert!(text.contains("Examples:\n  "), "{}", one.get_name());
         let widest = text.lines().max_by_key(|line| line.chars().count()).unwrap();
         assert!(widest.chars().count() <= 80, "{}: {widest}", one.get_name());

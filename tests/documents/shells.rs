@@ -40,7 +40,7 @@ fn bash_completes_commands_and_options() {
     let ask = |words: &str, last: usize| {
         let script = format!(
             ". ./_dstack-vpc\nCOMP_WORDS=({words})\nCOMP_CWORD={last}\n\
-             $(complete -p dstack-vpc | sed 's/.* -F \\([^ ]*\\) .*/\\1/') dstack-vpc \"${{COMP_WORDS[{last}]}}\" x\n\
+             $(complete -p dstack-vpc | sed 's/.* -F \\([^ ]*\\) .*/\\1/') dstack-vpc \"${{COMP_WORDS[{last}]}}\" \"${{COMP_WORDS[{last} - 1]}}\"\n\
              printf '%s\\n' \"${{COMPREPLY[@]}}\""
         );
         shell("bash", &["--norc", "-c"], &script).expect("bash is everywhere")
@@ -52,7 +52,7 @@ fn bash_completes_commands_and_options() {
 
 #[test]
 fn zsh_loads_them() {
-    let script = "fpath=(. $fpath); autoload -Uz compinit; compinit -D -u; print $_comps[dstack-vpc]; \
+    let script = "fpath=($PWD $fpath); autoload -Uz compinit; compinit -D -u; print $_comps[dstack-vpc]; \
         autoload +X -U _dstack-vpc; which _dstack-vpc | grep -c status";
     if let Some(said) = shell("zsh", &["-f", "-c"], script) {
         let mut lines = said.lines();

@@ -179,7 +179,7 @@ impl Inbound {
                 }
             }
             Err(refusal) => {
-                failed = Some(refusal.cause());
+                failed = Some(refusal.cause().name());
                 refusal.reply(&id, grpc)
             }
         };
