@@ -23,7 +23,7 @@ pub const STARTING: &str = "Starting";
 macro_rules! reasons {
     ($($Of:ident { $($NAME:ident $holds:literal $word:literal $means:literal, $mend:literal;)+ })+) => {
         $($(
-            pub(super) const $NAME: Reason = Reason {
+            pub(crate) const $NAME: Reason = Reason {
                 of: ConditionKind::$Of,
                 holds: $holds,
                 word: $word,
