@@ -335,6 +335,7 @@ mod tests {
     use super::*;
     use crate::api::ApiStatus;
     use crate::node::{NodeStatus, Path, Peer, Step};
+    use crate::reconcile::reasons;
     use crate::reconcile::status::{ConditionKind, ServiceStatus};
 
     fn now() -> Timestamp {
@@ -393,8 +394,8 @@ mod tests {
         };
         status.config.source =
             "/etc/dstack-vpc/a/long/way/down/to/where/nobody/would/look/for/it/vpc.toml".to_owned();
-        status.set(ConditionKind::Ready, false, "NotServing", "");
-        status.set(ConditionKind::Degraded, true, "SeeMessage", "");
+        status.set(reasons::NOT_READY, "");
+        status.set(reasons::SEE_MESSAGE, "");
         status
     }
 
@@ -451,8 +452,8 @@ mod tests {
     fn a_machine_that_is_well_says_so() {
         let mut status = crowded();
         status.problems.clear();
-        status.set(ConditionKind::Ready, true, "Serving", "");
-        status.set(ConditionKind::Degraded, false, "AsConfigured", "");
+        status.set(reasons::READY, "");
+        status.set(reasons::AS_CONFIGURED, "");
         let first = |status: &Status| plain(status, None).lines().next().unwrap_or_default().to_owned();
         assert_eq!(first(&status), "ready: everything is as it should be");
         assert_eq!(
