@@ -32,6 +32,7 @@ pub mod plan;
 pub mod ratls;
 pub mod reconcile;
 pub mod registry;
+mod schema;
 pub mod spec;
 pub mod supervisor;
 pub mod words;

@@ -33,7 +33,7 @@ pub struct AppId([u8; 20]);
 
 impl AppId {
     /// The raw bytes as they stand in an RA-TLS certificate.
-    pub fn from_bytes(bytes: [u8; 20]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 20]) -> Self {
         Self(bytes)
     }
 

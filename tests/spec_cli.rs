@@ -1,9 +1,11 @@
 //! The commands about the configuration, as their user meets them: what they print, and their exit codes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use dstack_vpc::spec;
 use serde_json::Value as Json;
 
 struct Place {
@@ -121,6 +123,70 @@ fn every_starter_passes_check() {
         assert_eq!(said.code, 0, "{role}\n{}{}", said.out, said.err);
         assert!(said.out.contains("The configuration can be used"), "{}", said.out);
     }
+}
+
+/// `tests/frozen` are the examples, and the file with every key, as the first version had them. They never change.
+#[test]
+fn what_the_first_version_read_is_read_for_ever() {
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/frozen");
+    let mut files: Vec<_> = fs::read_dir(frozen)
+        .unwrap()
+        .map(|it| it.unwrap().path())
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 8, "{files:?}");
+    let assumed = [
+        "app_id=5e44e40000000000000000000000000000000002",
+        "gateway_domain=apps.example.com:443",
+    ];
+    for file in files {
+        let place = Place::new();
+        // Without the programs' own checkers: nginx looks up the names of upstreams.
+        let text = spec::read(&file).unwrap();
+        let loaded =
+            spec::load(Some(&text), &BTreeMap::new()).unwrap_or_else(|problems| panic!("{problems}"));
+        assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
+        let said = place.run(
+            Some(&file),
+            &[],
+            &["render", "--assume", assumed[0], "--assume", assumed[1]],
+        );
+        assert_eq!(said.code, 0, "{}\n{}", file.display(), said.err);
+        assert!(
+            said.out.contains("# ==> supervisor/supervisord.conf"),
+            "{}",
+            said.out
+        );
+    }
+    // And its variables, with no file at all.
+    let env = [
+        ("VPC_SERVER_ENABLED", "true"),
+        ("VPC_NODE_NAME", "db-1"),
+        ("VPC_NODE_TYPE", "mongodb"),
+        ("VPC_ALLOWED_APPS", "5e44e40000000000000000000000000000000002"),
+        ("VPC_SERVER_APP_ID", "5e44e40000000000000000000000000000000002"),
+        ("VPC_SERVER_URL", "https://vpn.example.com"),
+        ("VPC_SERVER_PORT", "8443"),
+        ("MESH_BACKEND", "127.0.0.1:27017"),
+        ("DSTACK_GATEWAY_DOMAIN", "apps.example.com:443"),
+        ("DSTACK_AGENT_ADDRESS", "unix:/var/run/dstack.sock"),
+        ("VPC__MESH__HTTP_LISTEN", "127.0.0.1:80"),
+    ];
+    let place = Place::new();
+    let said = place.run(None, &env, &["check"]);
+    assert!(
+        said.code == 0 && !said.out.contains("warning"),
+        "{}{}",
+        said.out,
+        said.err
+    );
+    let said = place.run(None, &env, &["render", "--assume", assumed[0]]);
+    assert!(
+        said.out.contains("https://vpn.example.com"),
+        "{}{}",
+        said.out,
+        said.err
+    );
 }
 
 #[test]

@@ -49,6 +49,14 @@ fn the_schema_of_plans_is_current() {
     );
 }
 
+#[test]
+fn the_schema_of_what_doctor_finds_is_current() {
+    current(
+        "docs/doctor.schema.json",
+        &format!("{:#}\n", dstack_vpc::doctor::report_schema()),
+    );
+}
+
 fn examples() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(root().join("examples"))
         .unwrap()

@@ -5,6 +5,7 @@
 //! so that a kill at any point leaves the old or the new generation, and no reload forgotten.
 
 mod built_in;
+pub mod format;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 pub mod generation;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 
 use super::{Context, block_on, out};
-use crate::doctor::{Finding, Report, Severity, examine, modules};
+use crate::doctor::{Finding, Mend, Report, Severity, examine, modules};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -40,8 +40,10 @@ pub(super) fn doctor(context: &Context, args: &Args) -> anyhow::Result<ExitCode>
     })
 }
 
-const WIDTH: usize = 100;
+const WIDTH: usize = 80;
 const INDENT: usize = 9;
+/// Of the lines of a piece of advice after its first.
+const HANGING: usize = INDENT + 2;
 
 /// `verbose` also tells what is well.
 fn text(report: &Report, verbose: bool) -> String {
@@ -76,8 +78,13 @@ fn finding_text(finding: &Finding) -> String {
     let mut text = format!("{style}{word:<8}{style:#} ");
     text += out::wrapped(&finding.what, INDENT, WIDTH).trim_start();
     text += &out::wrapped(&finding.why, INDENT, WIDTH);
-    for line in &finding.mend {
-        text += &format!("{:INDENT$}→ {line}\n", "");
+    for step in &finding.mend {
+        let (mark, step) = match step {
+            Mend::Do(advice) => ('→', out::wrapped(advice, HANGING, WIDTH)),
+            // Whole, to be copied.
+            Mend::Run(command) => ('$', format!("{command}\n")),
+        };
+        text += &format!("{:INDENT$}{mark} {}", "", step.trim_start());
     }
     if finding.severity != Severity::Ok {
         text.push('\n');
@@ -103,7 +110,10 @@ mod tests {
     fn what_is_wrong_is_told_with_what_mends_it_and_what_is_well_on_request() {
         let error = Finding {
             why: "so it matters".to_owned(),
-            mend: vec!["do this".to_owned()],
+            mend: vec![
+                Mend::Do("do this ".repeat(10)),
+                Mend::Run(format!("run{}", " this".repeat(20))),
+            ],
             ..finding(Severity::Error, &"broken ".repeat(20))
         };
         let report = Report {
@@ -117,10 +127,13 @@ mod tests {
         let plain = anstream::adapter::strip_str(&text(&report, false)).to_string();
         assert_eq!(
             plain,
-            "error    broken broken broken broken broken broken broken broken broken broken broken broken broken\n\
-             \x20        broken broken broken broken broken broken broken\n\
+            "error    broken broken broken broken broken broken broken broken broken broken\n\
+             \x20        broken broken broken broken broken broken broken broken broken broken\n\
              \x20        so it matters\n\
-             \x20        → do this\n\n\
+             \x20        → do this do this do this do this do this do this do this do this do\n\
+             \x20          this do this\n\
+             \x20        $ run this this this this this this this this this this this this this this this this \
+             this this this this\n\n\
              note     good to know\n\n\
              1 error, 0 warnings; 1 thing well (--verbose lists them)\n"
         );

@@ -33,6 +33,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::apply::Real;
+use crate::apply::format::{self, FormatError};
 use crate::desired::Launch;
 use crate::facts::{self, Observed};
 use crate::paths::StateDir;
@@ -127,6 +129,9 @@ pub fn main() -> ExitCode {
         Ok(context) => context,
         Err(error) => return fail(&error),
     };
+    if let Err(error) = mind_the_format(&cli.command, &context.state) {
+        return fail(&error.to_string());
+    }
     let result = match cli.command {
         Command::Up => up::up(&context),
         Command::Run => run::run(&context),
@@ -160,6 +165,41 @@ pub fn main() -> ExitCode {
             fail(&chain(&error))
         }
     })
+}
+
+/// A state directory of a later version is left alone by what would change it; what only reads it says so, and goes on.
+fn mind_the_format(command: &Command, state: &StateDir) -> Result<(), FormatError> {
+    let error = match format::check(&Real::new(state, None), state) {
+        // Who may not read the file is told so by what needs it.
+        Ok(_) | Err(FormatError::Disk(_)) => return Ok(()),
+        Err(error) => error,
+    };
+    match command {
+        Command::Up
+        | Command::Run
+        | Command::Plan(_)
+        | Command::Apply(_)
+        | Command::Confirm
+        | Command::Rollback(_)
+        | Command::Renew => Err(error),
+        Command::Status(_)
+        | Command::Nodes(_)
+        | Command::History(_)
+        | Command::Explain(_)
+        | Command::Healthcheck => {
+            let style = anstyle::AnsiColor::Yellow.on_default().bold();
+            anstream::eprintln!("{style}warning{style:#}: {error}");
+            Ok(())
+        }
+        // `doctor` has a finding of it, and the others do not look there.
+        Command::Doctor(_)
+        | Command::Render(_)
+        | Command::Check(_)
+        | Command::Init(_)
+        | Command::Schema
+        | Command::DevAgent(_)
+        | Command::Completions { .. } => Ok(()),
+    }
 }
 
 /// The error and its causes, each said once: some errors repeat their cause in their own sentence.

@@ -75,7 +75,8 @@ fn advised(finding: Finding) -> Finding {
             "Certificates are valid from one hour before they are issued: machines whose clocks differ by more refuse each \
              other, as `expired` or `not_yet_valid`.",
         )
-        .mend("date -u   # here and on the other machine; a CVM takes its time from the host")
+        .run("date -u   # here and on the other machine")
+        .mend("a CVM takes its time from the host: mend that one")
 }
 
 fn distance(date: &Date) -> Duration {

@@ -4,25 +4,29 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::sys::statfs::statfs;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 
 use super::Finding;
+use crate::apply::Real;
+use crate::apply::format::{self, FORMAT, FormatError};
 use crate::paths::StateDir;
+use crate::spec::Role;
 
 /// A generation has some 30 KB, a registry of 100,000 nodes some 50 MB.
 const LITTLE: u64 = 64 << 20;
 const NOTHING: u64 = 4 << 20;
 
-pub(super) fn findings(state: &StateDir) -> Vec<Finding> {
+/// `role`: what this machine is, where that is known.
+pub(super) fn findings(state: &StateDir, role: Option<Role>) -> Vec<Finding> {
     let mut findings = Vec::new();
     if belongs_to_another(state).is_none() {
         findings.push(writable(state.root()));
     }
+    findings.extend(format_of(state));
     if let Some(there) = nearest(state.root()) {
         findings.extend(room(&there));
-        findings.extend(kind(&there));
+        findings.extend(kind(&there, role));
     }
     for folder in [state.secrets(), state.identity()] {
         findings.extend(secrets(&folder, true));
@@ -71,6 +75,34 @@ fn writable(root: &Path) -> Finding {
     }
 }
 
+/// Which version the directory is for.
+fn format_of(state: &StateDir) -> Option<Finding> {
+    let error = match format::check(&Real::new(state, None), state) {
+        Ok(_) if !state.current().exists() => return None,
+        Ok(FORMAT) => {
+            return Some(Finding::ok(
+                "format",
+                format!("the state directory is in format {FORMAT}"),
+            ));
+        }
+        Ok(format) => {
+            return Some(Finding::ok(
+                "format",
+                format!("the state directory is in format {format}: the next start brings it to {FORMAT}"),
+            ));
+        }
+        // Whoever may not look there is told so already.
+        Err(FormatError::Disk(_)) => return None,
+        Err(error) => error.to_string(),
+    };
+    let (what, mend) = error.split_once('\n').unwrap_or((&error, ""));
+    Some(
+        Finding::error("format", what)
+            .why("This version would misread what lies there, so it neither starts nor changes anything.")
+            .mend(mend),
+    )
+}
+
 fn room(place: &Path) -> Option<Finding> {
     let about = statvfs(place).ok()?;
     let free = about.blocks_available() as u64 * about.fragment_size() as u64;
@@ -89,45 +121,68 @@ fn room(place: &Path) -> Option<Finding> {
     };
     let finding = Finding::error("disk", what)
         .why("A full disk keeps the last good configuration serving, but nothing new goes live and no node is recorded.")
-        .mend(format!("du -x -d 2 {shown} | sort -n | tail"));
+        .run(format!("du -x -d 2 {shown} | sort -n | tail"));
     Some(finding.milder(free >= NOTHING && names))
 }
 
 /// File systems on which sockets, locks and databases are not what they should be, or that do not stay.
-fn kind(place: &Path) -> Option<Finding> {
-    let magic = statfs(place).ok()?.filesystem_type().0 as u64 & 0xffff_ffff;
+fn kind(place: &Path, role: Option<Role>) -> Option<Finding> {
+    /// As /proc/self/mountinfo names them.
+    const NETWORK: [&str; 16] = [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "ceph",
+        "9p",
+        "afs",
+        "lustre",
+        "gfs2",
+        "ocfs2",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "fuse.ceph",
+        "fuse.s3fs",
+        "fuse.rclone",
+    ];
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let kind = file_system(&mounts, &place.canonicalize().ok()?)?;
     let shown = place.display();
-    // From the kernel's include/uapi/linux/magic.h.
-    let network = match magic {
-        0x6969 => "NFS",
-        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "SMB",
-        0x00c3_6400 => "Ceph",
-        0x0102_1997 => "9p",
-        0x5346_414f => "AFS",
-        _ => "",
-    };
-    if !network.is_empty() {
+    if NETWORK.contains(&kind) {
         return Some(
-            Finding::warning("disk", format!("{shown} is on a network file system ({network})"))
+            Finding::warning("disk", format!("{shown} is on a network file system ({kind})"))
                 .why("Sockets, locks and the databases of Headscale and the registry need a local one.")
                 .mend("put the state directory on a disk of this machine"),
         );
     }
-    let passing = match magic {
-        0x794c_7630 => "in the container's own layer",
-        0x0102_1994 => "in memory (tmpfs)",
+    let passing = match kind {
+        "overlay" => "in the container's own layer",
+        "tmpfs" | "ramfs" => "in memory",
         _ => return None,
     };
-    Some(
-        Finding::warning(
-            "disk",
-            format!("{shown} is {passing}: it is gone when the container is made anew"),
-        )
-        .why("A server would lose its nodes and keys, and a node its address. A mesh machine loses nothing.")
-        .mend(format!(
-            "in the app's compose file:  volumes: [\"vpc-state:{shown}\"]"
-        )),
-    )
+    let what = format!("{shown} is {passing} ({kind}): it is gone when the container is made anew");
+    let finding = match role {
+        Some(role) if !role.server && !role.node => {
+            Finding::note("disk", what).why("A mesh machine loses nothing: it asks anew.")
+        }
+        _ => Finding::warning("disk", what).why("A server loses its nodes and keys, and a node its address."),
+    };
+    Some(finding.mend(format!(
+        "in the app's compose file:  volumes: [\"vpc-state:{shown}\"]"
+    )))
+}
+
+/// The type of the file system that `path` is on, from /proc/self/mountinfo; proc(5) has the columns.
+fn file_system<'m>(mounts: &'m str, path: &Path) -> Option<&'m str> {
+    let mounted = mounts.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let at = before.split(' ').nth(4)?.replace("\\040", " ");
+        path.starts_with(&at)
+            .then_some((at.len(), after.split(' ').next()?))
+    });
+    // Of two at one place the later one covers the other.
+    mounted.max_by_key(|(length, _)| *length).map(|(_, kind)| kind)
 }
 
 /// What others can read of a folder and, where it goes `deep`, of all that lies in it.
@@ -154,7 +209,7 @@ fn secrets(folder: &Path, deep: bool) -> Option<Finding> {
             Some(
                 Finding::error("secrets", format!("others can read {}{more}", open[0].display()))
                     .why("Whoever reads a key of this machine can pass for it; what was readable should count as known.")
-                    .mend(format!("chmod -R go= {}", folder.display()))
+                    .run(format!("chmod -R go= {}", folder.display()))
                     .mend("then have new ones made: dstack-vpc renew; for a server's, docs/operations.md"),
             )
         }
@@ -184,7 +239,7 @@ fn nearest(path: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Severity;
+    use super::super::{Mend, Severity};
     use super::*;
     use std::fs;
 
@@ -204,8 +259,27 @@ mod tests {
         assert_eq!(finding.what, format!("others can read {}", key.display()));
         assert_eq!(
             finding.mend[0],
-            format!("chmod -R go= {}", state.secrets().display())
+            Mend::Run(format!("chmod -R go= {}", state.secrets().display()))
         );
+    }
+
+    #[test]
+    fn the_innermost_mount_tells_the_file_system_and_the_last_of_several() {
+        let mounts = "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n\
+                      30 22 0:50 / /srv rw shared:1 master:2 - nfs4 host:/a rw\n\
+                      31 22 0:51 / /srv/with\\040space rw - fuse.sshfs host:/b rw\n\
+                      32 22 0:52 / /mnt rw - ext4 /dev/sdb rw\n\
+                      33 32 0:53 / /mnt rw - tmpfs none rw\n";
+        for (path, kind) in [
+            ("/var/lib", "ext4"),
+            ("/srv", "nfs4"),
+            ("/srvx", "ext4"),
+            ("/srv/with space/state", "fuse.sshfs"),
+            ("/mnt/state", "tmpfs"),
+        ] {
+            assert_eq!(file_system(mounts, Path::new(path)), Some(kind), "{path}");
+        }
+        assert_eq!(file_system("junk", Path::new("/")), None);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The gateways that the host names, each asked for its domain.
 
 use rustls_pki_types::{CertificateDer, UnixTime};
-use tokio::net::TcpStream;
 use url::Url;
 
 use super::web::{self, Date, Page};
@@ -39,15 +38,16 @@ impl Gateways {
 pub(super) async fn ask(patient: &Patient<'_>) -> Gateways {
     if let GatewayChoice::Is(gateway) = &patient.spec.dstack.gateway_domain {
         let app_id = patient.seen.facts.app_id.as_ref().map(|fact| fact.value);
-        let at = match gateway {
-            Gateway::Fixed(at) => at.to_string(),
+        let (host, port) = match gateway {
+            Gateway::Fixed(at) => (at.host.to_string(), at.port),
             // Any name below the domain leads to the gateway.
             Gateway::Domain { domain, port } => {
                 let app_id = app_id.map_or("app".to_owned(), |id| id.to_string());
-                format!("{app_id}-443s.{domain}:{port}")
+                (format!("{app_id}-443s.{domain}"), *port)
             }
         };
-        let connecting = tokio::time::timeout(web::PATIENCE, TcpStream::connect(&at)).await;
+        let at = format!("{host}:{port}");
+        let connecting = tokio::time::timeout(web::PATIENCE, web::connect(&host, port)).await;
         let reached = match connecting {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(format!("{at}: {error}")),
@@ -92,15 +92,18 @@ pub(super) fn findings(
         Gateways::Chosen {
             reached: Err(why), ..
         } => {
-            vec![Finding::error("gateway", format!("the gateway cannot be reached: {why}"))
-                .why(UNREACHABLE)
-                .mend("dstack-vpc explain dstack.gateway_domain   # correct it, or leave it out: then the host's gateways are asked")]
+            vec![
+                Finding::error("gateway", format!("the gateway cannot be reached: {why}"))
+                    .why(UNREACHABLE)
+                    .run("dstack-vpc explain dstack.gateway_domain")
+                    .mend("correct it, or leave it out: then the host's gateways are asked"),
+            ]
         }
         Gateways::Unnamed(why) => vec![
             Finding::error("gateway", why.clone())
                 .why(UNREACHABLE)
                 .mend(format!(
-                    "mount it into the container:  volumes: [\"{0}:{0}:ro\"]",
+                    "in the app's compose file, add to this container: volumes: [\"{0}:{0}:ro\"]",
                     patient.spec.dstack.host_shared_dir.display()
                 ))
                 .mend("or name the gateway: DSTACK_GATEWAY_DOMAIN=apps.example.com:443"),
@@ -149,7 +152,7 @@ fn of(url: &Url, page: &Result<Page, String>, root: Option<&CertificateDer<'stat
                     .mend("the gateway's operator has to configure its domain")
                     .mend("or name it yourself: DSTACK_GATEWAY_DOMAIN=apps.example.com:443"),
                 Err(_) => finding
-                    .mend(format!(
+                    .run(format!(
                         "curl -k {}/prpc/Info   # from here, and from the host",
                         show(url)
                     ))

@@ -127,12 +127,12 @@ pub(super) fn findings(modules: &[Module]) -> Vec<Finding> {
     }
     let finding = match files.is_empty() {
         false => {
-            let insmod = |finding: Finding, file: &&PathBuf| finding.mend(format!("insmod {}", file.display()));
+            let insmod = |finding: Finding, file: &&PathBuf| finding.run(format!("insmod {}", file.display()));
             let finding = files.iter().fold(finding, insmod);
-            finding.mend("or all of that:  sudo dstack-vpc doctor --load-modules")
+            finding.mend("or all of that at once:").run("sudo dstack-vpc doctor --load-modules")
         }
         true => finding
-            .mend("modprobe -a xt_mark xt_connmark")
+            .run("modprobe -a xt_mark xt_connmark")
             .mend(format!(
                 "or put xt_mark.ko and xt_connmark.ko, built for {}, into a folder and name it in tailscale.modules_dir",
                 release()
@@ -230,7 +230,7 @@ fn dependencies(module: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Severity;
+    use super::super::{Mend, Severity};
     use super::*;
 
     fn module(folder: &Path, name: &str, depends: &str) -> PathBuf {
@@ -273,9 +273,10 @@ mod tests {
         assert_eq!(finding.severity, Severity::Warning);
         assert_eq!(
             finding.mend[..2],
-            ["insmod /m/x_tables.ko", "insmod /m/xt_mark.ko"]
+            ["insmod /m/x_tables.ko", "insmod /m/xt_mark.ko"].map(|command| Mend::Run(command.to_owned()))
         );
-        assert!(findings(&missing(Vec::new()))[0].mend[0].starts_with("modprobe"));
+        let modprobe = Mend::Run("modprobe -a xt_mark xt_connmark".to_owned());
+        assert_eq!(findings(&missing(Vec::new()))[0].mend[0], modprobe);
         let mut one = missing(Vec::new());
         one[2].present = true;
         assert_eq!(findings(&one)[0].severity, Severity::Note);

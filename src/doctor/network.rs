@@ -1,5 +1,6 @@
 //! The VPN's addresses beside those of this machine's networks, and the ports that this role takes.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
@@ -22,16 +23,11 @@ struct Local {
 }
 
 pub(super) fn findings(patient: &Patient<'_>) -> Vec<Finding> {
-    let Spec { role, vpn, node, .. } = patient.spec;
+    let Spec { role, vpn, .. } = patient.spec;
     let mut findings = Vec::new();
     if role.server || role.node {
         let locals = locals(patient.spec.tailscale.device.as_str());
-        let with_device = role.node
-            && match node.tun {
-                Tun::Device => true,
-                Tun::Auto => patient.seen.facts.host.tun,
-                Tun::Userspace => false,
-            };
+        let with_device = role.node && with_device(patient);
         // Only the server knows the prefix; what a node's tailscaled takes for the VPN is known in any case.
         let prefix = role.server.then_some(vpn.prefix);
         findings.extend(prefix.and_then(|prefix| outside(prefix, &locals)));
@@ -39,6 +35,15 @@ pub(super) fn findings(patient: &Patient<'_>) -> Vec<Finding> {
     }
     findings.extend(ports(patient));
     findings
+}
+
+/// This node's packets travel through a device of the kernel.
+fn with_device(patient: &Patient<'_>) -> bool {
+    match patient.spec.node.tun {
+        Tun::Device => true,
+        Tun::Auto => patient.seen.facts.host.tun,
+        Tun::Userspace => false,
+    }
 }
 
 /// How clients treat other addresses was read in, and seen with, Tailscale 1.94 to 1.100.
@@ -146,30 +151,42 @@ fn ports(patient: &Patient<'_>) -> Vec<Finding> {
         Front::Nginx => "nginx",
         Front::Builtin => "dstack-vpc",
     };
-    let mut listeners = vec![
-        ("mesh.client_listen", mesh.client_listen, "dstack-vpc"),
-        ("mesh.http_listen", mesh.http_listen, front),
-        ("mesh.https_listen", mesh.https_listen, front),
+    let mut listeners: Vec<(Cow<'static, str>, _, _)> = vec![
+        ("mesh.client_listen".into(), mesh.client_listen, "dstack-vpc"),
+        ("mesh.http_listen".into(), mesh.http_listen, front),
+        ("mesh.https_listen".into(), mesh.https_listen, front),
     ];
     if mesh.front == Front::Nginx {
-        listeners.push(("mesh.auth_listen", mesh.auth_listen, "dstack-vpc"));
+        listeners.push(("mesh.auth_listen".into(), mesh.auth_listen, "dstack-vpc"));
     }
     if role.server {
-        listeners.push(("server.headscale_listen", server.headscale_listen, "headscale"));
-        listeners.push(("server.api_listen", server.api_listen, "dstack-vpc"));
+        let headscale = server.headscale_listen;
+        listeners.push(("server.headscale_listen".into(), headscale, "headscale"));
+        listeners.push(("server.api_listen".into(), server.api_listen, "dstack-vpc"));
+    }
+    if role.node && !with_device(patient) {
+        let proxy = patient.spec.tailscale.proxy_listen;
+        listeners.extend(proxy.map(|addr| ("tailscale.proxy_listen".into(), addr, "tailscaled")));
     }
     let metrics = patient.spec.metrics.listen;
-    listeners.extend(metrics.map(|addr| ("metrics.listen", addr, "dstack-vpc")));
+    listeners.extend(metrics.map(|addr| ("metrics.listen".into(), addr, "dstack-vpc")));
     let page = patient.spec.status.listen;
-    listeners.extend(page.map(|addr| ("status.listen", addr, "dstack-vpc")));
-    let tcp = patient.spec.backends.iter().filter_map(|backend| backend.listen);
-    listeners.extend(tcp.map(|addr| ("backends.listen", addr, "dstack-vpc")));
-    let forwards = patient.spec.forwards.iter().map(|forward| forward.listen);
-    listeners.extend(forwards.map(|addr| ("forwards.listen", addr, "dstack-vpc")));
+    listeners.extend(page.map(|addr| ("status.listen".into(), addr, "dstack-vpc")));
+    let backends = patient.spec.backends.iter().enumerate();
+    listeners.extend(backends.filter_map(|(i, backend)| {
+        Some((
+            format!("backends[{i}].listen").into(),
+            backend.listen?,
+            "dstack-vpc",
+        ))
+    }));
+    let forwards = patient.spec.forwards.iter().enumerate();
+    listeners
+        .extend(forwards.map(|(i, it)| (format!("forwards[{i}].listen").into(), it.listen, "dstack-vpc")));
     let mut findings = Vec::new();
     for (key, addr, program) in listeners {
         let Some(holder) = holder_of(addr) else {
-            findings.extend(privileged(patient, key, addr));
+            findings.extend(privileged(patient, &key, addr));
             continue;
         };
         let ours = match &holder.process {
@@ -186,7 +203,7 @@ fn ports(patient: &Patient<'_>) -> Vec<Finding> {
                 format!("{key} {addr} is served by {program}"),
             ));
         } else {
-            findings.push(taken(key, addr, &holder));
+            findings.push(taken(&key, addr, &holder));
         }
     }
     findings
@@ -195,13 +212,13 @@ fn ports(patient: &Patient<'_>) -> Vec<Finding> {
 fn taken(key: &str, addr: SocketAddr, holder: &Holder) -> Finding {
     let finding = Finding::error("port", format!("{key} {addr} is taken by {holder}"))
         .why("Two programs cannot listen there: nothing goes live until one of them moves.");
-    let end = match &holder.process {
-        Some((pid, _)) => format!("end it: kill {pid}"),
-        None => format!("find it as root: ss -ltnp 'sport = :{}'", addr.port()),
+    let finding = match &holder.process {
+        Some((pid, _)) => finding.run(format!("kill {pid}   # ends it")),
+        None => finding.run(format!("sudo ss -ltnp 'sport = :{}'   # finds it", addr.port())),
     };
     finding
-        .mend(end)
-        .mend(format!("or listen elsewhere: dstack-vpc explain {key}"))
+        .mend("or listen elsewhere; where it is said:")
+        .run(format!("dstack-vpc explain {key}"))
 }
 
 /// A free port that this user may not take.
@@ -224,6 +241,7 @@ fn privileged(patient: &Patient<'_>, key: &str, addr: SocketAddr) -> Option<Find
 
 #[cfg(test)]
 mod tests {
+    use super::super::Mend;
     use super::*;
 
     fn local(device: &str, net: &str) -> Local {
@@ -239,7 +257,10 @@ mod tests {
         assert_eq!(outside(net("100.64.0.0/16"), &[]), None);
         let locals = [local("eth0", "100.64.3.0/24"), local("eth1", "100.65.0.0/15")];
         let finding = outside(net("100.128.0.0/10"), &locals).unwrap();
-        assert!(finding.mend[0].contains("100.66.0.0/16"), "{finding:?}");
+        assert!(
+            format!("{:?}", finding.mend).contains("100.66.0.0/16"),
+            "{finding:?}"
+        );
         assert_eq!(free_part(&[local("eth0", "100.0.0.0/8")]), None);
     }
 
@@ -277,6 +298,7 @@ mod tests {
             finding.what.contains(&format!("(pid {}", std::process::id())),
             "{finding:?}"
         );
-        assert_eq!(finding.mend[0], format!("end it: kill {}", std::process::id()));
+        let kill = format!("kill {}   # ends it", std::process::id());
+        assert_eq!(finding.mend[0], Mend::Run(kill));
     }
 }

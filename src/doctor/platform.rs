@@ -84,6 +84,8 @@ pub(super) fn findings(patient: &Patient<'_>, issued: &Issued) -> Vec<Finding> {
     findings
 }
 
+const MOUNT: &str = "in the app's compose file, add to this container:";
+
 fn no_agent(none: &NoAgent) -> Finding {
     let finding = Finding::error("agent", none.to_string()).why(
         "The guest agent tells who this machine is and issues its certificate: without it nothing can be called, and \
@@ -91,10 +93,12 @@ fn no_agent(none: &NoAgent) -> Finding {
     );
     match none {
         NoAgent::NoSocket { .. } => finding
-            .mend("in the app's compose file, add to this container:")
-            .mend("  volumes: [\"/var/run/dstack.sock:/var/run/dstack.sock\"]")
-            .mend("on a laptop: dstack-vpc dev-agent --listen unix:/tmp/dstack.sock, and dstack.agent = \"unix:/tmp/dstack.sock\""),
-        NoAgent::BadSimulator { .. } => finding.mend(format!("unset {}", agent::SIMULATOR_VARIABLE)),
+            .mend(format!(
+                "{MOUNT} volumes: [\"/var/run/dstack.sock:/var/run/dstack.sock\"]"
+            ))
+            .mend("on a laptop, with dstack.agent = \"unix:/tmp/dstack.sock\":")
+            .run("dstack-vpc dev-agent --listen unix:/tmp/dstack.sock"),
+        NoAgent::BadSimulator { .. } => finding.run(format!("unset {}", agent::SIMULATOR_VARIABLE)),
     }
 }
 
@@ -104,17 +108,24 @@ fn agent_fails(agent: &AgentAddr, message: &str, error: Option<&FetchError>) -> 
          the old one when the agent makes a new one.",
     );
     match (error, agent) {
-        (Some(FetchError::Agent(AgentError::Denied { .. })), AgentAddr::Unix(path)) => finding.mend(format!(
-            "run dstack-vpc as root, or: chmod o+rw {}",
-            path.display()
-        )),
-        (Some(FetchError::Agent(AgentError::Refused { .. })), AgentAddr::Unix(path)) => finding
+        (Some(FetchError::Agent(AgentError::NotFound { .. })), AgentAddr::Unix(path)) => finding
             .mend(format!(
-                "nobody listens on {}: start the agent (on dstack: systemctl restart dstack-guest-agent)",
+                "{MOUNT} volumes: [\"/var/run/dstack.sock:{}\"]",
                 path.display()
             ))
+            .mend("or is it elsewhere? Where it is said:")
+            .run("dstack-vpc explain dstack.agent"),
+        (Some(FetchError::Agent(AgentError::Denied { .. })), AgentAddr::Unix(path)) => finding
+            .mend("run dstack-vpc as root, or let others use the socket:")
+            .run(format!("chmod o+rw {}", path.display())),
+        (Some(FetchError::Agent(AgentError::Refused { .. })), AgentAddr::Unix(path)) => finding
+            .mend(format!(
+                "nobody listens on {}; on the machine itself:",
+                path.display()
+            ))
+            .run("systemctl restart dstack-guest-agent")
             .mend("then restart this container, or mount the socket's folder instead of the socket"),
-        _ => finding.mend(see(agent, "Info")),
+        _ => finding.run(see(agent, "Info")),
     }
 }
 
@@ -133,8 +144,8 @@ fn kms_fails(patient: &Patient<'_>, agent: &AgentAddr, error: &AgentError) -> Fi
             meanwhile(patient)
         ))
         .milder(patient.seen.identity.is_some())
-        .mend(see(agent, "GetTlsKey?subject=localhost&usage_server_auth=true"))
-        .mend(format!(
+        .run(see(agent, "GetTlsKey?subject=localhost&usage_server_auth=true"))
+        .run(format!(
             "grep kms_urls {}",
             patient
                 .spec
@@ -153,7 +164,8 @@ fn refused(patient: &Patient<'_>, agent: &AgentAddr, error: &CheckError) -> Find
             format!("a certificate that was issued just now: {error}"),
         )
         .why("The clock of this machine and that of the KMS differ, so peers refuse each other.")
-        .mend("date -u; then mend the clock of the host");
+        .run("date -u")
+        .mend("then mend the clock of the host");
     }
     let finding = Finding::error(
         "chain",
@@ -167,8 +179,8 @@ fn refused(patient: &Patient<'_>, agent: &AgentAddr, error: &CheckError) -> Find
     match error {
         CheckError::Untrusted { .. } => finding
             .mend("deploy the app with another version of the platform's image")
-            .mend("the chain itself: dstack-vpc doctor --json, and")
-            .mend(see(agent, "GetTlsKey?subject=localhost&usage_server_auth=true")),
+            .mend("what came of it:")
+            .run(see(agent, "GetTlsKey?subject=localhost&usage_server_auth=true")),
         _ => finding
             .mend("deploy the app anew; if that does not help, with another version of the platform's image"),
     }
@@ -207,7 +219,7 @@ fn stored(patient: &Patient<'_>, fresh: Option<&Checked>) -> Option<Finding> {
                 return Some(
                     Finding::warning("chain", "the KMS root has changed since the stored certificate was issued")
                         .why("Apps whose certificates are from the former KMS and this one refuse each other as `UnknownIssuer`.")
-                        .mend("dstack-vpc renew, on every machine of the VPC"),
+                        .run("dstack-vpc renew   # on every machine of the VPC"),
                 );
             }
             let left = stored.not_after.duration_since(now).unwrap_or_default();
@@ -222,7 +234,7 @@ fn stored(patient: &Patient<'_>, fresh: Option<&Checked>) -> Option<Finding> {
                 Finding::error("identity", expired_or_early)
                     .why("It is replaced as soon as the guest agent issues another.")
                     .milder(fresh.is_some())
-                    .mend("dstack-vpc renew"),
+                    .run("dstack-vpc renew"),
             )
         }
     }

@@ -101,16 +101,24 @@ pub(super) fn findings(patient: &Patient<'_>, server: &Server) -> Vec<Finding> {
     let mut findings = Vec::new();
     match &server.url {
         Some(Ok((url, page))) => findings.extend(public_url(patient, url, page)),
+        // Then the agent or the gateway is the matter, which is said already.
+        Some(Err(why)) if waits(patient) => findings.push(Finding::note("server-url", why.clone())),
         Some(Err(why)) => findings.push(
             Finding::error("server-url", why.clone())
                 .why("Nodes are told this URL when they register: until it is known, none can.")
-                .mend("dstack-vpc explain server.url   # and if the gateway is the reason: see there"),
+                .run("dstack-vpc explain server.url"),
         ),
         None => {}
     }
     findings.extend(etcd(&server.etcd));
     findings.extend(server.api.as_ref().map(|(way, page)| api(way, page)));
     findings
+}
+
+/// What the URL is made of is not known.
+fn waits(patient: &Patient<'_>) -> bool {
+    let facts = &patient.seen.facts;
+    facts.app_id.is_none() || facts.gateway.is_none()
 }
 
 fn public_url(patient: &Patient<'_>, url: &Url, page: &Result<Page, String>) -> Vec<Finding> {
@@ -129,7 +137,8 @@ fn public_url(patient: &Patient<'_>, url: &Url, page: &Result<Page, String>) -> 
             return vec![
                 Finding::error("server-url", format!("Headscale runs, but not at its public URL {shown}: {why}"))
                     .why("Nodes connect to this URL: from here it leads elsewhere or nowhere, and from there most likely too.")
-                    .mend(format!("curl -i {shown}/health   # and past the gateway: curl -i http://{listen}/health"))
+                    .run(format!("curl -i {shown}/health"))
+                    .run(format!("curl -i http://{listen}/health   # past the gateway"))
                     .mend("is that port open in the app's policy, and server.headscale_listen not on loopback?")
                     .mend("else name the right one: server.url, or VPC_SERVER_URL"),
             ];
@@ -192,8 +201,8 @@ fn etcd(asked: &[Asked]) -> Vec<Finding> {
                     false => "No member answers: nodes cannot register or announce themselves, and discovery grows old.",
                 })
                 .milder(one_is_well)
-                .mend(format!("curl -i {shown}/health"))
-                .mend("dstack-vpc explain registry.endpoints"),
+                .run(format!("curl -i {shown}/health"))
+                .run("dstack-vpc explain registry.endpoints"),
         }
     };
     asked.iter().map(finding).collect()
@@ -224,10 +233,11 @@ fn api(way: &Way, page: &Result<Page, String>) -> Finding {
     )
     .why("This node registers and announces itself there. One that has joined stays in the VPN without it.");
     match way {
-        Way::Here => finding.mend("dstack-vpc status"),
+        Way::Here => finding.run("dstack-vpc status"),
         Way::Through(_) => finding
-            .mend("dstack-vpc explain node.server_app_id   # is it the server's app id?")
-            .mend("on the server: dstack-vpc doctor; the codes are explained in docs/errors.md"),
+            .run("dstack-vpc explain node.server_app_id   # is it the server's app id?")
+            .run("dstack-vpc doctor   # on the server")
+            .mend("the codes are explained in docs/errors.md"),
     }
 }
 

@@ -1,5 +1,7 @@
 //! One GET, for looking at somebody's listener: any certificate is taken and kept to be judged afterwards.
 
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -48,6 +50,19 @@ pub(super) async fn get(url: &Url, headers: &[(&str, &str)]) -> Result<Page, Str
         .unwrap_or_else(|_| Err(format!("no answer within {}s", PATIENCE.as_secs())))
 }
 
+/// As the mesh does: names below `localhost` are loopback, and no resolver need be asked (RFC 6761 §6.3).
+pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if host == "localhost" || host.ends_with(".localhost") {
+        let loopback: [SocketAddr; 2] = [
+            (Ipv4Addr::LOCALHOST, port).into(),
+            (Ipv6Addr::LOCALHOST, port).into(),
+        ];
+        return TcpStream::connect(&loopback[..]).await;
+    }
+    TcpStream::connect((host, port)).await
+}
+
 async fn get_patiently(url: &Url, headers: &[(&str, &str)]) -> Result<Page, String> {
     let host = url.host_str().ok_or("there is no host in it")?;
     let port = url.port_or_known_default().ok_or("there is no port in it")?;
@@ -63,9 +78,7 @@ async fn get_patiently(url: &Url, headers: &[(&str, &str)]) -> Result<Page, Stri
     let request = request
         .body(Full::<Bytes>::default())
         .map_err(|e| e.to_string())?;
-    let tcp = TcpStream::connect(format!("{host}:{port}"))
-        .await
-        .map_err(|e| e.to_string())?;
+    let tcp = connect(host, port).await.map_err(|e| e.to_string())?;
     let taken = Arc::new(AnyCertificate::default());
     let answer = if url.scheme() == "https" {
         let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();

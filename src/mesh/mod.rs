@@ -42,7 +42,7 @@ use inbound::Doors;
 pub use inbound::{FrontSettings, Leads, Route, Routes};
 pub(crate) use listener::{Place, open};
 use listeners::Listeners;
-pub(crate) use outbound::without_identity;
+pub(crate) use outbound::{reach, without_identity};
 pub use streams::{Forward, TcpBackend};
 pub(crate) use tally::{CallsRead, Tallies, To};
 use worker::{Crew, Threads};

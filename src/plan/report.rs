@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::ToSchema;
 
 use super::secrets::hide;
 use super::{ActionKind, Cause, FileChange, Plan, changes};
@@ -53,14 +53,7 @@ pub struct ActionReport {
 
 /// The JSON schema of [`Report`].
 pub fn report_schema() -> serde_json::Value {
-    let mut parts = vec![(Report::name().into_owned(), Report::schema())];
-    Report::schemas(&mut parts);
-    let parts: BTreeMap<_, _> = parts.into_iter().collect();
-    serde_json::json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$ref": format!("#/components/schemas/{}", Report::name()),
-        "components": { "schemas": parts },
-    })
+    crate::schema::of::<Report>()
 }
 
 impl From<&Plan> for Report {

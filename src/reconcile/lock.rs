@@ -1,4 +1,5 @@
-//! One writer to a state directory: a locked file that holds its owner's pid.
+//! One writer to a state directory: a locked file that holds its owner's pid. Who takes it finds the directory in the
+//! format of this version, or is told why it cannot be.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -7,6 +8,8 @@ use std::path::PathBuf;
 
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::apply::Real;
+use crate::apply::format::{self, FormatError};
 use crate::paths::StateDir;
 
 /// Held as long as the value lives; the kernel lets go of it when the process ends, however it ends.
@@ -23,6 +26,8 @@ pub enum LockError {
     Held { dir: PathBuf, pid: String },
     #[error("the state directory {dir} cannot be written: {source}; choose another with --state-dir")]
     State { dir: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Format(#[from] FormatError),
 }
 
 impl Lock {
@@ -32,6 +37,9 @@ impl Lock {
             dir: state.root().to_owned(),
             source,
         };
+        let machine = Real::new(state, None);
+        // A later version's directory is not even locked.
+        format::check(&machine, state)?;
         std::fs::create_dir_all(state.run()).map_err(failed)?;
         let file = OpenOptions::new()
             .create(true)
@@ -46,6 +54,7 @@ impl Lock {
                 file.set_len(0).map_err(failed)?;
                 file.rewind().map_err(failed)?;
                 write!(file, "{}", std::process::id()).map_err(failed)?;
+                format::take_over(&machine, state)?;
                 Ok(Self { _file: file })
             }
             Err((mut file, _)) => {

@@ -167,6 +167,10 @@ impl Check<'_> {
                 .map(|addr| ("metrics.listen".into(), addr)),
         );
         all.extend(self.spec.status.listen.map(|addr| ("status.listen".into(), addr)));
+        if role.node && self.spec.node.tun != Tun::Device {
+            let proxy = self.spec.tailscale.proxy_listen;
+            all.extend(proxy.map(|addr| ("tailscale.proxy_listen".into(), addr)));
+        }
         // Where one could not be read, the places of the others are not known.
         let lists = ["backends", "forwards"].map(|list| self.known(&[list]));
         let backends = self.spec.backends.iter().enumerate().filter(|_| lists[0]);
@@ -203,6 +207,16 @@ impl Check<'_> {
                 "mesh.client_listen",
                 self.spec.mesh.client_listen,
                 "can call other apps as this one",
+            ),
+            (
+                "mesh.auth_listen",
+                self.spec.mesh.auth_listen,
+                "can try which callers each backend lets in",
+            ),
+            (
+                "tailscale.proxy_listen",
+                self.spec.tailscale.proxy_listen.unwrap_or(NOWHERE),
+                "can call into the VPN as this node",
             ),
             (
                 "metrics.listen",

@@ -73,6 +73,11 @@ pub fn load(source: Option<&ConfigText>, env: &BTreeMap<String, String>) -> Resu
         report_syntax(&mut reader, &syntax, text.len());
     }
 
+    if let Some(later) = later_version(root.get_ref(), &reader) {
+        // What its other keys mean is not known here.
+        reader.problems = vec![later];
+    }
+
     let unusable = reader
         .problems
         .iter()
@@ -88,6 +93,22 @@ pub fn load(source: Option<&ConfigText>, env: &BTreeMap<String, String>) -> Resu
         }),
         _ => Err(problems),
     }
+}
+
+/// The problem of a file that was written for a later version of this program.
+fn later_version(root: &DeTable<'_>, reader: &Reader<'_>) -> Option<Problem> {
+    let value = root.get("version")?;
+    let DeValue::Integer(digits) = value.get_ref() else {
+        return None;
+    };
+    let version = u64::from_str_radix(digits.as_str(), digits.radix()).ok()?;
+    (version > 1).then(|| {
+        let ours = concat!("dstack-vpc ", env!("CARGO_PKG_VERSION"));
+        Problem::new("this file is for a later dstack-vpc", reader.in_file(value.span()))
+            .key("version")
+            .expected(format!("this is {ours}, which knows version 1 of the file only"))
+            .help("start the dstack-vpc that it was written for, or use the file from before; `dstack-vpc init` prints one for this version".to_owned())
+    })
 }
 
 /// Puts what the parser did not understand in the place of what was concluded from its guesses.

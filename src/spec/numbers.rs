@@ -163,7 +163,6 @@ impl Codec for FileVersion {
         Int::<1, 1>::read(raw).map_err(|mut faults| {
             for fault in &mut faults {
                 fault.expected = Self::expects();
-                fault.help = Some("a file of a later version needs a later dstack-vpc".into());
             }
             faults
         })

@@ -22,4 +22,5 @@ mod secrets;
 mod smuggling;
 mod tcp;
 mod traffic;
+mod upgrade;
 mod volume;

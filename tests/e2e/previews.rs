@@ -5,8 +5,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::agent::Agent;
+use crate::common::machine::Plan;
 use crate::common::pair::Pair;
-use crate::common::run;
+use crate::common::ports::Port;
+use crate::common::{CLIENT_APP, run};
 
 #[test]
 fn looking_changes_nothing() {
@@ -145,6 +151,41 @@ fn doctor_finds_a_running_machine_well_and_leaves_it_alone() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1));
         assert!(error.contains("no server"), "{error}");
+    });
+}
+
+#[test]
+fn doctor_tells_a_daemon_that_hangs_or_is_gone_from_strangers_on_its_ports() {
+    run(async {
+        let agent = Agent::start().await;
+        let nowhere = Port::reserve();
+        let machine = Plan::new(&agent.socket(CLIENT_APP), nowhere.addr(), &[])
+            .start()
+            .await;
+        let daemon = machine.until_ready().await.pid;
+        let errors = || {
+            let output = machine.cli(&["doctor", "--json"]);
+            let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let findings = report["findings"].as_array().unwrap().iter();
+            let errors = findings.filter(|it| it["severity"] == "error" && it["check"] != "gateway");
+            errors
+                .map(|it| it["what"].as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(errors(), [] as [String; 0]);
+        let pid = Pid::from_raw(daemon as i32);
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let found = errors();
+        kill(pid, Signal::SIGCONT).unwrap();
+        assert_eq!(found, ["the daemon does not answer: nothing came within 5s"]);
+
+        let conf = machine.state.current().join("supervisor/supervisord.conf");
+        let stopped = std::process::Command::new("supervisorctl")
+            .args(["-c".as_ref(), conf.as_os_str()])
+            .args(["stop", "dstack-vpc"])
+            .output();
+        assert!(stopped.unwrap().status.success());
+        assert_eq!(errors(), ["supervisord runs, and the daemon does not"]);
     });
 }
 

@@ -10,6 +10,7 @@
 mod children;
 mod disk;
 mod edits;
+mod format;
 mod growth;
 mod machine;
 mod minimal;

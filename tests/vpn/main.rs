@@ -6,6 +6,7 @@
 mod common;
 
 mod dns;
+mod doctor;
 mod etcd;
 mod faults;
 mod figures;

@@ -25,7 +25,7 @@ pub(crate) struct Vpc {
     pub(crate) nodes: Vec<Member>,
     /// A test failed in the middle of what it did.
     is_broken: bool,
-    _site: Site,
+    site: Site,
 }
 
 /// The shared VPC, for one test at a time.
@@ -88,7 +88,7 @@ impl Vpc {
             server,
             nodes: vec![db_1, db_2, web_1],
             is_broken: false,
-            _site: site,
+            site,
         };
         vpc.until_whole().await;
         vpc
@@ -114,6 +114,11 @@ impl Vpc {
         FAILED.store(false, Ordering::Relaxed);
         *shared = Arc::downgrade(&vpc);
         Shared(vpc.lock_owned().await)
+    }
+
+    /// Who vouches for the gateway's certificate.
+    pub(crate) fn ca(&self) -> String {
+        self.site.ca()
     }
 
     /// Waits until every node is registered once, in the registry and with Headscale, is found under its type, and

@@ -3,6 +3,7 @@
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 mod local;
+mod reach;
 mod target;
 mod tls;
 
@@ -31,6 +32,7 @@ use super::wire::Line;
 use super::{MeshSettings, Shared};
 use crate::identity::Identity;
 use crate::spec::{AgentAddr, Gateway};
+pub(crate) use reach::reach;
 pub(super) use target::Target;
 use tls::Credentials;
 pub(crate) use tls::without_identity;

@@ -143,6 +143,20 @@ fn sessions_with_databases_go_on_through_renewals_and_edits() {
         open.await.expect("a session");
         let mut sessions = Sessions::open(orders, cache).await;
         sessions.go_on("nothing").await;
+        // They are its own: neither taken nor leading nowhere.
+        let doctor = |machine: &Machine| machine.cli(&["doctor", "--verbose"]);
+        let output = doctor(&pair.client);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        for (number, port) in forwards.iter().enumerate() {
+            let served = format!("forwards[{number}].listen {port} is served by dstack-vpc");
+            assert!(said.contains(&served), "{said}");
+        }
+        assert!(said.contains("the forward \"orders\""), "{said}");
+        let said = String::from_utf8_lossy(&doctor(&pair.server).stdout).into_owned();
+        let served = format!(".listen {} is served by dstack-vpc", backends[0]);
+        assert!(said.contains(&served), "{said}");
+        sessions.go_on("doctor looked").await;
 
         tokio::join!(renew(&pair.server), renew(&pair.client));
         sessions.go_on("two new certificates").await;

@@ -1,0 +1,54 @@
+//! `doctor` on a server and its nodes that are well, as the internet sees them.
+
+use serde_json::Value;
+
+use crate::common::run;
+use crate::vpc::{Member, Vpc};
+
+/// Errors and warnings, as `check: what`.
+fn wrong(vpc: &Vpc, member: &Member) -> Vec<String> {
+    let output = member
+        .host
+        .inside
+        .command(crate::common::binary())
+        .args(["--config".as_ref(), member.machine.config.as_os_str()])
+        .args(["--state-dir".as_ref(), member.machine.state.root().as_os_str()])
+        .args(["doctor", "--json"])
+        // As on the machine itself: else the gateway's certificate is nobody's.
+        .env("SSL_CERT_FILE", vpc.ca())
+        .output()
+        .expect("the dstack-vpc binary");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let findings = report["findings"].as_array().expect("findings").iter();
+    let wrong = findings.filter(|it| it["severity"] == "error" || it["severity"] == "warning");
+    wrong
+        .map(|it| {
+            format!(
+                "{}: {}",
+                it["check"].as_str().unwrap(),
+                it["what"].as_str().unwrap()
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn machines_that_are_well_are_found_well_but_for_a_listener_that_the_internet_reaches() {
+    run(async {
+        let vpc = Vpc::shared().await;
+        for member in [&vpc.server].into_iter().chain(&vpc.nodes) {
+            let found = wrong(&vpc, member);
+            let exposed = format!(
+                "exposed: the internet reaches mesh.http_listen: https://{}-80.{}/health answers",
+                member.id.app,
+                crate::common::gateway::DOMAIN
+            );
+            assert_eq!(found, [exposed], "{}", member.name);
+        }
+        let web = &vpc.nodes[2];
+        let listen = "[mesh]\nhttp_listen = \"127.0.0.1:80\"\n";
+        web.machine.edit(|toml| format!("{toml}\n{listen}")).await;
+        assert_eq!(wrong(&vpc, web), [] as [String; 0]);
+        web.machine.edit(|toml| toml.replace(listen, "")).await;
+    });
+}
