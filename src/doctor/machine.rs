@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::modules::{self, Module};
-use super::{Finding, Patient};
+use super::{Finding, Mend, Patient};
 use crate::spec::Tun;
 
 /// Bits of `CapEff`, from the kernel's include/uapi/linux/capability.h.
@@ -50,32 +50,28 @@ fn judge(tun: Tun, seen: &Seen) -> Vec<Finding> {
     match seen.device {
         Ok(()) => findings.push(Finding::ok("tun", "/dev/net/tun can be opened")),
         Err(kind) => {
-            let (what, mend) = match kind {
+            const DEVICES: &str = "in the app's compose file:  devices: [\"/dev/net/tun\"]";
+            let modprobe = |more: &str| Mend::Run(format!("modprobe tun{more}   # on the machine itself"));
+            let (what, devices, otherwise) = match kind {
                 ErrorKind::NotFound => (
                     "/dev/net/tun is not there".to_owned(),
-                    [
-                        "in the app's compose file:  devices: [\"/dev/net/tun\"]",
-                        "on the machine itself:  modprobe tun; mkdir -p /dev/net; mknod /dev/net/tun c 10 200",
-                    ],
+                    DEVICES.to_owned(),
+                    modprobe("; mkdir -p /dev/net; mknod /dev/net/tun c 10 200"),
                 ),
                 ErrorKind::PermissionDenied => (
                     "/dev/net/tun may not be opened".to_owned(),
-                    [
-                        "in the app's compose file:  devices: [\"/dev/net/tun\"]   # a bind mount alone does not permit it",
-                        "not in a container: run as root, or chmod 666 /dev/net/tun",
-                    ],
+                    format!("{DEVICES}; a bind mount alone does not permit it"),
+                    Mend::Do("not in a container: run as root, or chmod 666 /dev/net/tun".to_owned()),
                 ),
                 other => (
                     format!("/dev/net/tun cannot be used: {other}"),
-                    [
-                        "on the machine itself:  modprobe tun",
-                        "in the app's compose file:  devices: [\"/dev/net/tun\"]",
-                    ],
+                    DEVICES.to_owned(),
+                    modprobe(""),
                 ),
             };
             let finding =
                 Finding::error("tun", what).why(consequence("No network device can be made without it"));
-            findings.push(mend.into_iter().fold(finding, Finding::mend).milder(auto));
+            findings.push(finding.mend(devices).step(otherwise).milder(auto));
         }
     }
     findings.push(if seen.net_admin {
