@@ -22,7 +22,8 @@ pub(super) struct Apps {
 pub(super) async fn ask(patient: &Patient<'_>) -> Apps {
     let backends = patient.spec.backends.iter().map(async |backend| {
         let asking = backend.upstream.iter().map(async |at| {
-            let why = match tokio::time::timeout(PATIENCE, web::connect(&at.host.to_string(), at.port)).await {
+            let why = match tokio::time::timeout(PATIENCE, web::connect(&at.host.to_string(), at.port)).await
+            {
                 Ok(Ok(_)) => return None,
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {}s", PATIENCE.as_secs()),
