@@ -192,13 +192,7 @@ fn mind_the_format(command: &Command, state: &StateDir) -> Result<(), FormatErro
             Ok(())
         }
         // `doctor` has a finding of it, and the others do not look there.
-        Command::Doctor(_)
-        | Command::Render(_)
-        | Command::Check(_)
-        | Command::Init(_)
-        | Command::Schema
-        | Command::DevAgent(_)
-        | Command::Completions { .. } => Ok(()),
+        _ => Ok(()),
     }
 }
 
