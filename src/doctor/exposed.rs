@@ -22,9 +22,9 @@ struct Open {
 }
 
 /// What was seen.
-pub(super) struct Exposed(Vec<(Open, Tried)>);
+pub(super) struct Exposed(Vec<(Open, Trial)>);
 
-enum Tried {
+enum Trial {
     /// It answered there.
     Reached(Url),
     Closed,
@@ -49,10 +49,10 @@ pub(super) async fn ask(patient: &Patient<'_>) -> Exposed {
     };
     let trying = open(patient).into_iter().map(async |open| {
         let tried = match through(&open) {
-            None => Tried::NotTried,
+            None => Trial::NotTried,
             Some(url) => match web::get(&url, &[]).await {
-                Ok(page) if page.status.is_success() => Tried::Reached(url),
-                _ => Tried::Closed,
+                Ok(page) if page.status.is_success() => Trial::Reached(url),
+                _ => Trial::Closed,
             },
         };
         (open, tried)
@@ -93,7 +93,7 @@ pub(super) fn findings(patient: &Patient<'_>, exposed: Exposed) -> Vec<Finding> 
         patient.spec.dstack.gateway_domain,
         GatewayChoice::Is(Gateway::Fixed(_))
     );
-    let finding = |(open, tried): (Open, Tried)| {
+    let finding = |(open, tried): (Open, Trial)| {
         let Open { key, addr, risk, .. } = open;
         let (section, name) = key.split_once('.').unwrap_or(("", key));
         let advised = |finding: Finding| {
@@ -105,14 +105,14 @@ pub(super) fn findings(patient: &Patient<'_>, exposed: Exposed) -> Vec<Finding> 
                 .mend(format!("or close port {} in the app's policy", addr.port()))
         };
         Some(match tried {
-            Tried::Reached(url) => advised(
+            Trial::Reached(url) => advised(
                 Finding::error("exposed", format!("the internet reaches {key}: {url} answers"))
                     .why(format!("It asks for no certificate: whoever comes {risk}.")),
             ),
-            Tried::Closed => Finding::ok("exposed", format!("the gateway does not lead to {key} {addr}")),
+            Trial::Closed => Finding::ok("exposed", format!("the gateway does not lead to {key} {addr}")),
             // Of the others `check` has warned.
-            Tried::NotTried if laboratory || key != "mesh.http_listen" => return None,
-            Tried::NotTried => advised(
+            Trial::NotTried if laboratory || key != "mesh.http_listen" => return None,
+            Trial::NotTried => advised(
                 Finding::note("exposed", format!("{key} {addr} can be reached from outside, unless the app's policy closes the port"))
                     .why(format!(
                         "Whoever reaches it {risk}. While the daemon runs, doctor tries through the gateway whether anybody can."
