@@ -166,6 +166,7 @@ fn nginx_reads(conf: &str, spec: &Spec, facts: &Facts, state: &StateDir, desired
     );
     let root = local
         .named("location")
+        .flat_map(|it| it.named("location"))
         .flat_map(|it| it.named("root"))
         .next()
         .unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -71,8 +71,12 @@ impl FromStr for AgentAddr {
         if let Some(path) = s.strip_prefix("unix:") {
             // `unix:///path` is the same address written as a URL.
             let path = path.strip_prefix("//").unwrap_or(path);
+            // Written again, two slashes would be taken for those of a URL.
+            let name = path.trim_start_matches('/');
             let ok = path.starts_with('/') && !path.contains(char::is_control);
-            return ok.then(|| Self::Unix(path.into())).ok_or_else(not_a);
+            return ok
+                .then(|| Self::Unix(Path::new("/").join(name)))
+                .ok_or_else(not_a);
         }
         let rest = s.strip_prefix("http://").ok_or_else(not_a)?;
         let host_port = rest.strip_suffix('/').unwrap_or(rest);
@@ -239,6 +243,9 @@ mod tests {
     fn addresses_are_written_as_they_are_read() {
         for good in ["unix:/run/dstack.sock", "http://127.0.0.1:8090", "http://[::1]:1"] {
             assert_eq!(good.parse::<AgentAddr>().unwrap().to_string(), good);
+        }
+        for slashes in ["unix:///run/a", "unix:////run/a", "unix://///run/a"] {
+            assert_eq!(slashes.parse::<AgentAddr>().unwrap().to_string(), "unix:/run/a");
         }
         for bad in [
             "",
