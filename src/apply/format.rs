@@ -34,7 +34,7 @@ fn steps<M: Machine>() -> [Step<M>; FORMAT as usize] {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     format: u32,
-    /// Who brought the directory to that format, e.g. `dstack-vpc 0.1.0`.
+    /// Who brought the directory to that format, e.g. dstack-vpc 0.1.0.
     written_by: String,
     /// The step from this format has begun, and has not been seen to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
