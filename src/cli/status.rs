@@ -336,7 +336,7 @@ mod tests {
     use crate::api::ApiStatus;
     use crate::node::{NodeStatus, Path, Peer, Step};
     use crate::reconcile::reasons;
-    use crate::reconcile::status::{ConditionKind, ServiceStatus};
+    use crate::reconcile::status::ServiceStatus;
 
     fn now() -> Timestamp {
         "2026-11-22T12:00:00Z".parse().unwrap()
