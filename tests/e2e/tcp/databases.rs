@@ -95,8 +95,9 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        // Both take it for "at once"; killed, postgres would leave its children behind.
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGQUIT);
+        // Both take it for "soon, whoever is connected", even where it was ignored by who started us; killed, postgres would
+        // leave its children behind.
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT);
         let _ = self.child.wait();
     }
 }
