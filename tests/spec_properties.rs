@@ -129,8 +129,9 @@ fn another(key: &str) -> (&'static str, &'static str) {
         "supervisor.output" => ("\"files\"", "files"),
         "log.level" => ("\"debug\"", "debug"),
         "log.format" => ("\"json\"", "json"),
-        "server.join_key_reusable" | "mesh.access_log" => ("true", "true"),
-        "metrics.listen" => ("\"127.0.0.1:4000\"", "127.0.0.1:4000"),
+        "server.join_key_reusable" | "mesh.access_log" | "status.public" => ("true", "true"),
+        "metrics.listen" | "status.listen" => ("\"127.0.0.1:4000\"", "127.0.0.1:4000"),
+        "status.names" => ("[\"status.example.com\"]", "status.example.com"),
         "limits.header_kib" | "limits.headers" | "limits.streams" => ("50", "50"),
         "limits.connections" | "limits.targets" | "limits.idle_connections" | "limits.idle_per_target" => {
             ("50", "50")
