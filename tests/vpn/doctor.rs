@@ -58,7 +58,7 @@ fn machines_that_are_well_are_found_well_but_for_a_listener_that_the_internet_re
             finds(&vpc, member, &[&exposed]).await;
         }
         let web = &vpc.nodes[2];
-        let listen = "[mesh]\nhttp_listen = \"127.0.0.1:80\"\n";
+        let listen = "[mesh]\nhttp_listen = \"127.0.0.1:8081\"\n";
         web.machine.edit(|toml| format!("{toml}\n{listen}")).await;
         finds(&vpc, web, &[]).await;
         web.machine.edit(|toml| toml.replace(listen, "")).await;
