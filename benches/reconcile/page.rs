@@ -64,7 +64,7 @@ fn introduction() -> String {
 Written by `make bench-reconcile`; edits are lost with the next run. {}, nginx {}, supervisord {}, consul-template {}, confd {}. \
 The harness, which asks again and again whether an edit is live, shares the processors.
 
-* *dstack-vpc* is what ships: the `dist` profile (thin LTO), started with `dstack-vpc up` in a temporary directory: real supervisord, \
+* *dstack-vpc* is what ships: the `dist` profile (fat LTO), started with `dstack-vpc up` in a temporary directory: real supervisord, \
 real nginx, the `dev-agent`. Its settings are the defaults, but for the debounce where that is said.
 * An edit is measured from just before the new file is written to the first call that the new settings decide, made through nginx with mTLS.
 * *nginx alone* is the very nginx.conf that dstack-vpc rendered, on other ports, in an nginx that nobody manages: its file is written and \
