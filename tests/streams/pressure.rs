@@ -159,7 +159,9 @@ impl Stream {
                 rested = true;
                 tokio::time::sleep(pace.rest).await;
             }
-            if !pace.pause.is_zero() {
+            // However small the pieces are that it comes in.
+            let chunks = |bytes| bytes / CHUNK.len();
+            if chunks(read) > chunks(read - length) && !pace.pause.is_zero() {
                 tokio::time::sleep(pace.pause).await;
             }
         }
