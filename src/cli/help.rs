@@ -29,6 +29,15 @@ const BY_DAEMON: &[(u8, &str)] = &[
     (1, "refused or rolled back: it says why; or no daemon answers"),
 ];
 
+const BY_DAEMON_OR_NOT_AWAITED: &[(u8, &str)] = &[
+    BY_DAEMON[0],
+    BY_DAEMON[1],
+    (
+        130,
+        "Ctrl-C: it says what serves; the daemon goes on with it all the same",
+    ),
+];
+
 /// One for each command, in the order of `--help`.
 pub const ALL: &[Help] = &[
     Help {
@@ -93,7 +102,7 @@ pub const ALL: &[Help] = &[
                 "on trial: back in a minute if nobody confirms",
             ),
         ],
-        exits: BY_DAEMON,
+        exits: BY_DAEMON_OR_NOT_AWAITED,
     },
     Help {
         command: "confirm",
@@ -110,7 +119,7 @@ pub const ALL: &[Help] = &[
             ("dstack-vpc rollback 42", "that one"),
             ("dstack-vpc apply", "ends it: the file counts again"),
         ],
-        exits: BY_DAEMON,
+        exits: BY_DAEMON_OR_NOT_AWAITED,
     },
     Help {
         command: "history",

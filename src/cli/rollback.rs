@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{Context, apply, block_on, progress};
+use super::{Context, apply, progress};
 use crate::reconcile::control::Daemon;
 
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,13 @@ pub(super) struct Args {
 
 pub(super) fn rollback(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let daemon = Daemon(&context.state);
-    let going = progress::during("going back", daemon.rollback(args.generation));
-    let answer = block_on(going)???;
+    let undo = (
+        "dstack-vpc apply",
+        "takes it back: the file counts again".to_owned(),
+    );
+    let answer = apply::or_say_what_is_left(context, &[undo], async {
+        let going = progress::during("going back", daemon.rollback(args.generation));
+        Ok(going.await??)
+    })?;
     apply::say(&answer, args.json)
 }

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 
 use super::{Finding, Patient};
 use crate::facts::ports::{Holder, holder_of};
-use crate::spec::{Front, Spec, Tun};
+use crate::spec::{Front, ServerAppId, Spec, Tun};
 
 /// What Tailscale clients take for their own: RFC 6598.
 const SHARED_SPACE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
@@ -31,6 +31,10 @@ pub(super) fn findings(patient: &Patient<'_>) -> Vec<Finding> {
         // Only the server knows the prefix; what a node's tailscaled takes for the VPN is known in any case.
         let prefix = role.server.then_some(vpn.prefix);
         findings.extend(prefix.and_then(|prefix| outside(prefix, &locals)));
+        if role.node && !with_device {
+            let announced = patient.spec.node.node_type.is_some();
+            findings.extend(own_net(patient).and_then(|net| unreached(net, announced, &locals)));
+        }
         findings.extend(overlaps(prefix, with_device, &locals));
     }
     findings.extend(ports(patient));
@@ -56,10 +60,48 @@ fn outside(prefix: Ipv4Net, locals: &[Local]) -> Option<Finding> {
         Finding::note("vpn-prefix", format!("vpn.prefix {prefix} lies outside {SHARED_SPACE}"))
             .why(
                 "It works: nodes of this program ask for routes to it. But other Tailscale clients reach such addresses only \
-                 with --accept-routes, hide them in `tailscale status`, and do not drop forged packets from this range; and \
-                 in a policy of Headscale, \"*\" does not mean it from 0.29 on.",
+                 with --accept-routes, hide them in `tailscale status`, and do not drop forged packets from this range; nodes \
+                 without a TUN device are not reached there; and in a policy of Headscale, \"*\" does not mean it from 0.29 on.",
             )
             .mend(format!("for a new VPN: prefix = \"{free}\" in [vpn]; changing it later renumbers the nodes")),
+    )
+}
+
+/// Where this node's address in the VPN is or will be; `None`: only the server knows.
+fn own_net(patient: &Patient<'_>) -> Option<Ipv4Net> {
+    let Spec { role, vpn, node, .. } = patient.spec;
+    let joined = patient.daemon.and_then(|status| status.node.as_ref()?.address);
+    let of_ours = role.server && node.server_app_id == ServerAppId::SelfApp;
+    joined.map(Ipv4Net::from).or(of_ours.then_some(vpn.prefix))
+}
+
+/// In userspace tailscaled takes connections to [`SHARED_SPACE`] for its own and hands them to 127.0.0.1. Those to any
+/// other address of its own it tries to pass on, to an address that no device here has (`acceptTCP` in its netstack.go).
+fn unreached(own: Ipv4Net, announced: bool, locals: &[Local]) -> Option<Finding> {
+    if SHARED_SPACE.contains(&own) {
+        return None;
+    }
+    let free = free_part(locals).map_or("100.64.0.0/16".to_owned(), |net| net.to_string());
+    let own = match own.prefix_len() {
+        32 => format!("this node's address {}", own.addr()),
+        _ => format!("vpn.prefix {own}"),
+    };
+    Some(
+        Finding::error(
+            "vpn-reach",
+            format!("no other node reaches this one: it has no TUN device, and {own} lies outside {SHARED_SPACE}"),
+        )
+        .why(
+            "Without a device tailscaled hands what arrives to 127.0.0.1 for addresses within that range only. This node \
+             reaches the others all the same.",
+        )
+        // Whoever is not looked for is not missed.
+        .milder(!announced)
+        .mend("a device, in the app's compose file:  devices: [\"/dev/net/tun\"], cap_add: [NET_ADMIN]")
+        .run("dstack-vpc explain node.tun   # \"auto\" or \"device\" takes it")
+        .mend(format!(
+            "or for a new VPN, on its server: prefix = \"{free}\" in [vpn]; changing it later renumbers the nodes"
+        )),
     )
 }
 
@@ -241,7 +283,7 @@ fn privileged(patient: &Patient<'_>, key: &str, addr: SocketAddr) -> Option<Find
 
 #[cfg(test)]
 mod tests {
-    use super::super::Mend;
+    use super::super::{Mend, Severity};
     use super::*;
 
     fn local(device: &str, net: &str) -> Local {
@@ -262,6 +304,26 @@ mod tests {
             "{finding:?}"
         );
         assert_eq!(free_part(&[local("eth0", "100.0.0.0/8")]), None);
+    }
+
+    #[test]
+    fn a_node_without_a_device_is_reached_within_the_shared_space_only() {
+        let found = |own: &str, announced| unreached(own.parse().unwrap(), announced, &[]);
+        for well in ["100.64.0.0/16", "100.127.255.254/32", "100.64.0.0/10"] {
+            assert_eq!(found(well, true), None, "{well}");
+        }
+        let silent = found("100.128.0.0/10", false).unwrap();
+        assert!(
+            silent.what.contains("vpn.prefix 100.128.0.0/10 lies outside"),
+            "{silent:?}"
+        );
+        assert_eq!(silent.severity, Severity::Warning);
+        let announced = found("100.128.0.7/32", true).unwrap();
+        assert!(
+            announced.what.contains("this node's address 100.128.0.7 lies"),
+            "{announced:?}"
+        );
+        assert_eq!(announced.severity, Severity::Error);
     }
 
     #[test]

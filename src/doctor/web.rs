@@ -50,10 +50,19 @@ pub(super) async fn get(url: &Url, headers: &[(&str, &str)]) -> Result<Page, Str
         .unwrap_or_else(|_| Err(format!("no answer within {}s", PATIENCE.as_secs())))
 }
 
+/// Whether anybody knows an address of that name.
+pub(super) async fn is_known(name: &str) -> bool {
+    if is_loopback(name) {
+        return true;
+    }
+    let found = tokio::net::lookup_host((name, 0)).await;
+    found.is_ok_and(|mut addresses| addresses.next().is_some())
+}
+
 /// As the mesh does: names below `localhost` are loopback, and no resolver need be asked (RFC 6761 §6.3).
 pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    if host == "localhost" || host.ends_with(".localhost") {
+    if is_loopback(host) {
         let loopback: [SocketAddr; 2] = [
             (Ipv4Addr::LOCALHOST, port).into(),
             (Ipv6Addr::LOCALHOST, port).into(),
@@ -61,6 +70,10 @@ pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
         return TcpStream::connect(&loopback[..]).await;
     }
     TcpStream::connect((host, port)).await
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.ends_with(".localhost")
 }
 
 async fn get_patiently(url: &Url, headers: &[(&str, &str)]) -> Result<Page, String> {

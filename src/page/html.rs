@@ -144,5 +144,9 @@ mod tests {
         ] {
             assert!(html.contains(part), "{part}\n{html}");
         }
+        // What is wrong is marked where it stands, and nowhere else.
+        let errors = "<td class=\"bad number\">3 <span class=\"heard\">and more are coming</span></td>";
+        assert!(html.contains(errors), "{html}");
+        assert_eq!(html.matches("bad number").count(), 1, "{html}");
     }
 }

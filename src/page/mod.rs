@@ -7,6 +7,7 @@ mod guard;
 mod history;
 mod html;
 mod rates;
+mod table;
 mod view;
 
 use std::net::SocketAddr;

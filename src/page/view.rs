@@ -8,13 +8,11 @@ use serde::Serialize;
 
 use super::history::{self, ByStep, Entry};
 use super::rates::Mesh;
+use super::table::{Cell, Table};
 use crate::api::NodeRow;
 use crate::node::{NodeStatus, Path};
 use crate::reconcile::status::{Condition, ConditionKind, Status, Truth, Verdict};
 use crate::words;
-
-/// Nodes and peers on the page; `dstack-vpc nodes` has all of them.
-const MOST_ROWS: usize = 200;
 
 /// Everything that the template shows.
 #[derive(Debug, Serialize)]
@@ -43,24 +41,6 @@ pub(super) struct View {
 struct Item {
     term: &'static str,
     value: String,
-}
-
-#[derive(Debug, Serialize)]
-struct Table {
-    caption: String,
-    head: Vec<&'static str>,
-    /// Columns of numbers stand to the right; the first is the row's own head.
-    numbers: Vec<bool>,
-    rows: Vec<Row>,
-    /// Said instead of, or below, the rows.
-    note: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Row {
-    /// `good`, `bad`, or neither.
-    class: &'static str,
-    cells: Vec<String>,
 }
 
 impl View {
@@ -179,34 +159,29 @@ fn conditions(conditions: &[Condition], now: Timestamp) -> Table {
         .iter()
         .filter(|condition| condition.kind != ConditionKind::Degraded);
     let rows = shown.map(|condition| {
-        let (word, class) = match condition.status {
-            Truth::True => ("yes", "good"),
-            Truth::False => ("no", "bad"),
-            Truth::Unknown => ("not known", ""),
+        let holds = match condition.status {
+            Truth::True => Cell::judged("yes", true),
+            Truth::False => Cell::judged("no", false),
+            Truth::Unknown => Cell::from("not known".to_owned()),
         };
-        let for_ = words::since(condition.since, now);
-        Row {
-            class,
-            cells: vec![
-                format!("{:?}", condition.kind),
-                word.to_owned(),
-                for_,
-                condition.message.clone(),
-            ],
-        }
+        vec![
+            format!("{:?}", condition.kind).into(),
+            holds,
+            words::since(condition.since, now).into(),
+            condition.message.clone().into(),
+        ]
     });
     Table::new("Conditions", &["Condition", "Holds", "For", "Why"], rows)
 }
 
 fn services(status: &Status) -> Table {
-    let rows = status.services.iter().map(|(name, service)| Row {
-        class: if service.state == "up" { "good" } else { "bad" },
-        cells: vec![
-            name.clone(),
-            service.state.clone(),
-            or_dash(&service.pid),
-            service.detail.clone(),
-        ],
+    let rows = status.services.iter().map(|(name, service)| {
+        vec![
+            name.clone().into(),
+            Cell::judged(&service.state, service.state == "up"),
+            or_dash(&service.pid).into(),
+            service.detail.clone().into(),
+        ]
     });
     Table::new("Programs", &["Program", "State", "Pid", "supervisord says"], rows)
 }
@@ -232,18 +207,18 @@ fn vpn(node: &NodeStatus, now: Timestamp) -> Vec<Item> {
 fn peers(node: &NodeStatus) -> Table {
     // Those that can be reached first; both parts in the order of their names.
     let (there, away): (Vec<_>, Vec<_>) = node.peers.iter().partition(|peer| peer.online);
-    let rows = there.into_iter().chain(away).map(|peer| Row {
-        class: if peer.online { "good" } else { "bad" },
-        cells: vec![
-            peer.name.clone(),
-            or_dash(&peer.address),
-            if peer.online { "online" } else { "offline" }.to_owned(),
-            match &peer.path {
-                Path::Idle => "idle".to_owned(),
-                Path::Direct(to) => format!("direct, {to}"),
-                Path::Relayed(relay) => format!("relayed by {relay}"),
-            },
-        ],
+    let rows = there.into_iter().chain(away).map(|peer| {
+        let path = match &peer.path {
+            Path::Idle => "idle".to_owned(),
+            Path::Direct(to) => format!("direct, {to}"),
+            Path::Relayed(relay) => format!("relayed by {relay}"),
+        };
+        vec![
+            peer.name.clone().into(),
+            or_dash(&peer.address).into(),
+            Cell::judged(if peer.online { "online" } else { "offline" }, peer.online),
+            path.into(),
+        ]
     });
     Table::new("Peers in the VPN", &["Name", "Address", "State", "Path"], rows)
         .or_else("this node knows of no other yet")
@@ -262,40 +237,43 @@ fn nodes(nodes: Result<Vec<NodeRow>, String>, now: Timestamp) -> Table {
     let caption = format!("{} known, {present} present", nodes.len());
     // Who is silent is what one looks for.
     nodes.sort_by(|a, b| (a.present, &a.name, &a.id).cmp(&(b.present, &b.name, &b.id)));
-    let rows = nodes.iter().map(|node| Row {
-        class: if node.present { "good" } else { "bad" },
-        cells: vec![
-            node.name.clone(),
-            if node.present { "present" } else { "silent" }.to_owned(),
-            ago(node.last_seen, now),
-            or_dash(&node.node_type),
-            or_dash(&node.ip),
-            or_dash(&node.hostname),
-            node.owner.to_string(),
-        ],
+    let rows = nodes.iter().map(|node| {
+        vec![
+            node.name.clone().into(),
+            Cell::judged(if node.present { "present" } else { "silent" }, node.present),
+            ago(node.last_seen, now).into(),
+            or_dash(&node.node_type).into(),
+            or_dash(&node.ip).into(),
+            or_dash(&node.hostname).into(),
+            node.owner.to_string().into(),
+        ]
     });
     Table::new(caption, &head, rows).or_else("none has registered yet")
 }
 
 fn mesh_tables(mesh: Mesh) -> Vec<Table> {
-    let targets = mesh.targets.iter().map(|target| Row {
-        class: "",
-        cells: vec![
-            match target.name.as_str() {
-                "agent" => "the guest agent".to_owned(),
-                "backend" => "backends of this machine".to_owned(),
-                "self" => "the proxy itself".to_owned(),
-                "other" => "other apps".to_owned(),
-                app => app.to_owned(),
-            },
-            target.requests.to_string(),
-            rate(target.request_rate),
-            target.errors.to_string(),
-            rate(target.error_rate),
-            counted(&target.failed),
-            words::bytes(target.sent),
-            words::bytes(target.received),
-        ],
+    let targets = mesh.targets.iter().map(|target| {
+        let name = match target.name.as_str() {
+            "agent" => "the guest agent",
+            "backend" => "backends of this machine",
+            "self" => "the proxy itself",
+            "other" => "other apps",
+            app => app,
+        };
+        vec![
+            name.to_owned().into(),
+            target.requests.to_string().into(),
+            rate(target.request_rate).into(),
+            // Those of long ago are nobody's trouble now.
+            Cell::number(
+                target.errors,
+                (target.error_rate > 0.0).then_some("and more are coming"),
+            ),
+            rate(target.error_rate).into(),
+            counted(&target.failed).into(),
+            words::bytes(target.sent).into(),
+            words::bytes(target.received).into(),
+        ]
     });
     let head = [
         "Target", "Requests", "per s", "Errors", "per s", "Which", "Sent", "Received",
@@ -304,27 +282,31 @@ fn mesh_tables(mesh: Mesh) -> Vec<Table> {
     let calls = Table::new(format!("Calls, with rates over the last {over}"), &head, targets)
         .numbers(&[1, 2, 3, 4, 6, 7])
         .or_else("nothing has been called yet");
-    let callers = mesh.callers.iter().map(|callers| Row {
-        class: "",
-        cells: vec![
-            callers.backend.clone(),
-            callers.allowed.to_string(),
-            callers.refused.iter().map(|(_, n)| n).sum::<u64>().to_string(),
-            counted(&callers.refused),
-        ],
+    let callers = mesh.callers.iter().map(|callers| {
+        vec![
+            callers.backend.clone().into(),
+            callers.allowed.to_string().into(),
+            callers
+                .refused
+                .iter()
+                .map(|(_, n)| n)
+                .sum::<u64>()
+                .to_string()
+                .into(),
+            counted(&callers.refused).into(),
+        ]
     });
     let callers = Table::new("Callers", &["Backend", "Let in", "Refused", "Why"], callers)
         .numbers(&[1, 2])
         .or_else("nobody has called yet");
-    let sessions = mesh.sessions.iter().map(|sessions| Row {
-        class: "",
-        cells: vec![
-            format!("{} {}", sessions.kind, sessions.name),
-            sessions.open.to_string(),
-            counted(&sessions.ended),
-            words::bytes(sessions.received),
-            words::bytes(sessions.sent),
-        ],
+    let sessions = mesh.sessions.iter().map(|sessions| {
+        vec![
+            format!("{} {}", sessions.kind, sessions.name).into(),
+            sessions.open.to_string().into(),
+            counted(&sessions.ended).into(),
+            words::bytes(sessions.received).into(),
+            words::bytes(sessions.sent).into(),
+        ]
     });
     let head = ["Over TCP", "Open", "Ended", "Received", "Sent"];
     let sessions = Table::new("TCP sessions", &head, sessions).numbers(&[1, 3, 4]);
@@ -353,32 +335,4 @@ fn rate(rate: f64) -> String {
 
 fn or_dash(value: &Option<impl Display>) -> String {
     value.as_ref().map_or("-".to_owned(), ToString::to_string)
-}
-
-impl Table {
-    fn new(caption: impl Into<String>, head: &[&'static str], rows: impl IntoIterator<Item = Row>) -> Self {
-        let mut rows: Vec<Row> = rows.into_iter().collect();
-        let more = rows.len().saturating_sub(MOST_ROWS);
-        rows.truncate(MOST_ROWS);
-        Self {
-            caption: caption.into(),
-            head: head.to_vec(),
-            numbers: vec![false; head.len()],
-            rows,
-            note: (more > 0).then(|| format!("and {more} more")),
-        }
-    }
-
-    fn numbers(mut self, columns: &[usize]) -> Self {
-        columns.iter().for_each(|column| self.numbers[*column] = true);
-        self
-    }
-
-    /// What is said where there are no rows.
-    fn or_else(mut self, note: &str) -> Self {
-        if self.rows.is_empty() {
-            self.note = Some(note.to_owned());
-        }
-        self
-    }
 }

@@ -232,6 +232,11 @@ impl Daemon<'_> {
         within(ANSWER, self.ask(Method::GET, "/status")).await
     }
 
+    /// It runs, and may be too busy to say more.
+    pub fn is_there(&self) -> bool {
+        std::os::unix::net::UnixStream::connect(self.0.daemon_socket()).is_ok()
+    }
+
     /// The same, at its next change, ten seconds from now at the latest.
     pub async fn next_status(&self) -> Result<Status, AskError> {
         within(QUIET + ANSWER, self.ask(Method::GET, "/status/next")).await

@@ -66,7 +66,7 @@ section! {
         connect_timeout: Duration = "10s";
         /// How long a peer may take from the end of a request to the head of its response.
         response_timeout: Duration = "60s";
-        /// How long an unused connection to a peer is kept. The gateway ends idle ones after 10 minutes.
+        /// How long an unused connection to a peer is kept: less than 10m, after which the gateway ends it.
         idle_timeout: Duration = "5m";
         /// How long open requests may go on after the daemon was told to stop.
         drain_timeout: Duration = "30s";
@@ -84,14 +84,14 @@ section! {
         header_timeout: Duration = "2m";
         /// How long a message that has begun may stand still, on either side, before its connection is cut.
         stall_timeout: Duration = "1h";
-        /// How long nothing may move on a connection of a TCP backend or a forward before it is cut. The gateway ends
-        /// idle ones after 10 minutes.
+        /// How long nothing may move on a connection of a TCP backend or a forward before it is cut: at most 8m, because
+        /// silence is noticed up to a quarter late and the gateway cuts after 10m.
         tcp_idle_timeout: Duration = "7m";
         /// How long a body is held back for a peer that says nothing to `Expect: 100-continue`.
         continue_timeout: Duration = "1s";
-        /// The head of a request or a response, in KiB.
+        /// The longest head of a request or a response, in KiB.
         header_kib: u16 as Int<16, 1024> = 128;
-        /// The headers of a request or a response.
+        /// The most headers of a request or a response.
         headers: u16 as Int<16, 4096> = 100;
         /// Open connections of each listener of the daemon. What is more gets 503 at once, or is closed where the
         /// listener is for TCP. The limit of open files may allow fewer.
@@ -203,7 +203,7 @@ section! {
         tun: Tun = "auto";
         /// Whether this machine resolves names through the VPN, which makes <node>.<base domain> known to it.
         accept_dns: bool as Switch = true;
-        /// How often the node tells the server that it lives.
+        /// How often the node tells the server that it lives: several times within `silence`.
         heartbeat: Duration = "30s";
         /// Silent for longer than this, the node is no longer discovered.
         silence: Duration = "5m";
@@ -220,7 +220,7 @@ section! {
         /// A node that has not announced itself for this long is no longer discovered, unless it named a time of its
         /// own. "0s" is never.
         silence: Duration as Patience = "24h";
-        /// A node that has not announced itself for this long is forgotten. "0s" is never.
+        /// A node that has not announced itself for this long is forgotten: longer than `silence`. "0s" is never.
         forget_after: Duration as Patience = "30d";
     }
 }
@@ -230,7 +230,7 @@ section! {
     pub one "identity" IdentityPolicy {
         /// How long a certificate is asked to be valid. Older guest agents decide themselves.
         lifetime: Duration = "30d";
-        /// A certificate is renewed when less than this is left.
+        /// A certificate is renewed when less than this is left: shorter than `lifetime`.
         renew_before: Duration = "10d";
     }
 }
@@ -291,7 +291,7 @@ section! {
 section! {
     /// How the machine is kept as this file says.
     pub one "reconcile" Reconcile {
-        /// How often to look for changes that nothing told of.
+        /// How often to look for changes that nothing told of: 1s or longer.
         interval: Duration = "30s";
         /// How long to wait for more after a change of the file; at most 5 ms where it was replaced in one piece (renamed).
         debounce: Duration = "50ms";

@@ -175,7 +175,7 @@ impl Codec for FileVersion {
 
 text! {
     Duration => Duration {
-        expects: "a duration, such as \"250ms\", \"30s\", \"5m\", \"2h\" or \"30d\"",
+        expects: "a duration up to 3650d, such as \"250ms\", \"30s\", \"5m\" or \"2h\"",
         pattern: "^[0-9]*[1-9][0-9]*(ms|s|m|h|d)$",
         parse: parse_duration,
         show: show_duration,
@@ -187,7 +187,7 @@ pub(super) struct Patience;
 
 text! {
     Patience => Duration {
-        expects: "a duration, such as \"90s\", \"24h\" or \"30d\", or \"0s\" for never",
+        expects: "\"0s\" (never) or a duration up to 3650d, such as \"90s\", \"24h\" or \"30d\"",
         pattern: "^[0-9]+(ms|s|m|h|d)$",
         parse: |s| match s {
             "0s" => Ok(Duration::ZERO),

@@ -19,8 +19,11 @@ that before the default. With no file at all, the environment alone is a complet
 `dstack-vpc init` prints a file to begin with, `check` finds every mistake in one go, `explain` shows each value and
 where it comes from, and `schema` prints the JSON schema that editors read from the line `#:schema ./vpc.schema.json`.
 
-The file is `--config`, else `$DSTACK_VPC_CONFIG`, else `/etc/dstack-vpc/vpc.toml` if it exists. Durations are a
-number and a unit: `ms`, `s`, `m`, `h` or `d`. Where a list is accepted, one value alone stands for a list of one.
+The file is `--config`, else `$DSTACK_VPC_CONFIG`, else `/etc/dstack-vpc/vpc.toml` if it exists, and at most 8 MiB. Where
+a list is accepted, one value alone stands for a list of one.
+
+Durations are a whole number and a unit, from `1ms` to `3650d`: `ms`, `s`, `m`, `h` or `d`. Ports are from 1 to 65535. DNS
+names have up to 253 characters, and up to 63 from dot to dot.
 ";
 
 const VARIABLES: &str = "\

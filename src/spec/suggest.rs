@@ -1,8 +1,10 @@
 //! "Did you mean …?"
 
+/// Longer words are not compared: that takes long, and nobody mistypes them.
+pub(super) const LONGEST_KEY: usize = 64;
+
 /// The candidate a person most likely meant, if any is near.
 pub(super) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    const LONGEST_KEY: usize = 64;
     if written.len() > LONGEST_KEY {
         return None;
     }

@@ -105,7 +105,7 @@ text! {
     }
 
     Option<SocketAddr> => Option<SocketAddr> {
-        expects: "an IP address and port, such as 127.0.0.1:1055, or nothing",
+        expects: "nothing, or an IP address and port, such as 127.0.0.1:1055",
         pattern: r"^$|^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
         parse: |s| unless("", s, parse_listen),
         show: |addr| addr.map_or(String::new(), |addr| addr.to_string()),
@@ -126,7 +126,7 @@ text! {
     }
 
     Ipv4Net => Ipv4Net {
-        expects: "an IPv4 network, such as 100.64.0.0/16",
+        expects: "an IPv4 network, /29 or larger, such as 100.64.0.0/16",
         pattern: "^[0-9.]+/[0-9]{1,2}$",
         parse: |s| match s.parse::<Ipv4Net>() {
             Ok(net) if net.addr() == net.network() => Ok(net),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::backends::example;
 use super::keys::SECTIONS;
 use super::problem::{Origin, Problem};
-use super::suggest::{did_you_mean, nearest};
+use super::suggest::{LONGEST_KEY, did_you_mean};
 use super::table::Variable;
 
 /// A variable with a name of its own.
@@ -151,15 +151,48 @@ pub(super) fn sort_out(env: &BTreeMap<String, String>) -> (Overrides, Vec<Proble
                     found.keys.insert(alias.key.to_owned(), variable);
                 }
             }
-        } else if let Some(near) = nearest(name, ALIASES.iter().map(|alias| alias.name)) {
+        } else if let Some(help) = meant(name, &names) {
             problems.push(
                 Problem::new(format!("the variable `{name}` is not read"), variable.origin())
-                    .help(format!("did you mean `{near}`?"))
+                    .help(help)
                     .warning(),
             );
         }
     }
     (found, problems)
+}
+
+/// What a variable that is not read was most likely meant to be; `None`: it is somebody else's.
+fn meant(name: &str, names: &BTreeMap<String, String>) -> Option<String> {
+    /// Most of two names is the same words: a third of their letters would make one of the other.
+    const SLIPS: usize = 2;
+    if name.len() > LONGEST_KEY {
+        return None;
+    }
+    let known = ALIASES.iter().map(|alias| alias.name);
+    let near = known
+        .chain(names.keys().map(String::as_str))
+        // With one underscore where two belong, too.
+        .map(|known| {
+            (
+                strsim::damerau_levenshtein(name, &known.replace("__", "_")),
+                known,
+            )
+        })
+        .filter(|(slips, _)| *slips <= SLIPS)
+        .min_by_key(|(slips, _)| *slips);
+    if let Some((_, near)) = near {
+        return Some(format!("did you mean `{near}`?"));
+    }
+    let word = name.split('_').nth(1)?.to_ascii_lowercase();
+    let section = SECTIONS.iter().find(|section| section.name == word)?;
+    Some(match section.many {
+        true => format!("{} are set all at once: {}", section.name, example(section)),
+        false => format!(
+            "a key of [{word}] is set by a variable such as `{}`",
+            variable_of(&section.path(section.keys.first()?))
+        ),
+    })
 }
 
 fn unknown(variable: &Variable, names: &BTreeMap<String, String>) -> Problem {

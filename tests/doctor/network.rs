@@ -115,6 +115,9 @@ async fn listeners_that_believe_whoever_comes_and_a_server_that_lets_everybody_i
         "whoever reaches the forward `default` speaks",
     );
     report.says("configuration", "warning", "every app of this KMS may register");
+    // In userspace, and with the default prefix. Nobody looks for it, as it has no type.
+    let mend = report.says("vpn-reach", "warning", "vpn.prefix 100.128.0.0/10 lies outside");
+    assert!(mend.contains("devices: [\"/dev/net/tun\"]"), "{mend}");
     // Open by default, for local apps: whether the internet gets there is asked where the machine runs.
     let mend = report.says("exposed", "note", "mesh.http_listen 0.0.0.0:");
     assert!(mend.contains("in [mesh]"), "{mend}");

@@ -213,6 +213,13 @@ const LOOK: &str = r"(() => {
     return { over: page.scrollWidth - page.clientWidth, dark: behind(document.body) < 0.1, texts: pale };
 })()";
 
+/// What is marked as wrong: the heads of the columns, and whether it stands out by more than its colour.
+const MARKED: &str = r"[...document.querySelectorAll('td.bad')].map(cell => {
+    const beside = cell.closest('table').querySelectorAll('thead th')[cell.cellIndex];
+    const [mark, weight] = [getComputedStyle(cell, '::before').content, getComputedStyle(cell).fontWeight];
+    return [beside.textContent, mark.includes('!') && weight > 400];
+})";
+
 #[test]
 fn people_can_read_the_page_on_a_phone_in_the_dark_and_by_ear() {
     run(async {
@@ -223,6 +230,8 @@ fn people_can_read_the_page_on_a_phone_in_the_dark_and_by_ear() {
         shown.says("<strong>ready</strong>").await;
         let url = format!("http://{}/", shown.page);
         let mut browser = Browser::start().await;
+        // One more that fails, just now.
+        shown.alone.proxy(get("/x").to_app(OTHER_APP)).await;
         for (size, phone) in [((1100, 900), false), ((360, 740), true)] {
             for dark in [false, true] {
                 browser.look(size, phone, dark).await;
@@ -235,6 +244,8 @@ fn people_can_read_the_page_on_a_phone_in_the_dark_and_by_ear() {
                 let fetched: Vec<_> = fetched.iter().map(|it| it["request"]["url"].as_str()).collect();
                 assert_eq!(fetched, [Some(format!("{url}?still").as_str())]);
                 assert_eq!(browser.told("Log.entryAdded"), Vec::<&Json>::new());
+                let marked = browser.ask(MARKED).await.expect("a page that stands still");
+                assert_eq!(marked, serde_json::json!([["Errors", true]]));
             }
         }
 
@@ -279,6 +290,9 @@ fn people_can_read_the_page_on_a_phone_in_the_dark_and_by_ear() {
             columns.contains(&"Seen") && columns.iter().all(|name| !name.is_empty()),
             "{columns:?}"
         );
+        let cells = named("cell");
+        let wrong = cells.iter().filter(|name| name.ends_with(" and more are coming"));
+        assert_eq!(wrong.count(), 1, "{cells:?}");
         let rows = named("rowheader");
         assert!(rows.contains(&"db-1") && rows.contains(&CLIENT_APP), "{rows:?}");
         for role in ["region", "link", "DisclosureTriangle"] {
@@ -325,7 +339,7 @@ fn screenshots() {
         let history = "document.querySelectorAll('details').forEach(details => details.open = true);
             document.querySelector('#history').scrollIntoView()";
         for (name, size, phone, dark, show) in [
-            ("light", (1000, 1100), false, false, ""),
+            ("light", (1000, 1330), false, false, ""),
             ("history", (1000, 640), false, true, history),
             ("phone", (390, 844), true, false, ""),
         ] {

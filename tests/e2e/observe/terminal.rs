@@ -181,9 +181,17 @@ fn what_takes_long_is_told_at_a_terminal_and_leaves_nothing() {
         let code = terminal.interrupt().await;
         kill(daemon, Signal::SIGCONT).expect("the daemon");
         assert_eq!(code, Some(130));
-        terminal.until_end("\r\x1b[K").await;
+        let generation = alone.machine.until_ready().await.generation;
+        let generation = generation.expect("one that serves");
+        terminal
+            .until(&format!("\r\x1b[Kinterrupted: generation {generation} serves"))
+            .await;
+        terminal.until("The daemon goes on with it").await;
+        terminal.until("  dstack-vpc status --watch  shows it").await;
+        terminal.until("  dstack-vpc rollback        takes it back").await;
 
-        // Where nobody looks, nothing is said but the outcome.
+        // It does: what nobody waits for any more is done before what is asked for next. Where nobody looks, nothing is
+        // said but the outcome.
         let applied = alone.machine.cli(&["apply"]);
         assert!(
             applied.status.success() && applied.stderr.is_empty(),
