@@ -117,7 +117,7 @@ pub(super) fn say(answer: &Answer, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         out::line(serde_json::to_string_pretty(answer)?)?;
     } else if answer.live {
-        out::line(&answer.message)?;
+        out::prose(&format!("{}\n", answer.message))?;
     } else {
         bail!("{}", answer.message);
     }

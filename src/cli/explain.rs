@@ -70,7 +70,9 @@ pub fn lines(loaded: &Loaded, facts: &Facts, key: Option<&str>) -> Result<Vec<Li
         let sections = SECTIONS.iter().map(|section| section.name);
         let keys = all.iter().map(|line| line.key.as_str());
         let last = |key: &str| key.rsplit('.').next() == Some(wanted);
-        let help = match all.iter().find(|line| last(&line.key)) {
+        let begun = |key: &str| wanted.contains('.') && key.starts_with(wanted);
+        let meant = |line: &&Line| last(&line.key) || begun(&line.key);
+        let help = match all.iter().find(meant) {
             Some(line) => format!("did you mean `{}`?", line.key),
             None => did_you_mean(wanted, keys.chain(sections))
                 .unwrap_or_else(|| "`dstack-vpc explain` lists every key".into()),
@@ -173,7 +175,9 @@ pub fn explain(loaded: &Loaded, seen: &Observed, args: &Args) -> anyhow::Result<
     let lines = lines(loaded, &seen.facts, key).map_err(anyhow::Error::msg)?;
     match args.json {
         true => out::line(serde_json::to_string_pretty(&lines)?)?,
-        false => out::print(text(&lines))?,
+        // A table may be wider: its lines are for `grep`.
+        false if lines.len() > 1 => out::print(text(&lines))?,
+        false => out::prose(&text(&lines))?,
     }
     // Why something is not known, beside the output: that may be read by a machine.
     for problem in &seen.problems {
@@ -274,6 +278,10 @@ mod tests {
         assert_eq!(
             error("http_listen"),
             "there is no key `http_listen`; did you mean `mesh.http_listen`?"
+        );
+        assert_eq!(
+            error("mesh.http"),
+            "there is no key `mesh.http`; did you mean `mesh.http_listen`?"
         );
         assert_eq!(error("loog"), "there is no key `loog`; did you mean `log`?");
         assert_eq!(

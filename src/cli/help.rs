@@ -296,8 +296,14 @@ impl Help {
         let mut out = examples(self.examples);
         if !self.exits.is_empty() {
             let _ = write!(out, "\n\n{}", heading("Exit status:"));
+            let widest = self
+                .exits
+                .iter()
+                .map(|(status, _)| status.to_string().len())
+                .max();
+            let width = widest.unwrap_or_default();
             for (status, when) in self.exits {
-                let _ = write!(out, "\n  {status}  {when}");
+                let _ = write!(out, "\n  {status:<width$}  {when}");
             }
         }
         out

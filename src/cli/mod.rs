@@ -84,7 +84,7 @@ enum Command {
     Check(check::Args),
     /// Each effective value and where it comes from
     Explain(explain::Args),
-    /// What the daemon says of itself, what is wrong first: exit 0 all is well, 1 something is not
+    /// What the daemon says of itself, what is wrong first
     Status(status::Args),
     /// The nodes that this server knows, as a table
     Nodes(nodes::Args),

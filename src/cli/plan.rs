@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 
 use super::apply::templates;
+use super::out::Room;
 use super::{Context, block_on, out};
 use crate::apply::{self, Real};
 use crate::desired::desired;
@@ -47,13 +48,23 @@ pub(super) fn plan(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let report = Report::from(&plan);
     match args.json {
         true => out::line(serde_json::to_string_pretty(&report)?)?,
-        false => out::print(coloured(&report.to_text()))?,
+        false => show(&report.to_text())?,
     }
     Ok(if plan.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(2)
     })
+}
+
+/// The prose as it fits the terminal, the differences as they are.
+fn show(text: &str) -> anyhow::Result<()> {
+    let (prose, differences) = text.split_at(text.find("\n--- ").unwrap_or(text.len()));
+    let prose = match Room::on_terminal() {
+        Some(room) => out::fitted(prose, room.width),
+        None => prose.to_owned(),
+    };
+    out::print(coloured(&(prose + differences)))
 }
 
 const DISTURBS: Style = AnsiColor::Yellow.on_default().bold();

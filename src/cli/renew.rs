@@ -7,6 +7,8 @@ use crate::reconcile::control::Daemon;
 
 pub(super) fn renew(context: &Context) -> anyhow::Result<ExitCode> {
     block_on(Daemon(&context.state).renew())??;
-    out::line("asked for; `dstack-vpc status` shows the new certificate once the guest agent has made it")?;
+    out::prose(
+        "asked for; `dstack-vpc status` shows the new certificate once the guest agent has made it\n",
+    )?;
     Ok(ExitCode::SUCCESS)
 }

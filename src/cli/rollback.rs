@@ -8,10 +8,16 @@ use crate::reconcile::control::Daemon;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Which one, as `history` shows them [default: the last that had other settings]
+    #[arg(value_parser = generation)]
     generation: Option<u32>,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
+}
+
+fn generation(text: &str) -> Result<u32, &'static str> {
+    text.parse()
+        .map_err(|_| "a generation is a number; `dstack-vpc history` shows them")
 }
 
 pub(super) fn rollback(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {

@@ -13,7 +13,7 @@ use super::out::{Interrupted, Room, clipped, obeys, wrapped};
 use super::screen::Screen;
 use super::{Context, block_on, out, vpn_status};
 use crate::reconcile::control::{AskError, Daemon};
-use crate::reconcile::status::{Condition, Event, Status, Truth, Verdict};
+use crate::reconcile::status::{Condition, Status, Truth, Verdict, runs};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -128,7 +128,7 @@ const FAINT: Style = Style::new().dimmed();
 /// Where there is no terminal, lines are as long as they are.
 const ANY_WIDTH: usize = usize::MAX;
 /// Lines of what is wrong first.
-const FIRST: usize = 8;
+const FIRST: usize = 9;
 /// Events of the history, and how many of them there is always room for.
 const EVENTS: usize = 5;
 const LAST_EVENTS: usize = 2;
@@ -139,13 +139,16 @@ fn text(status: &Status, verbose: bool, room: Option<Room>, now: Timestamp) -> S
     let mut text = String::new();
     if verbose {
         let _ = whole(&mut text, status, width, now);
-        return text;
+        return match room {
+            Some(room) => out::fitted(&text, room.width),
+            None => text,
+        };
     }
     let rows = room.unwrap_or(Room::USUAL).rows;
     let mut lines = verdict(status, width);
     lines.push(String::new());
     let left = rows.saturating_sub(lines.len());
-    let history = status.history.len().min(EVENTS);
+    let history = events(status).count().min(EVENTS);
     let mut facts = String::new();
     let _ = brief(&mut facts, status, 0, now);
     let spare = left.saturating_sub(facts.lines().count() + 1 + history.min(LAST_EVENTS));
@@ -166,7 +169,7 @@ fn text(status: &Status, verbose: bool, room: Option<Room>, now: Timestamp) -> S
             lines.extend(facts);
             if events > 0 {
                 lines.push(String::new());
-                lines.extend(status.history.iter().rev().take(events).map(event));
+                lines.extend(self::events(status).take(events));
             }
         }
     }
@@ -201,7 +204,9 @@ fn verdict(status: &Status, width: usize) -> Vec<String> {
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
     if lines.len() > FIRST {
         lines.truncate(FIRST - 1);
-        lines.push("  …".to_owned());
+        lines.push(format!(
+            "  {FAINT}… `dstack-vpc status --verbose` says the rest{FAINT:#}"
+        ));
     }
     for other in status.problems.iter().skip(1).take(2) {
         let first = other.lines().next().unwrap_or_default();
@@ -294,23 +299,36 @@ fn whole(out: &mut String, status: &Status, width: usize, now: Timestamp) -> std
     }
     if !status.history.is_empty() {
         writeln!(out)?;
-        let newest = status.history.iter().rev().take(EVENTS);
-        newest.map(event).try_for_each(|line| writeln!(out, "{line}"))?;
+        let mut newest = events(status).take(EVENTS);
+        newest.try_for_each(|line| writeln!(out, "{line}"))?;
     }
     Ok(())
 }
 
 const ALL_PEERS: usize = usize::MAX;
 
-fn event(event: &Event) -> String {
-    let time = event.at.strftime("%H:%M:%S");
-    let first = event.detail.lines().next().unwrap_or_default();
-    format!("{FAINT}{time}{FAINT:#} {}: {first}", event.outcome)
+/// The newest first, a line each.
+fn events(status: &Status) -> impl Iterator<Item = String> {
+    runs(&status.history).rev().filter_map(|same| {
+        let event = same.last()?;
+        let times = match same.len() {
+            1 => String::new(),
+            times => format!(" ({times} times)"),
+        };
+        let time = event.at.strftime("%H:%M:%S");
+        let first = event.detail.lines().next().unwrap_or_default();
+        let first = first.strip_prefix("error: ").unwrap_or(first);
+        Some(format!(
+            "{FAINT}{time}{FAINT:#} {}{times}: {first}",
+            event.outcome
+        ))
+    })
 }
 
 fn in_seconds(at: Timestamp, now: Timestamp) -> String {
     let seconds = (at - now).total(jiff::Unit::Second);
-    format!("{}s", seconds.map_or(0.0, f64::ceil).max(0.0))
+    // As a whole number: 0 may be -0 before.
+    format!("{}s", seconds.map_or(0.0, f64::ceil).max(0.0) as u64)
 }
 
 fn condition_text(condition: &Condition) -> String {
@@ -336,7 +354,7 @@ mod tests {
     use crate::api::ApiStatus;
     use crate::node::{NodeStatus, Path, Peer, Step};
     use crate::reconcile::reasons;
-    use crate::reconcile::status::ServiceStatus;
+    use crate::reconcile::status::{Event, ServiceStatus};
 
     fn now() -> Timestamp {
         "2026-11-22T12:00:00Z".parse().unwrap()
@@ -443,9 +461,31 @@ mod tests {
         let text = plain(&status, Some(Room { width: 80, rows: 23 }));
         assert!(text.starts_with("not ready:\n  line 0\n"), "{text}");
         assert!(
+            text.contains("  line 6\n  … `dstack-vpc status --verbose`"),
+            "{text}"
+        );
+        assert!(
             text.lines().count() <= 23 && text.contains("also: the VPC server"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_retry_that_is_due_is_in_no_time_and_one_in_vain_is_counted() {
+        let mut status = crowded();
+        status.next_retry = Some(now() - jiff::SignedDuration::from_millis(300));
+        let refused = Event {
+            outcome: "refused".to_owned(),
+            ..status.history[0].clone()
+        };
+        status.history = vec![refused; 3];
+        let text = plain(&status, None);
+        assert!(text.contains("next retry       in 0s\n"), "{text}");
+        assert!(
+            text.contains("12:00:00 refused (3 times): nginx/nginx.conf"),
+            "{text}"
+        );
+        assert_eq!(text.matches("refused").count(), 1, "{text}");
     }
 
     #[test]

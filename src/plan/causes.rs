@@ -199,7 +199,12 @@ fn causes(
             ..fact
         })),
         (true, false) => causes.push(Cause {
-            what: "this version of dstack-vpc renders it differently".to_owned(),
+            // The daemon's own command line stands in supervisord's file.
+            what: match unexplained.iter().all(|path| path.starts_with("supervisor/")) {
+                true => "dstack-vpc would be started otherwise: with this --config, or as this version",
+                false => "this version of dstack-vpc renders it differently",
+            }
+            .to_owned(),
             files: unexplained,
             ..Cause::default()
         }),
@@ -229,7 +234,7 @@ fn facts(before: &Before, after: &After<'_>) -> Vec<Cause> {
                     key => format!("{key} changed"),
                 },
                 values: Some(format!("{} (was {old})", row.value)),
-                source: Some(row.source),
+                source: Some(row.source).filter(|source| !source.is_empty()),
                 ..Cause::default()
             };
             cause.with(of_fact(row.key, after.spec))

@@ -37,8 +37,11 @@ fn wish(text: &str) -> Desired {
 
 /// The plan from one file to another, with its causes.
 fn explained(from: &str, to: &str, domain: &str) -> Plan {
+    explained_with(from, to, facts(&loaded(to).spec, domain))
+}
+
+fn explained_with(from: &str, to: &str, now: Facts) -> Plan {
     let (old, new) = (loaded(from), loaded(to));
-    let now = facts(&new.spec, domain);
     let (was, desired) = (wish(from), render(&new.spec, &now));
     let present = after(&was);
     let mut plan = plan(&desired, &present);
@@ -382,6 +385,44 @@ fn a_fact_is_a_cause_as_well() {
         cause.files.iter().any(|path| path.starts_with("headscale/")),
         "{cause:#?}"
     );
+}
+
+#[test]
+fn a_program_that_is_gone_was_found_nowhere() {
+    let mut now = facts(&loaded(SERVER).spec, DOMAIN);
+    now.programs.headscale = None;
+    let text = printed(&explained_with(SERVER, SERVER, now));
+    assert!(
+        text.contains("programs.headscale changed: not installed (was "),
+        "{text}"
+    );
+    assert!(text.lines().all(|line| line == line.trim_end()), "{text}");
+}
+
+#[test]
+fn a_file_that_is_not_in_its_place_yet_is_no_other_version() {
+    let was = wish(PLAIN);
+    let mut present = after(&was);
+    let conf = present.files.get_mut("supervisor/supervisord.conf").unwrap();
+    conf.extend(b"; another --config\n");
+    let (loaded, now) = (loaded(PLAIN), facts(&loaded(PLAIN).spec, DOMAIN));
+    let mut plan = plan(&was, &present);
+    let before = Before {
+        spec: Some(loaded.spec.clone()),
+        facts: was.facts.clone(),
+        drifted: Vec::new(),
+    };
+    let goal = After {
+        spec: &loaded.spec,
+        facts: &now,
+        source: &|_| None,
+        render: &|spec| Some(render(spec, &now)),
+    };
+    plan.find_causes(&was, &present, &before, &goal);
+    let [cause] = &plan.causes[..] else {
+        panic!("{:#?}", plan.causes)
+    };
+    assert!(cause.what.contains("with this --config"), "{cause:#?}");
 }
 
 #[test]

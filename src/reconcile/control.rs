@@ -79,7 +79,8 @@ pub struct Answer {
 /// Why the daemon could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    #[error("no daemon runs on {0}; `dstack-vpc up` starts one")]
+    /// Where, and what starts it.
+    #[error("no daemon runs on {0}")]
     NotRunning(String),
     #[error("the daemon does not answer: {0}")]
     Broken(String),
@@ -267,6 +268,19 @@ impl Daemon<'_> {
         within(ANSWER, self.ask(Method::GET, "/nodes")).await
     }
 
+    /// `up` would refuse where supervisord runs.
+    fn missing(&self) -> String {
+        let root = self.0.root().display();
+        match std::os::unix::net::UnixStream::connect(self.0.supervisor_socket()) {
+            Ok(_) => {
+                let conf = self.0.current().join("supervisor/supervisord.conf");
+                let conf = conf.display();
+                format!("{root}, but supervisord does; `supervisorctl -c {conf} start dstack-vpc` starts it")
+            }
+            Err(_) => format!("{root}; `dstack-vpc up` starts one"),
+        }
+    }
+
     async fn order(&self, what: What) -> Result<Answer, AskError> {
         let body = serde_json::to_vec(&what).expect("plain data serialises");
         read(&self.send(Method::POST, "/do", body.into()).await?)
@@ -287,7 +301,7 @@ impl Daemon<'_> {
                     socket.display()
                 )));
             }
-            Err(_) => return Err(AskError::NotRunning(self.0.root().display().to_string())),
+            Err(_) => return Err(AskError::NotRunning(self.missing())),
         };
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await

@@ -193,6 +193,11 @@ pub struct Event {
     pub act_ms: u64,
 }
 
+/// Events in a row that tell the same: what is refused is tried again and again.
+pub fn runs(events: &[Event]) -> impl DoubleEndedIterator<Item = &[Event]> {
+    events.chunk_by(|a, b| (a.generation, &a.outcome, &a.detail) == (b.generation, &b.outcome, &b.detail))
+}
+
 /// How the machine is, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {

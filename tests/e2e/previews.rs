@@ -186,6 +186,10 @@ fn doctor_tells_a_daemon_that_hangs_or_is_gone_from_strangers_on_its_ports() {
             .output();
         assert!(stopped.unwrap().status.success());
         assert_eq!(errors(), ["supervisord runs, and the daemon does not"]);
+        let said = machine.cli(&["status"]).stderr;
+        let starts = format!("`supervisorctl -c {} start dstack-vpc` starts it", conf.display());
+        let said = String::from_utf8_lossy(&said);
+        assert!(said.contains(&starts), "{said}");
     });
 }
 
