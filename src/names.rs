@@ -25,6 +25,9 @@ impl NotA {
     }
 }
 
+/// The Host under which peers reach the VPC API of a server, and the backend that the auth service knows it as.
+pub const API_HOST: &str = "vpc-server";
+
 /// A dstack app id: 20 bytes that attestation established, written as 40 hex digits.
 ///
 /// Parsed in any case, always shown in lower case.

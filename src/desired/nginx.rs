@@ -9,15 +9,12 @@ use serde::Serialize;
 use super::templates::{RenderError, Templates, utf8};
 use super::{Check, Command, quote, wildcards};
 use crate::facts::{Facts, Installed, Version};
-use crate::names::HostPort;
+use crate::names::{API_HOST, HostPort};
 use crate::paths::StateDir;
 use crate::spec::{Backend, Protocol, Spec};
 
 /// Below the generation's folder.
 pub(super) const FILE: &str = "nginx/nginx.conf";
-
-/// The backend that stands for the VPC API at the auth service, and its Host for peers.
-pub(super) const API: &str = "vpc-server";
 
 /// nginx.conf for these facts. `tag` is served by the probe location.
 pub(super) fn render(
@@ -222,8 +219,8 @@ fn servers(spec: &Spec) -> Vec<Server<'_>> {
         .collect();
     if spec.role.server {
         servers.push(Server {
-            backend: Some(API),
-            server_name: API,
+            backend: Some(API_HOST),
+            server_name: API_HOST,
             default: false,
             upstream: Some("vpc_api".to_owned()),
         });

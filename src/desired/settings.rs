@@ -7,7 +7,7 @@ use crate::api::ApiSettings;
 use crate::facts::Facts;
 use crate::headscale::Access;
 use crate::mesh::{Forward, FrontSettings, Leads, MeshSettings, Route, Routes, TcpBackend};
-use crate::names::BackendName;
+use crate::names::{API_HOST, BackendName};
 use crate::node::{NodeSettings, SHARED_SPACE, Server};
 use crate::page::PageSettings;
 use crate::paths::StateDir;
@@ -83,7 +83,7 @@ pub fn backends(spec: &Spec) -> BTreeMap<BackendName, AllowedApps> {
         .map(|backend| (backend.name.clone(), backend.allowed_apps.clone()))
         .collect();
     if spec.role.server
-        && let Ok(api) = nginx::API.parse()
+        && let Ok(api) = API_HOST.parse()
     {
         // The VPC API answers some paths to every app and checks the others by itself.
         backends.entry(api).or_insert(AllowedApps::Any);
@@ -105,7 +105,7 @@ fn front(spec: &Spec, facts: &Facts, state: &StateDir) -> FrontSettings {
         routes.add(name, backend);
     }
     if spec.role.server
-        && let (Ok(name), Ok(backend)) = (nginx::API.parse(), nginx::API.parse())
+        && let (Ok(name), Ok(backend)) = (API_HOST.parse(), API_HOST.parse())
     {
         let leads = Leads::ToApi;
         routes.add(Some(&name), Route { backend, leads });

@@ -11,10 +11,10 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use url::Url;
 
+use super::document::{Document, document, prefixed};
 use super::lists::Some1;
-use super::load::Document;
 use super::numbers::{Count, FileVersion, Int, Patience, Switch, Workers};
-use super::table::{Section, SectionInfo, join, section};
+use super::table::{Section, SectionInfo, section};
 use super::types::{AbsolutePath, Folder, HostName, ProgramPath, UserName, WebPage};
 use super::values::*;
 use crate::names::{AppId, BackendName, DeviceName, DnsName, HostPort, InstanceId, NodeName, NodeType};
@@ -334,71 +334,6 @@ section! {
     }
 }
 
-/// Declares the whole file from its sections.
-macro_rules! document {
-    ($($field:ident: $Type:ident,)* [[backends]] [[forwards]] $($later:ident: $Later:ident,)*) => {
-        /// Everything the user wants, with every default filled in.
-        #[derive(Debug, Clone, PartialEq)]
-        pub struct Spec {
-            /// What this machine is.
-            pub role: Role,
-            /// Who may register with this server.
-            pub allowed_apps: AllowedApps,
-            $(
-                #[doc = concat!("`[", stringify!($field), "]`")]
-                pub $field: $Type,
-            )*
-            /// `[[backends]]`
-            pub backends: Vec<Backend>,
-            /// `[[forwards]]`
-            pub forwards: Vec<Forward>,
-            $(
-                #[doc = concat!("`[", stringify!($later), "]`")]
-                pub $later: $Later,
-            )*
-        }
-
-        /// Every section, in the order of the contract.
-        pub const SECTIONS: &[SectionInfo] =
-            &[Top::INFO, $($Type::INFO,)* Backend::INFO, Forward::INFO, $($Later::INFO,)*];
-
-        impl Spec {
-            /// Each key, such as `mesh.client_listen` or `backends[0].name`, with its value as TOML.
-            pub fn values(&self) -> Vec<(String, String)> {
-                let top = Top { version: 1, role: self.role, allowed_apps: self.allowed_apps.clone() };
-                let mut all = prefixed("", &top);
-                $(all.extend(prefixed($Type::INFO.name, &self.$field));)*
-                for (i, backend) in self.backends.iter().enumerate() {
-                    all.extend(prefixed(&format!("backends[{i}]"), backend));
-                }
-                for (i, forward) in self.forwards.iter().enumerate() {
-                    all.extend(prefixed(&format!("forwards[{i}]"), forward));
-                }
-                $(all.extend(prefixed($Later::INFO.name, &self.$later));)*
-                all
-            }
-        }
-
-        impl Spec {
-            /// Reads every section but the lists, all of them even when one fails.
-            pub(super) fn read(document: &mut Document<'_, '_>) -> Option<Self> {
-                let top = document.section::<Top>();
-                $(let $field = document.section::<$Type>();)*
-                $(let $later = document.section::<$Later>();)*
-                let top = top?;
-                Some(Self {
-                    role: top.role,
-                    allowed_apps: top.allowed_apps,
-                    $($field: $field?,)*
-                    backends: Vec::new(),
-                    forwards: Vec::new(),
-                    $($later: $later?,)*
-                })
-            }
-        }
-    };
-}
-
 document! {
     dstack: Dstack,
     mesh: Mesh,
@@ -427,12 +362,4 @@ impl Default for Spec {
             .expect("the defaults of this file can be read: tested")
             .spec
     }
-}
-
-fn prefixed<S: Section>(path: &str, section: &S) -> Vec<(String, String)> {
-    section
-        .show()
-        .into_iter()
-        .map(|(key, value)| (join(path, key), value))
-        .collect()
 }

@@ -7,10 +7,11 @@ use toml::de::{DeTable, DeValue};
 
 use super::check;
 use super::codec::Codec;
+use super::document::Document;
 use super::keys::{SECTIONS, Spec};
 use super::numbers::Int;
 use super::problem::{MOST_PROBLEMS, Origin, Problem, Problems, Severity};
-use super::table::{Reader, Section, TableReader, Variable, not_a_table};
+use super::table::{Reader, Variable};
 use super::text::ConfigText;
 use super::values::Role;
 use super::variables::{self, Overrides};
@@ -168,46 +169,7 @@ fn hash(source: Option<&ConfigText>, overrides: &Overrides) -> String {
     hex::encode(hasher.finalize())
 }
 
-/// The file being read.
-pub(super) struct Document<'r, 's> {
-    pub(super) reader: &'r mut Reader<'s>,
-    pub(super) root: &'r DeTable<'r>,
-}
-
 impl Document<'_, '_> {
-    /// One section; its defaults where the file does not have it.
-    pub(super) fn section<S: Section>(&mut self) -> Option<S> {
-        let name = S::INFO.name;
-        let (values, origin) = if name.is_empty() {
-            (Some(self.root), Origin::Default)
-        } else {
-            match self.root.get(name) {
-                None => (None, Origin::Default),
-                Some(value) => match value.get_ref() {
-                    DeValue::Table(table) => (Some(table), self.reader.in_file(value.span())),
-                    _ => {
-                        not_a_table(self.reader, &S::INFO, value);
-                        (None, Origin::Default)
-                    }
-                },
-            }
-        };
-        let sections: Vec<&str> = SECTIONS
-            .iter()
-            .map(|section| section.name)
-            .filter(|section| name.is_empty() && !section.is_empty())
-            .collect();
-        let mut table = TableReader {
-            reader: self.reader,
-            path: name.into(),
-            values,
-            origin,
-            variable: None,
-        };
-        table.refuse_unknown(&S::INFO, &sections, SECTIONS);
-        S::read(&mut table)
-    }
-
     fn read(&mut self, overrides: &Overrides) -> Option<Spec> {
         let spec = Spec::read(self);
         let backends = self.backends(overrides.backend.as_ref());

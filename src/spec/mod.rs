@@ -3,14 +3,15 @@
 //! `keys.rs` is the table of every key. [`read`] gets the file's text, [`load`] makes a [`Spec`] of it and the
 //! environment and remembers where each value came from. Nothing here does I/O except [`read`].
 
-mod backends;
 mod check;
 mod codec;
+mod document;
 mod effective;
 mod keys;
 mod lists;
 mod load;
 mod numbers;
+mod parse;
 mod problem;
 mod reference;
 mod schema;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::backends::example;
+use super::document::example;
 use super::keys::SECTIONS;
 use super::problem::{Origin, Problem};
 use super::suggest::{LONGEST_KEY, did_you_mean};

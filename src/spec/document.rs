@@ -1,5 +1,7 @@
-//! Reading the backends and the forwards: lists of tables, each all of it from the file or all of it from one variable,
-//! with `MESH_BACKEND` in the place of one upstream.
+//! The file as a whole: its sections, and its lists of sections.
+//!
+//! [`document!`] declares it once. A list is all of it from the file or all of it from one variable, with `MESH_BACKEND` in
+//! the place of one upstream.
 
 use std::ops::Range;
 
@@ -7,12 +9,116 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{Backend, Forward, SECTIONS};
-use super::load::Document;
 use super::problem::{Origin, Problem};
-use super::table::{Reader, Section, SectionInfo, TableReader, Variable, not_a_table};
+use super::table::{Reader, Section, SectionInfo, TableReader, Variable, join, not_a_table};
 use super::variables::variable_of;
 
+/// The file being read.
+pub(super) struct Document<'r, 's> {
+    pub(super) reader: &'r mut Reader<'s>,
+    pub(super) root: &'r DeTable<'r>,
+}
+
+/// Declares the whole file from its sections.
+macro_rules! document {
+    ($($field:ident: $Type:ident,)* [[backends]] [[forwards]] $($later:ident: $Later:ident,)*) => {
+        /// Everything the user wants, with every default filled in.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Spec {
+            /// What this machine is.
+            pub role: Role,
+            /// Who may register with this server.
+            pub allowed_apps: AllowedApps,
+            $(
+                #[doc = concat!("`[", stringify!($field), "]`")]
+                pub $field: $Type,
+            )*
+            /// `[[backends]]`
+            pub backends: Vec<Backend>,
+            /// `[[forwards]]`
+            pub forwards: Vec<Forward>,
+            $(
+                #[doc = concat!("`[", stringify!($later), "]`")]
+                pub $later: $Later,
+            )*
+        }
+
+        /// Every section, in the order of the contract.
+        pub const SECTIONS: &[SectionInfo] =
+            &[Top::INFO, $($Type::INFO,)* Backend::INFO, Forward::INFO, $($Later::INFO,)*];
+
+        impl Spec {
+            /// Each key, such as `mesh.client_listen` or `backends[0].name`, with its value as TOML.
+            pub fn values(&self) -> Vec<(String, String)> {
+                let top = Top { version: 1, role: self.role, allowed_apps: self.allowed_apps.clone() };
+                let mut all = prefixed("", &top);
+                $(all.extend(prefixed($Type::INFO.name, &self.$field));)*
+                for (i, backend) in self.backends.iter().enumerate() {
+                    all.extend(prefixed(&format!("backends[{i}]"), backend));
+                }
+                for (i, forward) in self.forwards.iter().enumerate() {
+                    all.extend(prefixed(&format!("forwards[{i}]"), forward));
+                }
+                $(all.extend(prefixed($Later::INFO.name, &self.$later));)*
+                all
+            }
+        }
+
+        impl Spec {
+            /// Reads every section but the lists, all of them even when one fails.
+            pub(super) fn read(document: &mut Document<'_, '_>) -> Option<Self> {
+                let top = document.section::<Top>();
+                $(let $field = document.section::<$Type>();)*
+                $(let $later = document.section::<$Later>();)*
+                let top = top?;
+                Some(Self {
+                    role: top.role,
+                    allowed_apps: top.allowed_apps,
+                    $($field: $field?,)*
+                    backends: Vec::new(),
+                    forwards: Vec::new(),
+                    $($later: $later?,)*
+                })
+            }
+        }
+    };
+}
+pub(super) use document;
+
 impl Document<'_, '_> {
+    /// One section; its defaults where the file does not have it.
+    pub(super) fn section<S: Section>(&mut self) -> Option<S> {
+        let name = S::INFO.name;
+        let (values, origin) = if name.is_empty() {
+            (Some(self.root), Origin::Default)
+        } else {
+            match self.root.get(name) {
+                None => (None, Origin::Default),
+                Some(value) => match value.get_ref() {
+                    DeValue::Table(table) => (Some(table), self.reader.in_file(value.span())),
+                    _ => {
+                        not_a_table(self.reader, &S::INFO, value);
+                        (None, Origin::Default)
+                    }
+                },
+            }
+        };
+        let sections: Vec<&str> = SECTIONS
+            .iter()
+            .map(|section| section.name)
+            .filter(|section| name.is_empty() && !section.is_empty())
+            .collect();
+        let mut table = TableReader {
+            reader: self.reader,
+            path: name.into(),
+            values,
+            origin,
+            variable: None,
+        };
+        table.refuse_unknown(&S::INFO, &sections, SECTIONS);
+        S::read(&mut table)
+    }
+
     /// Every `[[backends]]`, or what `VPC__BACKENDS` has instead, with `MESH_BACKEND` in its place.
     pub(super) fn backends(&mut self, mesh_backend: Option<&Variable>) -> Vec<Backend> {
         self.list(|tables, reader| {
@@ -144,4 +250,13 @@ fn default_backend<'a>(tables: impl Iterator<Item = Option<&'a DeTable<'a>>> + C
     tables_again
         .position(|table| says(table, "name", "default"))
         .or_else(|| { tables }.position(|table| says(table, "server_name", "_")))
+}
+
+/// Each key of a section with its path and its value as TOML.
+pub(super) fn prefixed<S: Section>(path: &str, section: &S) -> Vec<(String, String)> {
+    section
+        .show()
+        .into_iter()
+        .map(|(key, value)| (join(path, key), value))
+        .collect()
 }
