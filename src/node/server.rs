@@ -12,9 +12,9 @@ use tokio::net::TcpStream;
 use url::Url;
 
 use super::{NodeSettings, Server};
-use crate::agent::http::{self, ExchangeError};
 use crate::facts::ports::reachable;
-use crate::names::{AppId, DnsName, NodeId};
+use crate::http::{self, ExchangeError};
+use crate::names::{API_HOST, AppId, DnsName, NodeId};
 use crate::words;
 
 /// A call goes through two gateways, and a registration waits for Headscale as well.
@@ -164,7 +164,7 @@ impl Client {
         let request = Request::builder()
             .method(method)
             .uri(target)
-            .header(HOST, "vpc-server")
+            .header(HOST, API_HOST)
             .header(
                 if self.straight {
                     "x-dstack-app-id"

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 
 use super::view::View;
-use crate::agent::http;
+use crate::http;
 use crate::words;
 
 /// tailscaled answers from memory.
