@@ -1,6 +1,7 @@
 //! A stand-in guest agent with its own KMS root. Nothing that it signs is attested.
 
 mod answer;
+mod extensions;
 pub mod faults;
 pub mod pki;
 mod query;
