@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::reasons::*;
 use super::round::Aim;
 use super::status::{ConditionKind, Status};
-use super::tell::Round;
+use super::told::Round;
 use super::unwell::unwell;
 use crate::facts::Topic;
 use crate::plan::Present;

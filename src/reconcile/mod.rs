@@ -18,6 +18,7 @@ mod round;
 mod source;
 pub mod status;
 mod tell;
+mod told;
 mod unwell;
 mod watch;
 
@@ -53,7 +54,7 @@ pub use round::{Aim, Attempt, before};
 pub use source::{Source, Wish};
 use status::Status;
 use tell::Teller;
-pub use tell::{Around, Round, Told};
+pub use told::{Around, Round, Told};
 use watch::{Ahead, Watch};
 
 /// The longest a burst of changes may hold back a reconcile.

@@ -11,7 +11,7 @@ use super::attempt::Fingerprint;
 use super::control::Answer;
 use super::drift::{self, Found};
 use super::source::Wish;
-use super::tell::{Around, Round};
+use super::told::{Around, Round};
 use super::watch::Made;
 use super::{Daemon, UNEASY};
 use crate::apply::{self, Applied, DiskError, Left, Machine, Order, generation};
