@@ -19,6 +19,7 @@ pub mod facts;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod headscale;
+mod http;
 pub mod identity;
 mod listen;
 pub mod log;

@@ -1,5 +1,6 @@
 //! How things are said to people: spans of time, sizes, and what others said.
 
+use std::error::Error;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -52,6 +53,15 @@ pub fn told(body: &[u8]) -> String {
         Err(_) => String::from_utf8_lossy(body).into_owned(),
     };
     or_nothing(quoted(&text))
+}
+
+/// What happened in the end: hyper's own words stop at `client error (…)`.
+pub fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// Says so where there is nothing to quote.

@@ -11,7 +11,7 @@ use hyper::{Method, Request, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::http::{self, ExchangeError};
+use crate::http::{self, ExchangeError};
 use crate::names::{AppId, InstanceId};
 use crate::spec::AgentAddr;
 use crate::words;

@@ -5,7 +5,6 @@ pub mod dev;
 pub mod discover;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
-pub(crate) mod http;
 
 pub use client::{AgentClient, AgentError, Info, TlsKey, TlsKeyRequest};
 pub use discover::{Discovered, NoAgent, SIMULATOR_VARIABLE, discover};

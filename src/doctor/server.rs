@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -12,7 +11,8 @@ use url::Url;
 use super::web::{self, Date, Page};
 use super::{Finding, Patient};
 use crate::desired::server_url;
-use crate::names::AppId;
+use crate::http::system_roots;
+use crate::names::{API_HOST, AppId};
 use crate::ratls;
 use crate::spec::{ServerAppId, Store};
 
@@ -92,7 +92,7 @@ async fn ask_api(patient: &Patient<'_>) -> Option<(Way, Result<Page, String>)> {
         return Some((Way::Here, page));
     }
     let app = app?;
-    let headers = [("host", "vpc-server"), ("x-dstack-target-app", &*app.to_string())];
+    let headers = [("host", API_HOST), ("x-dstack-target-app", &*app.to_string())];
     let page = web::get(&at(spec.mesh.client_listen)?, &headers).await;
     Some((Way::Through(app), page))
 }
@@ -164,9 +164,8 @@ fn distrusted(url: &Url, chain: &[CertificateDer<'static>]) -> Option<String> {
     let (leaf, others) = chain.split_first()?;
     let name = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
     let name = ServerName::try_from(name).ok()?;
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), ratls::provider().clone());
+    let roots = Arc::new(system_roots());
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, ratls::provider().clone());
     match verifier.build() {
         Ok(verifier) => {
             let verified = verifier.verify_server_cert(leaf, others, &name, &[], UnixTime::now());

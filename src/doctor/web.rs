@@ -2,21 +2,16 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
-use rustls::ClientConfig;
-use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use url::Url;
 
-use crate::agent::http::exchange_whole;
-use crate::ratls;
+use crate::http::{Trust, exchange_whole, secured};
 
 /// From name to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(4);
@@ -92,24 +87,10 @@ async fn get_patiently(url: &Url, headers: &[(&str, &str)]) -> Result<Page, Stri
         .body(Full::<Bytes>::default())
         .map_err(|e| e.to_string())?;
     let tcp = connect(host, port).await.map_err(|e| e.to_string())?;
-    let taken = Arc::new(AnyCertificate::default());
-    let answer = if url.scheme() == "https" {
-        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(name).map_err(|e| e.to_string())?;
-        let config = ClientConfig::builder_with_provider(ratls::provider().clone())
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .dangerous()
-            .with_custom_certificate_verifier(taken.clone())
-            .with_no_client_auth();
-        let tls = TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
-            .await
-            .map_err(|e| format!("TLS failed: {e}"))?;
-        exchange_whole(tls, request, MAX_ANSWER).await
-    } else {
-        exchange_whole(tcp, request, MAX_ANSWER).await
-    };
+    let (stream, chain) = secured(url, tcp, Trust::Anyone)
+        .await
+        .map_err(|e| e.to_string())?;
+    let answer = exchange_whole(stream, request, MAX_ANSWER).await;
     let (head, body) = answer.map_err(|e| e.to_string())?.into_parts();
     let date = head
         .headers
@@ -124,34 +105,6 @@ async fn get_patiently(url: &Url, headers: &[(&str, &str)]) -> Result<Page, Stri
         status: head.status,
         body,
         date,
-        chain: taken.chain.get().cloned().unwrap_or_default(),
+        chain,
     })
-}
-
-/// Takes any certificate whose key the server has, and keeps the chain.
-#[derive(Debug, Default)]
-struct AnyCertificate {
-    chain: OnceLock<Vec<CertificateDer<'static>>>,
-}
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain = std::iter::once(leaf).chain(others);
-        // One connection, one chain.
-        let _ = self.chain.set(
-            chain
-                .map(|certificate| certificate.clone().into_owned())
-                .collect(),
-        );
-        Ok(ServerCertVerified::assertion())
-    }
-
-    ratls::handshake_signatures!();
 }

@@ -4,23 +4,18 @@
 //! on each connection, by the peer's app id. So a gateway whose certificate cannot be verified is believed
 //! too, and the fact says so.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
-use rustls::ClientConfig;
-use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::Deserialize;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::Fact;
-use crate::agent::http::exchange;
+use crate::http::{Trust, exchange, secured};
 use crate::names::{DnsName, NotA};
 use crate::ratls;
 use crate::spec::Gateway;
@@ -95,25 +90,13 @@ async fn ask_one(url: &Url, root: Option<&CertificateDer<'static>>) -> Result<(G
     let tcp = TcpStream::connect(format!("{host}:{port}"))
         .await
         .map_err(|e| unreachable(e.to_string()))?;
-    let (answer, verified) = if url.scheme() == "https" {
-        let verifier = Arc::new(AnyCertificate {
-            root: root.cloned(),
-            verified: AtomicBool::new(false),
-        });
-        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(name).map_err(|e| unreachable(e.to_string()))?;
-        let tls = connector(verifier.clone())
-            .map_err(|e| unreachable(e.to_string()))?
-            .connect(name, tcp)
-            .await
-            .map_err(|e| unreachable(format!("TLS failed: {e}")))?;
-        (
-            exchange(tls, request, MAX_ANSWER).await,
-            verifier.verified.load(Ordering::Relaxed),
-        )
-    } else {
-        (exchange(tcp, request, MAX_ANSWER).await, false)
-    };
+    let (stream, chain) = secured(url, tcp, Trust::Anyone)
+        .await
+        .map_err(|e| unreachable(e.to_string()))?;
+    let verified = root
+        .zip(chain.split_first())
+        .is_some_and(|(root, (leaf, others))| ratls::leads_to(leaf, others, root, UnixTime::now()));
+    let answer = exchange(stream, request, MAX_ANSWER).await;
     let (status, body) = answer.map_err(|e| unreachable(e.to_string()))?;
     Ok((told(url, status, &body)?, verified))
 }
@@ -161,40 +144,4 @@ pub(crate) fn port_hint(url: &Url) -> String {
             url.host_str().unwrap_or_default()
         ),
     }
-}
-
-fn connector(verifier: Arc<AnyCertificate>) -> Result<TlsConnector, rustls::Error> {
-    let config = ClientConfig::builder_with_provider(ratls::provider().clone())
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-/// Takes any certificate whose key the server has, and notes whether it leads to the root.
-#[derive(Debug)]
-struct AnyCertificate {
-    root: Option<CertificateDer<'static>>,
-    verified: AtomicBool,
-}
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = self
-            .root
-            .as_ref()
-            .is_some_and(|root| ratls::leads_to(leaf, others, root, now));
-        self.verified.store(verified, Ordering::Relaxed);
-        Ok(ServerCertVerified::assertion())
-    }
-
-    ratls::handshake_signatures!();
 }

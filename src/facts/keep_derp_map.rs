@@ -8,20 +8,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
-use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::derp_map::DerpMap;
 use super::remember::{REMEMBERED, replace_file};
 use super::watch::{Keeper, changed};
 use super::{Fact, Observed, Topic};
-use crate::agent::http::exchange;
+use crate::http::{Trust, exchange, secured};
 use crate::paths::StateDir;
-use crate::ratls;
 use crate::spec::{Derp, Spec};
 
 /// How long a map stands: when it changes, Headscale restarts.
@@ -203,18 +200,10 @@ async fn get(url: &Url) -> Result<Bytes, FetchError> {
     let tcp = TcpStream::connect(format!("{host}:{port}"))
         .await
         .map_err(|e| unreachable(e.to_string()))?;
-    let answer = if url.scheme() == "https" {
-        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(name).map_err(|e| unreachable(e.to_string()))?;
-        let tls = connector()
-            .map_err(|e| unreachable(e.to_string()))?
-            .connect(name, tcp)
-            .await
-            .map_err(|e| unreachable(format!("TLS failed: {e}")))?;
-        exchange(tls, request, MAX_ANSWER).await
-    } else {
-        exchange(tcp, request, MAX_ANSWER).await
-    };
+    let (stream, _) = secured(url, tcp, Trust::System)
+        .await
+        .map_err(|e| unreachable(e.to_string()))?;
+    let answer = exchange(stream, request, MAX_ANSWER).await;
     match answer.map_err(|e| unreachable(e.to_string()))? {
         (StatusCode::OK, body) => Ok(body),
         (status, _) => Err(FetchError::Status {
@@ -222,15 +211,4 @@ async fn get(url: &Url) -> Result<Bytes, FetchError> {
             status,
         }),
     }
-}
-
-/// Trusts whom this machine trusts.
-fn connector() -> Result<TlsConnector, rustls::Error> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let config = rustls::ClientConfig::builder_with_provider(ratls::provider().clone())
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
 }

@@ -15,8 +15,8 @@ use super::wire::{
     self, ApiKeys, CreateJoinKey, CreateUser, CreatedJoinKey, CreatedUser, Nodes, User, Users,
 };
 use super::{HeadscaleError, JoinKey, MadeKey, Secret, VpnNode};
-use crate::agent::http::{ExchangeError, exchange};
 use crate::facts::ports::reachable;
+use crate::http::{ExchangeError, exchange};
 use crate::names::NodeName;
 
 /// For one call. Headscale hashes keys with bcrypt, which takes its time on a busy machine.

@@ -13,5 +13,5 @@ mod verifier;
 pub use chain::{ChainError, Purpose, VerifiedPeer, leaf, verify_chain};
 pub(crate) use chain::{leads_to, still_valid};
 pub use extensions::{ExtensionError, app_id, usage};
-pub(crate) use verifier::handshake_signatures;
+pub(crate) use verifier::{AnyServer, client, handshake_signatures};
 pub use verifier::{ClientVerifier, PeerVerifier, provider};

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, LazyLock};
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DistinguishedName, Error, OtherError};
+use rustls::{CertificateError, ClientConfig, ConfigBuilder, DistinguishedName, Error, OtherError};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::chain::{ChainError, Purpose, VerifiedPeer, verify};
@@ -16,6 +17,15 @@ pub fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
         LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
     &PROVIDER
+}
+
+/// The beginning of a client that believes whom `verifier` believes.
+pub(crate) fn client(
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Error> {
+    let builder = ClientConfig::builder_with_provider(Arc::clone(provider()));
+    let builder = builder.with_safe_default_protocol_versions()?.dangerous();
+    Ok(builder.with_custom_certificate_verifier(verifier))
 }
 
 /// The part that is the same in every verifier of rustls: that the peer holds the key of the certificate it showed.
@@ -90,6 +100,25 @@ impl ServerCertVerifier for PeerVerifier {
                 found: peer.app_id,
             }));
         }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    handshake_signatures!();
+}
+
+/// Accepts any server that has the key of the certificate it showed. Whose that is, the connection can be asked.
+#[derive(Debug)]
+pub(crate) struct AnyServer;
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _others: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
         Ok(ServerCertVerified::assertion())
     }
 

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, Error};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::CertificateDer;
 
 use crate::identity::Identity;
 use crate::names::AppId;
-use crate::ratls::{PeerVerifier, handshake_signatures, provider};
+use crate::ratls::{AnyServer, PeerVerifier, client, provider};
 
 /// Sessions remembered for each target; rustls reserves room for them at once.
 const SESSIONS: usize = 8;
@@ -35,11 +34,7 @@ impl Credentials {
     /// For calls to `app` alone, with its own session cache: a session of one app must not be resumed with another.
     pub(super) fn config(&self, app: AppId, protocols: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
         let verifier = Arc::new(PeerVerifier::new(app, self.root.clone()));
-        let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_client_cert_resolver(Arc::clone(&self.certificate));
+        let config = client(verifier)?.with_client_cert_resolver(Arc::clone(&self.certificate));
         Ok(finish(config, protocols))
     }
 }
@@ -47,11 +42,7 @@ impl Credentials {
 /// For calls whose TLS ends at the gateway (`x-dstack-target-use-tls: false`): encrypted on the way there, no identity
 /// shown, none checked. The caller asked for exactly that.
 pub(crate) fn without_identity(protocols: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
-    let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyServer))
-        .with_no_client_auth();
+    let config = client(Arc::new(AnyServer))?.with_no_client_auth();
     Ok(finish(config, protocols))
 }
 
@@ -59,22 +50,4 @@ fn finish(mut config: ClientConfig, protocols: &[&[u8]]) -> Arc<ClientConfig> {
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
     config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
     Arc::new(config)
-}
-
-#[derive(Debug)]
-struct AnyServer;
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _leaf: &CertificateDer<'_>,
-        _others: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    handshake_signatures!();
 }
