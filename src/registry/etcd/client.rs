@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use http_body_util::{BodyExt, Full};
@@ -21,10 +21,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
-use super::wire::{
-    self, Event, Keys, Kv, LeaseAnswer, Line, RangeAnswer, Refusal, TokenAnswer, Txn, TxnAnswer, WatchAnswer,
-};
+use super::stream::Watch;
+use super::wire::{self, Keys, Kv, LeaseAnswer, Line, RangeAnswer, Refusal, TokenAnswer, Txn, TxnAnswer};
 use crate::ratls;
+use crate::words::root_cause;
 
 /// For one answer of one member. An election takes about a second.
 const ATTEMPT: Duration = Duration::from_secs(3);
@@ -41,7 +41,6 @@ const PAGE_ATTEMPT: Duration = Duration::from_secs(60);
 // gRPC's codes.
 const DEADLINE_EXCEEDED: u32 = 4;
 const NOT_FOUND: u32 = 5;
-const FAILED_PRECONDITION: u32 = 9;
 const UNAVAILABLE: u32 = 14;
 const UNAUTHENTICATED: u32 = 16;
 
@@ -191,13 +190,9 @@ impl Client {
     /// What happens to `keys` from revision `start` on.
     pub(super) async fn watch(&self, keys: &Keys, start: u64) -> Result<Watch, EtcdError> {
         let stream = |answer: Response<Incoming>| ready(Ok(answer.into_body())).boxed();
-        Ok(Watch {
-            body: self
-                .on_members("watch", &wire::watch(keys, start), stream, ATTEMPT)
-                .await?,
-            buffer: BytesMut::new(),
-            searched: 0,
-        })
+        let wanted = wire::watch(keys, start);
+        let body = self.on_members("watch", &wanted, stream, ATTEMPT).await?;
+        Ok(Watch::new(body))
     }
 
     /// The next call goes to another member: this one answers, but not as it should.
@@ -235,7 +230,7 @@ impl Client {
                 Ok(answer) => answer.map(Some),
                 Err(_) => Err(Failure::Passing(format!(
                     "no answer within {}s",
-                    ATTEMPT.as_secs()
+                    patience.as_secs()
                 ))),
             };
             match answer {
@@ -305,56 +300,6 @@ impl Client {
     }
 }
 
-/// What happens, as it happens.
-pub(super) struct Watch {
-    body: Incoming,
-    buffer: BytesMut,
-    /// No end of line up to here.
-    searched: usize,
-}
-
-impl Watch {
-    /// What happened at one revision or several, whole revisions only; empty for a word that is no news.
-    pub(super) async fn next(&mut self) -> Result<Vec<Event>, EtcdError> {
-        let broken = |why: String| EtcdError::Unreachable(format!("the watch broke off: {why}"));
-        loop {
-            if let Some(end) = self.buffer[self.searched..]
-                .iter()
-                .position(|byte| *byte == b'\n')
-            {
-                let line = self.buffer.split_to(self.searched + end + 1);
-                self.searched = 0;
-                return understand(&line);
-            }
-            self.searched = self.buffer.len();
-            match self.body.frame().await {
-                Some(Ok(frame)) => self
-                    .buffer
-                    .extend_from_slice(&frame.into_data().unwrap_or_default()),
-                Some(Err(e)) => return Err(broken(root_cause(&e))),
-                None => return Err(broken("the member ended it".to_owned())),
-            }
-        }
-    }
-}
-
-fn understand(line: &[u8]) -> Result<Vec<Event>, EtcdError> {
-    let line: Line<WatchAnswer> = serde_json::from_slice(line)
-        .map_err(|e| EtcdError::Unreachable(format!("the watch is not etcd's: {e}")))?;
-    if let Some(Refusal { code, message }) = line.error {
-        return Err(EtcdError::Refused { code, message });
-    }
-    match line.result {
-        Some(answer) if answer.compact_revision > 0 => Err(EtcdError::Compacted),
-        Some(answer) if answer.canceled => Err(EtcdError::Refused {
-            code: FAILED_PRECONDITION,
-            message: format!("the watch was cancelled ({})", answer.cancel_reason),
-        }),
-        Some(answer) => Ok(answer.events),
-        None => Ok(Vec::new()),
-    }
-}
-
 /// What one member made of a call.
 enum Failure {
     /// Another member, or the same one a little later, may do it.
@@ -404,13 +349,4 @@ fn tls() -> Result<ClientConfig, EtcdError> {
         Err(_) => builder()?.with_root_certificates(RootCertStore::empty()),
     };
     Ok(builder.with_no_client_auth())
-}
-
-/// hyper's own words stop at `client error (Connect)`.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -14,6 +14,7 @@ mod alive;
 mod client;
 mod follow;
 mod servers;
+mod stream;
 mod wire;
 
 use std::sync::Arc;
