@@ -1,5 +1,9 @@
 //! The keeper of the facts, against stand-ins that come, go, and misbehave.
 
+#[path = "common/tls.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod tls;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -482,13 +486,7 @@ async fn another_spec_is_followed() {
 /// Serves `answer` to each connection over TLS, with a certificate of app 9 under `pki`.
 async fn tls_gateway(pki: &Pki, body: &str) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let issued = pki.issue(&app(9), &LeafRequest::both()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(dstack_vpc::ratls::provider().clone())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(issued.chain(), issued.key().unwrap())
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let acceptor = tls::acceptor(&issued);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());

@@ -1,7 +1,6 @@
 //! The apps behind the backends and those that forwards lead to.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use dstack_vpc::agent::dev::{Issued, LeafRequest, Pki};
@@ -11,6 +10,7 @@ use dstack_vpc::paths::StateDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use super::tls::acceptor;
 use super::{OWN_APP, Patient};
 
 const TARGET: AppId = AppId::from_bytes([0x5e; 20]);
@@ -97,13 +97,7 @@ struct Peer {
 
 impl Peer {
     async fn start(issued: Issued, hangs_up: bool) -> Self {
-        let config = rustls::ServerConfig::builder_with_provider(dstack_vpc::ratls::provider().clone())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(issued.chain(), issued.key().unwrap())
-            .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor(&issued);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {

@@ -6,6 +6,9 @@ mod machine;
 mod network;
 mod platform;
 mod state;
+#[path = "../common/tls.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};

@@ -1,7 +1,6 @@
 //! The guest agent, the KMS, the gateways, the clock.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use dstack_vpc::agent::dev::{Faults, LeafRequest, Pki};
@@ -11,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::Patient;
+use super::tls::acceptor;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_agent_and_the_kms_do_wrong_is_told_apart() {
@@ -209,13 +209,7 @@ impl TlsGateway {
         let issued = pki
             .issue(&AppId::from_bytes([0x6a; 20]), &LeafRequest::both())
             .unwrap();
-        let config = rustls::ServerConfig::builder_with_provider(dstack_vpc::ratls::provider().clone())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(issued.chain(), issued.key().unwrap())
-            .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor(&issued);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
