@@ -25,7 +25,6 @@ pub mod schema;
 mod screen;
 mod status;
 mod up;
-mod vpn_status;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::out::wrapped;
-use super::status::{BAD, GOOD, row};
+use super::super::out::wrapped;
+use super::text::{BAD, GOOD, row};
 use crate::api::ApiStatus;
 use crate::node::{NodeStatus, Path, Peer, Step};
 use crate::words;
