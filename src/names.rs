@@ -4,9 +4,11 @@
 //! validates an app id or a host a second time.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
+
+use ipnet::Ipv4Net;
 
 /// Why a text is not the value it should be: what was expected, in words for the person who wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +26,9 @@ impl NotA {
         }
     }
 }
+
+/// What Tailscale clients take for their own without being told: RFC 6598.
+pub const SHARED_SPACE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 
 /// The Host under which peers reach the VPC API of a server, and the backend that the auth service knows it as.
 pub const API_HOST: &str = "vpc-server";

@@ -7,10 +7,8 @@ use ipnet::Ipv4Net;
 
 use super::{Finding, Patient};
 use crate::facts::ports::{Holder, holder_of};
+use crate::names::SHARED_SPACE;
 use crate::spec::{Front, ServerAppId, Spec, Tun};
-
-/// What Tailscale clients take for their own: RFC 6598.
-const SHARED_SPACE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 
 /// Ports below this are for root, unless the machine says otherwise.
 const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";

@@ -5,10 +5,10 @@ use super::credentials::Membership;
 use super::pace::Errand;
 use super::server::Announcement;
 use super::tailscale::Up;
-use super::view::{Backend, SHARED_SPACE, View};
+use super::view::{Backend, View};
 use super::{NodeSettings, Server, Step};
 use crate::facts::ports::reachable;
-use crate::names::{AppId, NodeId};
+use crate::names::{AppId, NodeId, SHARED_SPACE};
 
 /// Who this node is to be, and where.
 pub(super) struct Goal<'a> {

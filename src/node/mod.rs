@@ -24,7 +24,6 @@ use tokio_util::sync::CancellationToken;
 use crate::names::{AppId, InstanceId, NodeName, NodeType};
 use crate::paths::StateDir;
 pub(crate) use credentials::plain_headscale;
-pub(crate) use view::SHARED_SPACE;
 
 /// The running node: one task until it is cancelled.
 pub struct Node {

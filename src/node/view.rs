@@ -4,15 +4,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use bytes::Bytes;
-use ipnet::Ipv4Net;
 use serde::Deserialize;
 
 use super::{Path, Peer};
 use crate::names::DnsName;
 use crate::words;
-
-/// What Tailscale clients take for their own without being told: RFC 6598.
-pub(crate) const SHARED_SPACE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 
 /// tailscaled at one moment.
 #[derive(Debug, Clone)]
@@ -171,7 +167,7 @@ impl View {
 }
 
 impl PeerStatus {
-    /// Outside of [`SHARED_SPACE`] only the routes tell.
+    /// Outside of [`SHARED_SPACE`](crate::names::SHARED_SPACE) only the routes tell.
     fn address(&self) -> Option<Ipv4Addr> {
         let own = self.ips.iter().flatten().find_map(|ip| match ip {
             std::net::IpAddr::V4(ip) => Some(*ip),

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 use super::check;
 use super::codec::Codec;
 use super::document::Document;
-use super::keys::{SECTIONS, Spec};
+use super::keys::Spec;
 use super::numbers::Int;
 use super::problem::{MOST_PROBLEMS, Origin, Problem, Problems, Severity};
 use super::table::{Reader, Variable};
@@ -241,6 +241,7 @@ impl Document<'_, '_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys::SECTIONS;
     use super::*;
 
     fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

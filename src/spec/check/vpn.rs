@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-
 use super::super::keys::Spec;
 use super::super::values::*;
 use super::{Check, bare};
-use crate::names::DnsName;
+use crate::names::{DnsName, SHARED_SPACE};
 
 impl Check<'_> {
     pub(super) fn server(&mut self) {
@@ -27,7 +25,6 @@ impl Check<'_> {
             }
             _ => {}
         }
-        let carrier_grade = Ipv4Net::new_assert([100, 64, 0, 0].into(), 10);
         if vpn.prefix.prefix_len() > 29 {
             self.error(
                 &["vpn.prefix"],
@@ -35,11 +32,11 @@ impl Check<'_> {
                 "expected a network of /29 or larger",
                 "take a part of 100.64.0.0/10, such as 100.64.0.0/16",
             );
-        } else if self.is_set("vpn.prefix") && !carrier_grade.contains(&vpn.prefix) {
+        } else if self.is_set("vpn.prefix") && !SHARED_SPACE.contains(&vpn.prefix) {
             // The default is what the predecessor had; `doctor` notes it.
             self.warn(
                 &["vpn.prefix"],
-                format!("{} lies outside {carrier_grade}", vpn.prefix),
+                format!("{} lies outside {SHARED_SPACE}", vpn.prefix),
                 "Tailscale clients treat such addresses as foreign: routes only on request, hidden in their status",
                 "for a new VPN take a part of it, such as 100.64.0.0/16; changing it renumbers the nodes",
             );
