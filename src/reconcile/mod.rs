@@ -3,11 +3,11 @@
 //! Whatever wakes it (a file event, a fact, a signal, a child's end, the timer) only means "look again". One
 //! reconcile runs at a time; what it does depends on what it finds, never on what woke it.
 
-mod attempt;
 mod children;
 mod conditions;
 pub mod control;
 mod drift;
+mod failed;
 mod history;
 pub mod lock;
 mod orders;
@@ -41,10 +41,10 @@ use crate::metrics::cells::Histogram;
 use crate::node::{Node, NodeSettings};
 use crate::paths::StateDir;
 use crate::spec::Spec;
-use attempt::Attempts;
 use children::Children;
 use control::{Answer, Ask};
 use drift::Programs;
+use failed::Attempts;
 pub use history::History;
 pub use lock::{Lock, LockError};
 use orders::Then;

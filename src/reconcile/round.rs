@@ -7,9 +7,9 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tokio::time::Instant;
 
-use super::attempt::Fingerprint;
 use super::control::Answer;
 use super::drift::{self, Found};
+use super::failed::Fingerprint;
 use super::source::Wish;
 use super::told::{Around, Round};
 use super::watch::Made;
