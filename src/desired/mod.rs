@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::headscale::server_url;
 pub use self::settings::backends;
+pub(crate) use self::settings::with_device;
 pub use self::templates::{RenderError, Templates};
 use crate::api::ApiSettings;
 use crate::facts::{Fact, Facts, Installed, Programs};

@@ -67,7 +67,7 @@ pub(super) fn node(spec: &Spec, facts: &Facts) -> Option<NodeSettings> {
 }
 
 /// Whether tailscaled gets a TUN device.
-pub(super) fn with_device(spec: &Spec, facts: &Facts) -> bool {
+pub(crate) fn with_device(spec: &Spec, facts: &Facts) -> bool {
     match spec.node.tun {
         Tun::Device => true,
         Tun::Userspace => false,

@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::Ipv4Net;
 
 use super::{Finding, Patient};
+use crate::desired::with_device;
 use crate::facts::ports::{Holder, holder_of};
 use crate::names::SHARED_SPACE;
-use crate::spec::{Front, ServerAppId, Spec, Tun};
+use crate::spec::{Front, ServerAppId, Spec};
 
 /// Ports below this are for root, unless the machine says otherwise.
 const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
@@ -25,7 +26,7 @@ pub(super) fn findings(patient: &Patient<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     if role.server || role.node {
         let locals = locals(patient.spec.tailscale.device.as_str());
-        let with_device = role.node && with_device(patient);
+        let with_device = role.node && with_device(patient.spec, &patient.seen.facts);
         // Only the server knows the prefix; what a node's tailscaled takes for the VPN is known in any case.
         let prefix = role.server.then_some(vpn.prefix);
         findings.extend(prefix.and_then(|prefix| outside(prefix, &locals)));
@@ -37,15 +38,6 @@ pub(super) fn findings(patient: &Patient<'_>) -> Vec<Finding> {
     }
     findings.extend(ports(patient));
     findings
-}
-
-/// This node's packets travel through a device of the kernel.
-fn with_device(patient: &Patient<'_>) -> bool {
-    match patient.spec.node.tun {
-        Tun::Device => true,
-        Tun::Auto => patient.seen.facts.host.tun,
-        Tun::Userspace => false,
-    }
 }
 
 /// How clients treat other addresses was read in, and seen with, Tailscale 1.94 to 1.100.
@@ -204,7 +196,7 @@ fn ports(patient: &Patient<'_>) -> Vec<Finding> {
         listeners.push(("server.headscale_listen".into(), headscale, "headscale"));
         listeners.push(("server.api_listen".into(), server.api_listen, "dstack-vpc"));
     }
-    if role.node && !with_device(patient) {
+    if role.node && !with_device(patient.spec, &patient.seen.facts) {
         let proxy = patient.spec.tailscale.proxy_listen;
         listeners.extend(proxy.map(|addr| ("tailscale.proxy_listen".into(), addr, "tailscaled")));
     }
