@@ -21,6 +21,11 @@ const USER: &str = "default";
 /// How often a Headscale that works is looked at: the key grows old, and the database may have been replaced.
 const LOOK: Duration = Duration::from_secs(60);
 
+/// How often it is asked meanwhile whether it is well, and how long it may take to say so: together that is how long one
+/// that hangs goes unnoticed.
+const HEALTH: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// However young a key is to be kept.
 const SHORTEST: Duration = Duration::from_secs(1);
 
@@ -70,11 +75,13 @@ impl Keeper {
     pub(super) async fn run(mut self) {
         let mut session = self.session.subscribe();
         let mut failures = 0;
+        let mut sick = None;
         loop {
             let access = self.access.borrow_and_update().clone();
-            let looked = match &access {
-                Some(access) => Some(self.look(access).await),
-                None => None,
+            let looked = match (&access, sick.take()) {
+                (Some(_), Some(error)) => Some(Err(error)),
+                (Some(access), None) => Some(self.look(access).await),
+                (None, _) => None,
             };
             let is_usable = matches!(looked, Some(Ok(_)));
             let wait = match &looked {
@@ -84,9 +91,11 @@ impl Keeper {
             };
             failures = if is_usable { 0 } else { failures + 1 };
             self.publish(looked);
+            let end = Instant::now() + wait.mul_f64(0.75 + 0.25 * fastrand::f64());
             tokio::select! {
                 () = self.cancel.cancelled() => return,
-                () = tokio::time::sleep(wait.mul_f64(0.75 + 0.25 * fastrand::f64())) => {}
+                error = fall_sick(access.as_ref().filter(|_| is_usable)) => sick = Some(error),
+                () = tokio::time::sleep_until(end) => {}
                 _ = session.wait_for(Option::is_none), if is_usable => {}
                 changed = self.access.changed() => {
                     if changed.is_err() {
@@ -202,6 +211,25 @@ impl Keeper {
         tokio::select! {
             () = self.cancel.cancelled() => Err(HeadscaleError::Closing),
             answer = asking => answer,
+        }
+    }
+}
+
+/// Asks now and then whether it is well, until it is not.
+async fn fall_sick(access: Option<&Access>) -> HeadscaleError {
+    let Some(access) = access else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(HEALTH).await;
+        let doing = "say that it is well";
+        let late = HeadscaleError::Timeout {
+            doing,
+            after: PATIENCE,
+        };
+        let asked = tokio::time::timeout(PATIENCE, health(access.listen)).await;
+        if let Err(error) = asked.unwrap_or(Err(late)) {
+            return error;
         }
     }
 }

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dstack_vpc::headscale::{Access, Headscale, HeadscaleError};
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 use super::WANTED;
 use super::common::poll;
@@ -99,6 +101,27 @@ async fn a_replaced_database_gets_its_user_and_key() {
     headscale.join_key(&WANTED).await.unwrap();
     until_replaced(&place, &headscale, &former).await;
     assert_eq!(place.cli(&["users", "list"])[0]["name"], "default");
+}
+
+/// It has its port and its connections, and answers nothing. Time is only counted: a clock that stands goes on to the next
+/// timer as soon as there is nothing else to do.
+#[tokio::test]
+async fn one_that_hangs_is_noticed_within_a_quarter_of_a_minute() {
+    let place = Place::running().await;
+    let headscale = Headscale::start(Some(place.access()));
+    headscale.join_key(&WANTED).await.unwrap();
+    let mut trouble = headscale.trouble();
+    place.signal(Signal::SIGSTOP);
+    tokio::time::pause();
+    let begun = Instant::now();
+    let told = trouble.wait_for(Option::is_some).await.unwrap().clone();
+    let took = begun.elapsed();
+    tokio::time::resume();
+    place.signal(Signal::SIGCONT);
+    assert!(told.unwrap().contains("took longer"));
+    assert!(took <= Duration::from_secs(16), "{took:?}");
+    let again = poll(PATIENCE, async || headscale.join_key(&WANTED).await.ok());
+    assert!(again.await.is_some(), "{}", place.log());
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ use dstack_vpc::facts::{DerpMap, Version};
 use dstack_vpc::headscale::Access;
 use dstack_vpc::paths::StateDir;
 use dstack_vpc::spec::{Role, Spec};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::common::ports::Port;
@@ -153,6 +155,11 @@ impl Place {
             .expect("headscale");
         let watchdog = Watchdog::over(child.id());
         self.running = Some((child, watchdog));
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let (child, _) = self.running.as_ref().expect("it runs");
+        kill(Pid::from_raw(child.id() as i32), signal).expect("our own child");
     }
 
     pub fn stop(&mut self) {
