@@ -10,7 +10,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Tests of whole machines that are about what a front does, and not about nginx.
-EITHER_FRONT := callers:: edits:: front:: identity:: peers:: smuggling:: tcp:: traffic:: volume::
+EITHER_FRONT := addresses:: callers:: edits:: front:: identity:: peers:: smuggling:: tcp:: traffic:: volume::
 
 setup: ## install nginx, supervisord, headscale, tailscale, etcd, databases and Chromium where they are missing
 	@scripts/setup

@@ -133,6 +133,12 @@ impl BuiltIn {
         self.mesh.bid_farewell(true);
     }
 
+    /// Closes at once where it listens no longer: nobody is there who could still be calling, and the next nginx may
+    /// want the addresses.
+    pub(super) async fn make_room(&self) {
+        self.mesh.make_room().await;
+    }
+
     /// Lets go of what only the former state needed.
     pub(super) async fn settle(&mut self) {
         self.mesh.bid_farewell(false);

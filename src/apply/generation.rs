@@ -78,6 +78,15 @@ pub fn current<M: Machine>(machine: &M, state: &StateDir) -> io::Result<Option<u
 
 /// Reads a generation's files as they are now; a file that cannot be read counts as absent.
 pub fn files<M: Machine>(machine: &M, state: &StateDir, number: u32) -> BTreeMap<String, Vec<u8>> {
+    let files = files_and_modes(machine, state, number).into_iter();
+    files.map(|(path, (bytes, _))| (path, bytes)).collect()
+}
+
+pub(super) fn files_and_modes<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    number: u32,
+) -> BTreeMap<String, (Vec<u8>, u32)> {
     let root = dir(state, number);
     let mut files = BTreeMap::new();
     for folder in machine.list(&root).unwrap_or_default() {
@@ -86,8 +95,8 @@ pub fn files<M: Machine>(machine: &M, state: &StateDir, number: u32) -> BTreeMap
         }
         for name in machine.list(&root.join(&folder)).unwrap_or_default() {
             let path = format!("{folder}/{name}");
-            if let Ok(bytes) = machine.read(&root.join(&path)) {
-                files.insert(path, bytes);
+            if let Ok(file) = machine.open(&root.join(&path)) {
+                files.insert(path, file);
             }
         }
     }

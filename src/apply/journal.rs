@@ -1,5 +1,6 @@
 //! What is owed: written before `current` moves, removed once the new state is proven.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::generation::{self, DiskError, doing};
 use super::machine::Machine;
 use crate::paths::StateDir;
+use crate::plan::Socket;
 
 /// An apply that has begun and has not been proven.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
     /// The last generation that was proven to serve.
     pub from: Option<u32>,
@@ -24,11 +26,23 @@ pub struct Journal {
     /// Generations before `to` that were never proven either.
     #[serde(default)]
     pub failed: Vec<u32>,
+    /// Sockets of generations before `to`: nginx may have them open until `to` is proven.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub held: BTreeSet<Socket>,
+    /// Programs that an operator had stopped before: whatever else is found stopped may be our doing. `None`: supervisord
+    /// could not be asked, and so nothing was stopped by us.
+    #[serde(default = "nothing_known")]
+    pub stopped: Option<BTreeSet<String>>,
     pub cause: String,
 }
 
 fn path(state: &StateDir) -> PathBuf {
     state.run().join("journal.json")
+}
+
+/// Journals did not always say so.
+fn nothing_known() -> Option<BTreeSet<String>> {
+    Some(BTreeSet::new())
 }
 
 /// Puts new bytes in the place of a file, durably: whoever reads it finds the old ones or the new ones.
@@ -67,8 +81,17 @@ impl Journal {
             kept: true,
             rolling_back: false,
             failed: Vec::new(),
+            held: BTreeSet::new(),
+            stopped: nothing_known(),
             cause: "a damaged journal".into(),
         }))
+    }
+
+    /// Whether a program that is found stopped may have been stopped by what is unfinished.
+    pub fn may_have_stopped(&self, program: &str) -> bool {
+        self.stopped
+            .as_ref()
+            .is_some_and(|before| !before.contains(program))
     }
 
     /// The generations that came to nothing, so that nobody goes back to them.

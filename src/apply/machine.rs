@@ -13,7 +13,12 @@ use crate::plan::{ActionKind, Service};
 
 /// One method, one step. Files first, then the programs.
 pub trait Machine: Send + Sync {
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// A file and its mode; a link is none.
+    fn open(&self, path: &Path) -> io::Result<(Vec<u8>, u32)>;
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.open(path).map(|(bytes, _)| bytes)
+    }
 
     /// Names in a folder, sorted; an absent folder is empty.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;

@@ -17,7 +17,8 @@ mod roll_back;
 mod switch;
 
 use std::collections::BTreeMap;
-use std::pin::pin;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
@@ -31,7 +32,7 @@ use journal::Journal;
 pub use journal::replace;
 pub use machine::Machine;
 pub use real::{Own, Real, has_ended};
-use roll_back::roll_back;
+use roll_back::{roll_back, stopped};
 use switch::{discard, last_good, switch_over};
 pub use switch::{in_use, recover};
 
@@ -136,14 +137,30 @@ fn consumer(reader: Reader) -> &'static str {
 pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> Result<Present, DiskError> {
     let generation =
         generation::current(machine, state).map_err(generation::doing("reading", &state.current()))?;
+    let found = generation.map(|number| generation::files_and_modes(machine, state, number));
+    let (mut files, mut modes) = (BTreeMap::new(), BTreeMap::new());
+    for (path, (bytes, mode)) in found.into_iter().flatten() {
+        modes.insert(path.clone(), mode);
+        files.insert(path, bytes);
+    }
+    let journal = Journal::read(machine, state)?;
+    let mut services = machine.services().await;
+    if let Some(journal) = &journal {
+        // An apply that was cut off may have stopped it.
+        let all = services.iter_mut().flatten();
+        for (_, service) in all.filter(|(name, _)| journal.may_have_stopped(name)) {
+            service.is_ours();
+        }
+    }
     Ok(Present {
         generation,
-        files: generation
-            .map(|n| generation::files(machine, state, n))
-            .unwrap_or_default(),
+        files,
+        modes,
+        headscale_read: None,
         listeners: Listeners::NotOurs,
-        services: machine.services().await,
-        owed: Journal::read(machine, state)?.is_some(),
+        services,
+        owed: journal.is_some(),
+        held: journal.map(|journal| journal.held).unwrap_or_default(),
     })
 }
 
@@ -197,9 +214,16 @@ pub async fn apply<M: Machine>(
     let good = last_good(present.generation, before.as_ref());
     let mut check = Duration::ZERO;
     let number = match present.generation {
-        Some(current) if plan.files.is_empty() => current,
+        Some(current) if plan.files.is_empty() => {
+            if let Some(mut owed) = before.filter(|owed| provable && owed.stopped.is_none()) {
+                owed.stopped = Some(stopped(present));
+                owed.write(machine, state)
+                    .map_err(|error| untouched(error.into()))?;
+            }
+            current
+        }
         _ => {
-            let was = (present.generation, before);
+            let was = (present, before);
             let switched = switch_over(machine, state, desired, plan, was, order, &mut check).await;
             let taken_back = match (&switched, at_once) {
                 (Err(_), Some(served)) => act(machine, ActionKind::UpdateListeners, served).await.is_ok(),
@@ -221,10 +245,10 @@ pub async fn apply<M: Machine>(
         probes: &desired.probes,
         tag: &desired.tag,
     };
-    let heard = present.owed && plan.files.is_empty() && already_heard(machine, plan, &goal).await;
     let done = match at_once {
         Some(_) => Some(ActionKind::UpdateListeners),
-        None => heard.then_some(ActionKind::ReloadNginx),
+        None if present.owed && plan.files.is_empty() => already_heard(machine, plan, &goal, HEARD).await,
+        None => None,
     };
     let mut result = carry_out(machine, plan, present, &goal, order, done).await;
     if provable && result.is_ok() {
@@ -286,19 +310,23 @@ struct Goal<'a> {
 }
 
 /// nginx may have read its file before we could see it, as at the start of the container: then it need not be told
-/// again.
-async fn already_heard<M: Machine>(machine: &M, plan: &Plan, goal: &Goal<'_>) -> bool {
-    let reload = plan
-        .actions
-        .iter()
-        .any(|action| action.kind == ActionKind::ReloadNginx);
+/// again. What it need not be told.
+async fn already_heard<M: Machine>(
+    machine: &M,
+    plan: &Plan,
+    goal: &Goal<'_>,
+    within: Duration,
+) -> Option<ActionKind> {
+    let mut kinds = plan.actions.iter().map(|action| action.kind);
+    let told = kinds.find(|kind| matches!(kind, ActionKind::ReloadNginx | ActionKind::RestartNginx))?;
     let fronts: Vec<_> = goal
         .probes
         .iter()
         .filter(|probe| probe.has_tag())
         .cloned()
         .collect();
-    reload && machine.prove(&fronts, goal.tag, &[], HEARD).await.is_ok()
+    let proven = machine.prove(&fronts, goal.tag, &[], within).await;
+    proven.is_ok().then_some(told)
 }
 
 fn millis(time: Duration) -> u64 {
@@ -339,7 +367,6 @@ fn ports_are_free<M: Machine>(
             .unwrap_or_default(),
         _ => Vec::new(),
     };
-    // Two of them are those that we leave to nginx.
     let ours = match &present.listeners {
         Listeners::Open(open) => open.addresses(),
         Listeners::Closed | Listeners::NotOurs => Vec::new(),
@@ -348,7 +375,7 @@ fn ports_are_free<M: Machine>(
         .probes
         .iter()
         .filter(|probe| probe.of == Program::Nginx)
-        .filter(|probe| !ours.contains(&(probe.key.as_str(), probe.listen)))
+        .filter(|probe| !ours.iter().any(|ours| is_left_to(ours, probe)))
         .filter(|probe| !held.iter().any(|old| old.listen == probe.listen))
         .map(|probe| (probe.key.as_str(), probe.listen));
     // Before there is a daemon, its ports are looked at as well; later it opens them itself.
@@ -361,6 +388,11 @@ fn ports_are_free<M: Machine>(
         }
     }
     Ok(())
+}
+
+/// A listener of the daemon as the front: it closes before nginx opens the same port, at this address or one that overlaps.
+fn is_left_to((key, addr): &(&str, SocketAddr), probe: &Probe) -> bool {
+    ["mesh.http_listen", "mesh.https_listen"].contains(key) && addr.port() == probe.listen.port()
 }
 
 fn nginx_pid(present: &Present) -> Option<i32> {
@@ -402,22 +434,23 @@ async fn carry_out<M: Machine>(
         Some(pid) if reload => machine.workers(pid),
         _ => Vec::new(),
     };
-    let mut due: Vec<_> = due().collect();
-    if let [
-        ..,
-        update @ ActionKind::UpdateSupervisor { .. },
-        ActionKind::UpdateListeners,
-    ] = due[..]
-    {
-        // nginx gives up its ports at once, and then takes its time to finish.
-        due.truncate(due.len() - 2);
-        for kind in due {
-            act(machine, kind, goal.listeners).await?;
-        }
-        take_over(machine, update, goal.listeners).await?;
-    } else {
-        for kind in due {
-            act(machine, kind, goal.listeners).await?;
+    let due: Vec<_> = due().collect();
+    let gives_up_ports = |kind: &ActionKind| {
+        matches!(
+            kind,
+            ActionKind::UpdateSupervisor { .. } | ActionKind::RestartNginx
+        )
+    };
+    let handed_over = match due.last() {
+        Some(ActionKind::UpdateListeners) => due.iter().rposition(gives_up_ports),
+        _ => None,
+    };
+    for (at, kind) in due.iter().enumerate() {
+        match handed_over {
+            // nginx gives up its ports at once, and then takes its time to finish.
+            Some(its) if its == at => take_over(machine, *kind, goal.listeners).await?,
+            Some(_) if *kind == ActionKind::UpdateListeners => {}
+            _ => act(machine, *kind, goal.listeners).await?,
         }
     }
     let (front, headscale) = (
@@ -465,24 +498,33 @@ async fn headscale_should_answer<M: Machine>(
     }
 }
 
-/// Lets supervisord stop nginx, and opens the listeners that take its ports as soon as they are free.
+/// Has nginx give up ports, and opens the listeners that take them as soon as they are free.
 async fn take_over<M: Machine>(
     machine: &M,
     update: ActionKind,
     listeners: &ListenerSettings,
 ) -> Result<(), Failure> {
-    let mut updating = pin!(act(machine, update, listeners));
-    let updated = loop {
-        if act(machine, ActionKind::UpdateListeners, listeners).await.is_ok() {
-            return updating.await;
-        }
-        tokio::select! {
-            updated = &mut updating => break updated,
-            () = sleep(TAKE_OVER) => {}
+    let open = || act(machine, ActionKind::UpdateListeners, listeners);
+    if open().await.is_ok() {
+        return act(machine, update, listeners).await;
+    }
+    let is_updated = AtomicBool::new(false);
+    let updating = async {
+        let updated = act(machine, update, listeners).await;
+        is_updated.store(true, Ordering::Relaxed);
+        updated
+    };
+    let opening = async {
+        loop {
+            let is_last = is_updated.load(Ordering::Relaxed);
+            match open().await {
+                Err(_) if !is_last => sleep(TAKE_OVER).await,
+                opened => return opened,
+            }
         }
     };
-    updated?;
-    act(machine, ActionKind::UpdateListeners, listeners).await
+    let (updated, opened) = tokio::join!(updating, opening);
+    updated.and(opened)
 }
 
 /// A proof is due when nginx was told something, unless an operator holds it stopped.
@@ -496,7 +538,10 @@ fn nginx_should_answer(plan: &Plan, present: &Present) -> bool {
     let told = plan.actions.iter().any(|action| {
         matches!(
             action.kind,
-            ActionKind::ReloadNginx | ActionKind::Start(Program::Nginx) | ActionKind::UpdateSupervisor { .. }
+            ActionKind::ReloadNginx
+                | ActionKind::RestartNginx
+                | ActionKind::Start(Program::Nginx)
+                | ActionKind::UpdateSupervisor { .. }
         )
     });
     told && !held

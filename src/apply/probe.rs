@@ -126,7 +126,8 @@ pub(super) fn workers(nginx: i32) -> Vec<i32> {
     pids.filter(|pid| accepts(*pid)).collect()
 }
 
-fn accepts(pid: i32) -> bool {
+/// Whether a worker does: one that drains says so in its title.
+pub(super) fn accepts(pid: i32) -> bool {
     let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let title = String::from_utf8_lossy(&title);
     title.contains("worker process") && !title.contains("shutting down")

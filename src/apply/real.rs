@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use tokio::sync::watch;
 
 use super::built_in::{Backends, BuiltIn};
+use super::journal::Journal;
 use super::machine::Machine;
 use super::probe;
 use crate::api::{ApiStatus, NodeRow};
@@ -37,6 +38,8 @@ const START: Duration = Duration::from_secs(15);
 const BEYOND_DRAIN: Duration = Duration::from_secs(70);
 /// A busy connection has an answer within this time.
 const FAREWELL: Duration = Duration::from_millis(200);
+/// Workers that are told to end close their listeners well within this.
+const LET_GO: Duration = Duration::from_secs(1);
 /// How often to look whether all have left.
 const STILL_THERE: Duration = Duration::from_millis(10);
 
@@ -158,6 +161,32 @@ impl Real {
         }
     }
 
+    /// Only the master ends at once: its workers close what they listen on and finish what they have begun, as after a
+    /// reload, which takes hours if need be. supervisord has not stopped it, so it starts the next one whatever
+    /// becomes of us.
+    async fn restart_nginx(&self) -> Result<(), SupervisorError> {
+        let name = Program::Nginx.name();
+        let master = self.supervisor.process(name).await?.pid;
+        if let Some(master) = master {
+            self.bid_farewell().await;
+            let workers = probe::workers(master);
+            // Gone meanwhile is as good.
+            let _ = kill(Pid::from_raw(master), Signal::SIGKILL);
+            let end = Instant::now() + LET_GO;
+            while !has_ended(Pid::from_raw(master)) && Instant::now() < end {
+                tokio::time::sleep(STILL_THERE).await;
+            }
+            let _ = killpg(Pid::from_raw(master), Signal::SIGQUIT);
+            while workers.iter().any(|pid| probe::accepts(*pid)) && Instant::now() < end {
+                tokio::time::sleep(STILL_THERE).await;
+            }
+        }
+        if let Some(listeners) = &mut *self.listeners.lock().await {
+            listeners.make_room().await;
+        }
+        self.supervisor.start_again(name, master, START).await
+    }
+
     fn fronts(&self) -> MutexGuard<'_, Vec<u16>> {
         self.fronts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -178,12 +207,13 @@ impl Real {
 }
 
 impl Machine for Real {
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+    fn open(&self, path: &Path) -> io::Result<(Vec<u8>, u32)> {
         // A link in place of a rendered file is somebody else's file, whatever it says.
-        if fs::symlink_metadata(path)?.is_symlink() {
+        let found = fs::symlink_metadata(path)?;
+        if found.is_symlink() {
             return Err(io::Error::other("a link, not a file"));
         }
-        fs::read(path)
+        Ok((fs::read(path)?, found.permissions().mode() & 0o7777))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -226,6 +256,10 @@ impl Machine for Real {
             .create_new(true)
             .mode(mode)
             .open(path)?;
+        // The umask had a say.
+        if file.metadata()?.permissions().mode() & 0o7777 != mode {
+            file.set_permissions(fs::Permissions::from_mode(mode))?;
+        }
         file.write_all(bytes)?;
         file.sync_all()
     }
@@ -355,10 +389,13 @@ impl Machine for Real {
             ActionKind::UpdateListeners => self.update_listeners(listeners).await,
             ActionKind::UpdateSupervisor { interrupted } => {
                 let programs = [Program::Nginx, Program::Headscale, Program::Tailscaled];
-                let ours = programs
-                    .iter()
+                let journal = Journal::read(self, &self.state).ok().flatten();
+                let is_ours = |name: &&str| journal.as_ref().is_none_or(|it| it.may_have_stopped(name));
+                let names = programs.iter().map(|program| program.name());
+                let ours = names
                     .filter(|_| interrupted)
-                    .map(|p| p.name().to_owned())
+                    .filter(is_ours)
+                    .map(str::to_owned)
                     .collect();
                 self.supervisor
                     .converge(Program::Daemon.name(), &ours, limits)
@@ -371,6 +408,7 @@ impl Machine for Real {
                 let name = Program::Nginx.name();
                 self.supervisor.signal(name, "HUP").await.map_err(words)
             }
+            ActionKind::RestartNginx => self.restart_nginx().await.map_err(words),
             ActionKind::RestartHeadscale => self
                 .supervisor
                 .restart(Program::Headscale.name(), limits)

@@ -1,15 +1,16 @@
 //! The way back when a new state failed: by the same steps, to the last one that was proven.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::generation;
 use super::journal::Journal;
 use super::machine::Machine;
 use super::switch::discard;
-use super::{Failure, Goal, Order, carry_out};
-use crate::desired::ListenerSettings;
+use super::{Failure, Goal, Order, already_heard, carry_out};
+use crate::desired::{ListenerSettings, NGINX};
 use crate::paths::StateDir;
-use crate::plan::{self, Listeners, Present, Service, ServiceState};
+use crate::plan::{self, ActionKind, Listeners, Present, Service, ServiceState, sockets};
 
 /// The same mechanism backwards: the earlier generation's files are the desired ones now.
 pub(super) async fn roll_back<M: Machine>(
@@ -22,12 +23,21 @@ pub(super) async fn roll_back<M: Machine>(
     order: &Order,
 ) -> Result<(), Failure> {
     let owed = Journal::read(machine, state)?;
+    let failed_files = generation::files(machine, state, failed);
+    let conf = failed_files.get(NGINX).map(Vec::as_slice);
+    let mut held = sockets(conf.unwrap_or_default());
+    held.extend(owed.iter().flat_map(|journal| &journal.held));
     let journal = Journal {
         from: Some(good),
         to: failed,
         kept: order.again == Some(failed) || owed.as_ref().is_some_and(|journal| journal.kept),
         rolling_back: true,
-        failed: owed.map(|journal| journal.failed).unwrap_or_default(),
+        failed: owed
+            .as_ref()
+            .map(|journal| journal.failed.clone())
+            .unwrap_or_default(),
+        held,
+        stopped: Some(stopped(before)),
         cause: order.cause.clone(),
     };
     journal.write(machine, state)?;
@@ -47,10 +57,13 @@ pub(super) async fn roll_back<M: Machine>(
     }
     let present = Present {
         generation: Some(failed),
-        files: generation::files(machine, state, failed),
+        files: failed_files,
+        modes: BTreeMap::new(),
+        headscale_read: None,
         listeners: before.listeners.clone(),
         services,
         owed: true,
+        held: journal.held.clone(),
     };
     let plan = plan::back(&present, &good_files);
     let (probes, tag) = (manifest.probes, manifest.tag);
@@ -64,7 +77,16 @@ pub(super) async fn roll_back<M: Machine>(
         probes: &probes,
         tag: &tag,
     };
-    carry_out(machine, &plan, &present, &goal, order, None).await?;
+    // Where it was not come to, nobody is to be refused for it.
+    let restarts = plan
+        .actions
+        .iter()
+        .any(|action| action.kind == ActionKind::RestartNginx);
+    let done = match restarts {
+        true => already_heard(machine, &plan, &goal, Duration::ZERO).await,
+        false => None,
+    };
+    carry_out(machine, &plan, &present, &goal, order, done).await?;
     discard(
         machine,
         state,
@@ -74,15 +96,18 @@ pub(super) async fn roll_back<M: Machine>(
     Ok(Journal::clear(machine, state)?)
 }
 
-/// What was up before and is stopped now was stopped by the apply that failed, or by the one before it that was cut
-/// off, and not by an operator.
+/// What is stopped now, and was not by an operator before, was stopped by the apply that failed.
 fn ours(mut now: BTreeMap<String, Service>, before: &Present) -> BTreeMap<String, Service> {
-    for (name, service) in &mut now {
-        let earlier = before.services.as_ref().and_then(|services| services.get(name));
-        let was_up = earlier.is_some_and(|service| service.state == ServiceState::Up);
-        if (was_up || before.owed) && service.state == ServiceState::StoppedByOperator {
-            service.state = ServiceState::Down;
-        }
+    let stopped = stopped(before);
+    for (_, service) in now.iter_mut().filter(|(name, _)| !stopped.contains(*name)) {
+        service.is_ours();
     }
     now
+}
+
+/// What an operator has stopped.
+pub(super) fn stopped(present: &Present) -> BTreeSet<String> {
+    let services = present.services.iter().flatten();
+    let stopped = services.filter(|(_, service)| service.state == ServiceState::StoppedByOperator);
+    stopped.map(|(name, _)| name.clone()).collect()
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use super::generation::{self, DiskError, doing};
 use super::journal::Journal;
 use super::machine::Machine;
+use super::roll_back::stopped;
 use super::{Failure, Order};
-use crate::desired::{Desired, Reader};
+use crate::desired::{Desired, NGINX, Reader};
 use crate::paths::StateDir;
-use crate::plan::Plan;
+use crate::plan::{Plan, Present, sockets};
 
 /// Puts right what an interrupted apply left: returns whether anything is still owed to the programs.
 pub fn recover<M: Machine>(machine: &M, state: &StateDir) -> Result<bool, DiskError> {
@@ -76,17 +77,18 @@ pub(super) fn discard<M: Machine>(
 }
 
 /// Brings a generation with the desired files to completion, or finds the one there is, and points `current` at it;
-/// returns its number. On an error nothing live has changed: `was` is live, and owed is what the journal of `before`
-/// says.
+/// returns its number. On an error nothing live has changed: what is `present` is live, and owed is what the journal
+/// of `before` says.
 pub(super) async fn switch_over<M: Machine>(
     machine: &M,
     state: &StateDir,
     desired: &Desired,
     plan: &Plan,
-    (was, before): (Option<u32>, Option<Journal>),
+    (present, before): (&Present, Option<Journal>),
     order: &Order,
     check: &mut Duration,
 ) -> Result<u32, Failure> {
+    let was = present.generation;
     let good = last_good(was, before.as_ref());
     let ours = (state.generations(), 0o755);
     let folders = desired
@@ -115,12 +117,21 @@ pub(super) async fn switch_over<M: Machine>(
     let used = [good, again].into_iter().flatten().chain(order.needed.clone());
     let used: Vec<u32> = used.collect();
     let failed = before.iter().flat_map(Journal::never_proven);
+    let conf = plan.files.iter().find(|file| file.path == NGINX);
+    let mut held = sockets(conf.and_then(|file| file.before.as_deref()).unwrap_or_default());
+    held.extend(before.iter().flat_map(|journal| &journal.held));
     let journal = Journal {
         from: good,
         to: number,
         kept: again.is_some(),
         rolling_back: false,
         failed: failed.filter(|number| !used.contains(number)).collect(),
+        held,
+        stopped: match (&present.services, &before) {
+            (Some(_), _) => Some(stopped(present)),
+            (None, Some(before)) => before.stopped.clone(),
+            (None, None) => None,
+        },
         cause: order.cause.clone(),
     };
     // The journal first: a generation that has its number and never comes to serve is found and removed.

@@ -231,10 +231,8 @@ mod tests {
             let journal = Journal {
                 from: Some(41),
                 to,
-                kept: false,
                 rolling_back,
-                failed: Vec::new(),
-                cause: String::new(),
+                ..Journal::default()
             };
             let bytes = serde_json::to_vec(&journal).unwrap();
             std::fs::write(state.run().join("journal.json"), bytes).unwrap();

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use self::headscale::server_url;
+pub(crate) use self::nginx::FILE as NGINX;
 pub use self::settings::backends;
 pub(crate) use self::settings::with_device;
 pub use self::templates::{RenderError, Templates};

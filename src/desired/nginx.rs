@@ -14,7 +14,7 @@ use crate::paths::StateDir;
 use crate::spec::{Backend, Protocol, Spec};
 
 /// Below the generation's folder.
-pub(super) const FILE: &str = "nginx/nginx.conf";
+pub(crate) const FILE: &str = "nginx/nginx.conf";
 
 /// nginx.conf for these facts. `tag` is served by the probe location.
 pub(super) fn render(

@@ -177,6 +177,15 @@ impl Listeners {
         self.draining.append(&mut self.left);
     }
 
+    /// What was moved away from accepts nothing more from now on.
+    pub(super) async fn make_room(&mut self) {
+        self.draining.append(&mut self.left);
+        for listener in &self.draining {
+            listener.stop();
+            listener.closed().await;
+        }
+    }
+
     /// Stops all, lets what is open go on for up to `patience`, and cuts the rest.
     pub(super) async fn close(&self, patience: Duration) {
         let all = || self.live.iter().chain(&self.left).chain(&self.draining);

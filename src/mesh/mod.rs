@@ -296,6 +296,11 @@ impl Mesh {
         self.listeners.lock().await.retire();
     }
 
+    /// Listeners that were moved away from are closed when this returns; what they had accepted goes on.
+    pub async fn make_room(&self) {
+        self.listeners.lock().await.make_room().await;
+    }
+
     /// Whether nginx is to end its clients' connections with the next answer on each. A reload closes every idle one,
     /// whatever its client is just sending; who was told before opens another one instead.
     pub fn bid_farewell(&self, farewell: bool) {

@@ -83,7 +83,7 @@ impl Plan {
         for action in &mut self.actions {
             let concerned = |cause: &&Cause| match action.kind {
                 ActionKind::UpdateListeners => cause.listeners,
-                ActionKind::ReloadNginx => has(cause, Reader::Nginx),
+                ActionKind::ReloadNginx | ActionKind::RestartNginx => has(cause, Reader::Nginx),
                 ActionKind::RestartHeadscale => has(cause, Reader::Headscale),
                 ActionKind::UpdateSupervisor { .. } => has(cause, Reader::Supervisord),
                 ActionKind::Start(_) => false,
@@ -121,7 +121,15 @@ fn causes(
             ..Cause::default()
         });
     }
-    for change in &plan.files {
+    for change in plan.files.iter().filter(|change| change.is_of_mode()) {
+        causes.push(Cause {
+            what: format!("somebody changed the mode of {}", change.path),
+            effect: Some("it gets its own again".to_owned()),
+            files: vec![change.path.clone()],
+            ..Cause::default()
+        });
+    }
+    for change in plan.files.iter().filter(|change| !change.is_of_mode()) {
         if let Some(name) = change.path.strip_prefix(OVERRIDES) {
             let name = name.trim_start_matches('/');
             let reader = Reader::of_template(name);

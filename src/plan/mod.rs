@@ -6,14 +6,18 @@ mod effects;
 pub(crate) mod fuzz;
 mod report;
 mod secrets;
+mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::desired::{Desired, ListenerSettings, Program, Reader};
+use crate::desired::{Desired, ListenerSettings, NGINX, Program, Reader};
 use crate::supervisor::State;
 pub use causes::{After, Before, Cause};
 pub use report::{FileReport, Report, report_schema};
 pub(crate) use report::{differences, words};
+pub use sockets::Socket;
+use sockets::are_in_the_way;
+pub(crate) use sockets::sockets;
 
 /// What is there now, as far as it could be seen.
 #[derive(Debug, Clone, Default)]
@@ -22,11 +26,17 @@ pub struct Present {
     pub generation: Option<u32>,
     /// The files of that generation as they are on disk, by path below its folder.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// The modes of those whose mode is known.
+    pub modes: BTreeMap<String, u32>,
+    /// What the Headscale that runs has read, where that was seen: its files may have been edited since.
+    pub headscale_read: Option<BTreeMap<String, Vec<u8>>>,
     pub listeners: Listeners,
     /// What supervisord says of its programs; `None`: it cannot be reached.
     pub services: Option<BTreeMap<String, Service>>,
     /// Files whose readers have not been shown to use them yet (an unfinished journal).
     pub owed: bool,
+    /// Sockets that nginx may still have open, of generations before the one that is owed.
+    pub held: BTreeSet<Socket>,
 }
 
 /// The built-in listeners, as seen from this process.
@@ -52,6 +62,13 @@ pub struct Service {
 }
 
 impl Service {
+    /// Nobody but us can have stopped it.
+    pub(crate) fn is_ours(&mut self) {
+        if self.state == ServiceState::StoppedByOperator {
+            self.state = ServiceState::Down;
+        }
+    }
+
     /// Up for long enough that supervisord takes it for well.
     pub fn is_steady(&self) -> bool {
         self.state == ServiceState::Up && self.process == State::Running
@@ -90,6 +107,13 @@ pub struct FileChange {
     pub after: Option<Vec<u8>>,
 }
 
+impl FileChange {
+    /// What is said in it stays as it is: nobody has to read it again.
+    pub fn is_of_mode(&self) -> bool {
+        self.before == self.after
+    }
+}
+
 /// One step on a running program, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Action {
@@ -109,6 +133,8 @@ pub enum ActionKind {
     },
     /// HUP: new workers on the new configuration, old ones finish their requests.
     ReloadNginx,
+    /// Where old sockets are in the way of new ones: a new nginx beside the old workers, which finish their requests.
+    RestartNginx,
     /// Headscale reads its configuration only at start.
     RestartHeadscale,
     /// Start a program that should run and does not.
@@ -125,7 +151,6 @@ impl Plan {
 /// The smallest set of steps from `present` to `desired`; each names the difference that causes it.
 pub fn plan(desired: &Desired, present: &Present) -> Plan {
     let files = file_changes(desired, present);
-    let mut actions = Vec::new();
     let mut notes = desired.notes.clone();
 
     let listeners = match &present.listeners {
@@ -140,19 +165,18 @@ pub fn plan(desired: &Desired, present: &Present) -> Plan {
         kind: ActionKind::UpdateListeners,
         reason,
     });
-    // Of two fronts on the same ports the one that goes has to be first.
-    let after_nginx = desired.listeners.mesh.front.is_some() && has_nginx(present);
-    let (first, last) = match after_nginx {
-        true => (None, listeners),
-        false => (listeners, None),
-    };
-    actions.extend(first);
-
+    let mut told = Vec::new();
     match &present.services {
-        Some(services) => service_actions(desired, present, &files, services, &mut actions, &mut notes),
+        Some(services) => service_actions(desired, present, &files, services, &mut told, &mut notes),
         None => notes.push("supervisord is not running: its programs are left alone until it is".into()),
     }
-    actions.extend(last);
+    // Of two on the same ports the one that goes has to be first.
+    let mut kinds = told.iter().map(|action: &Action| action.kind);
+    let changes_front = desired.listeners.mesh.front.is_some() && has_nginx(present);
+    let actions = match changes_front || kinds.any(|kind| kind == ActionKind::RestartNginx) {
+        true => told.into_iter().chain(listeners).collect(),
+        false => listeners.into_iter().chain(told).collect(),
+    };
     Plan {
         causes: Vec::new(),
         files,
@@ -167,6 +191,17 @@ fn has_nginx(present: &Present) -> bool {
     services.is_some_and(|services| services.contains_key(Program::Nginx.name()))
 }
 
+/// How nginx, which runs, hears of its new file.
+fn retell_nginx(present: &Present, new: Option<&Vec<u8>>) -> ActionKind {
+    let of = |conf: Option<&Vec<u8>>| conf.map(|conf| sockets(conf)).unwrap_or_default();
+    let mut open = of(present.files.get(NGINX));
+    open.extend(&present.held);
+    match are_in_the_way(&open, &of(new)) {
+        true => ActionKind::RestartNginx,
+        false => ActionKind::ReloadNginx,
+    }
+}
+
 /// The way back: from the generation that failed (`present`) to the files of an earlier one.
 pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
     let files = changes(&present.files, good);
@@ -175,17 +210,15 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
         Listeners::Open(before) => (true, before.mesh.front.is_some()),
         Listeners::Closed | Listeners::NotOurs => (false, false),
     };
-    let after_nginx = builtin && has_nginx(present);
-    if listeners && !after_nginx {
-        kinds.push(ActionKind::UpdateListeners);
-    }
     if let Some(services) = &present.services {
         let state = |program: Program| services.get(program.name()).map(|s| s.state);
         if touched(&files, Reader::Supervisord) {
             kinds.push(ActionKind::UpdateSupervisor { interrupted: true });
         }
         match state(Program::Nginx) {
-            Some(ServiceState::Up) if touched(&files, Reader::Nginx) => kinds.push(ActionKind::ReloadNginx),
+            Some(ServiceState::Up) if touched(&files, Reader::Nginx) => {
+                kinds.push(retell_nginx(present, good.get(NGINX)))
+            }
             Some(ServiceState::Down) => kinds.push(ActionKind::Start(Program::Nginx)),
             _ => {}
         }
@@ -198,8 +231,10 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
             }
         }
     }
-    if listeners && after_nginx {
-        kinds.push(ActionKind::UpdateListeners);
+    if listeners {
+        let after_nginx = (builtin && has_nginx(present)) || kinds.contains(&ActionKind::RestartNginx);
+        let at = if after_nginx { kinds.len() } else { 0 };
+        kinds.insert(at, ActionKind::UpdateListeners);
     }
     let reason = "the new configuration failed".to_owned();
     let actions = kinds
@@ -236,22 +271,24 @@ pub fn owed(present: &Present) -> Vec<ActionKind> {
     if !present.owed {
         return Vec::new();
     }
-    let up = |program: Program| {
-        let services = present.services.iter().flatten();
-        let mut named = services.filter(|(name, _)| *name == program.name());
-        named.any(|(_, service)| service.state == ServiceState::Up)
+    let state = |program: Program| {
+        let services = present.services.as_ref();
+        services
+            .and_then(|services| services.get(program.name()))
+            .map(|service| service.state)
     };
     let mut owed = vec![ActionKind::UpdateSupervisor { interrupted: true }];
     for (program, told) in [
-        (Program::Nginx, ActionKind::ReloadNginx),
+        (Program::Nginx, retell_nginx(present, present.files.get(NGINX))),
         (Program::Headscale, ActionKind::RestartHeadscale),
     ] {
         let reads = |path: &String| program.name() == path.split('/').next().unwrap_or_default();
         if present.files.keys().any(reads) {
-            owed.push(match up(program) {
-                true => told,
-                false => ActionKind::Start(program),
-            });
+            match state(program) {
+                Some(ServiceState::Up) => owed.push(told),
+                Some(ServiceState::StoppedByOperator) => {}
+                Some(ServiceState::Down) | None => owed.push(ActionKind::Start(program)),
+            }
         }
     }
     owed
@@ -261,7 +298,10 @@ fn file_changes(desired: &Desired, present: &Present) -> Vec<FileChange> {
     let mut changes: Vec<_> = desired
         .files
         .iter()
-        .filter(|(path, file)| present.files.get(*path) != Some(&file.bytes))
+        .filter(|(path, file)| {
+            let other_mode = present.modes.get(*path).is_some_and(|mode| *mode != file.mode);
+            other_mode || present.files.get(*path) != Some(&file.bytes)
+        })
         .map(|(path, file)| FileChange {
             path: path.clone(),
             reader: file.reader,
@@ -326,19 +366,21 @@ fn service_actions(
             continue;
         };
         match (service.state, program) {
-            (ServiceState::StoppedByOperator, _) if !present.owed => notes.push(format!(
+            (ServiceState::StoppedByOperator, _) => notes.push(format!(
                 "{name} was stopped by hand and stays so; `supervisorctl start {name}` ends that",
                 name = program.name()
             )),
-            (ServiceState::Down | ServiceState::StoppedByOperator, _) => actions.push(Action {
+            (ServiceState::Down, _) => actions.push(Action {
                 kind: ActionKind::Start(*program),
                 reason: format!("it should run and does not ({})", service.detail),
             }),
             (ServiceState::Up, Program::Nginx) if !heard(Reader::Nginx) => actions.push(Action {
-                kind: ActionKind::ReloadNginx,
+                kind: retell_nginx(present, desired.files.get(NGINX).map(|file| &file.bytes)),
                 reason: cause("nginx.conf"),
             }),
-            (ServiceState::Up, Program::Headscale) if present.owed || meaning_changed(files) => {
+            (ServiceState::Up, Program::Headscale)
+                if present.owed || headscale_reads_other(files, desired, present) =>
+            {
                 actions.push(Action {
                     kind: ActionKind::RestartHeadscale,
                     reason: cause("headscale's configuration"),
@@ -349,8 +391,27 @@ fn service_actions(
     }
 }
 
+/// Whether it has to be started anew for its files. What somebody wrote there since it read them means nothing to it.
+fn headscale_reads_other(files: &[FileChange], desired: &Desired, present: &Present) -> bool {
+    let read = present
+        .headscale_read
+        .as_ref()
+        .filter(|_| touched(files, Reader::Headscale));
+    let Some(read) = read else {
+        return meaning_changed(files);
+    };
+    let wanted = desired
+        .files
+        .iter()
+        .filter(|(_, file)| file.reader == Reader::Headscale);
+    let wanted = wanted.map(|(path, file)| (path.clone(), file.bytes.clone()));
+    meaning_changed(&changes(read, &wanted.collect()))
+}
+
 fn touched(files: &[FileChange], reader: Reader) -> bool {
-    files.iter().any(|change| change.reader == reader)
+    files
+        .iter()
+        .any(|change| change.reader == reader && !change.is_of_mode())
 }
 
 /// Whether Headscale would read anything else: comments, order and the way of quoting mean nothing to it. A file

@@ -32,7 +32,7 @@ pub struct Report {
 pub struct FileReport {
     /// Below the generation's folder.
     pub path: String,
-    /// `added`, `changed`, `removed`
+    /// `added`, `changed`, `removed`, `mode` (nothing in it is changed)
     pub change: String,
     /// Unified.
     pub diff: String,
@@ -67,7 +67,7 @@ impl From<&Plan> for Report {
                     ActionKind::UpdateSupervisor { .. } => {
                         programs(plan).unwrap_or((effect.to_owned(), false))
                     }
-                    ActionKind::RestartHeadscale => (effect.to_owned(), true),
+                    ActionKind::RestartNginx | ActionKind::RestartHeadscale => (effect.to_owned(), true),
                     _ => (effect.to_owned(), false),
                 };
                 ActionReport {
@@ -132,6 +132,7 @@ fn file(change: &FileChange) -> FileReport {
         change: match (&change.before, &change.after) {
             (None, _) => "added",
             (_, None) => "removed",
+            _ if change.is_of_mode() => "mode",
             _ => "changed",
         }
         .to_owned(),
@@ -230,6 +231,12 @@ pub(crate) fn words(kind: ActionKind) -> (&'static str, &'static str, &'static s
             "reload",
             "new connections are never refused; kept-alive ones are closed once they are idle",
         ),
+        ActionKind::RestartNginx => (
+            "nginx",
+            "restart",
+            "no reload can open an address while an old one overlaps it: new connections are refused for a moment; \
+             what is open goes on, kept-alive connections are closed once they are idle",
+        ),
         ActionKind::RestartHeadscale => (
             "headscale",
             "restart",
@@ -255,6 +262,7 @@ impl Report {
             .files
             .iter()
             .filter(|file| file.path != EFFECTIVE || self.causes.is_empty())
+            .filter(|file| !file.diff.is_empty())
         {
             let _ = writeln!(out, "\n{}", file.diff.trim_end());
         }

@@ -1,7 +1,7 @@
 //! A plan is minimal, and each action names the difference that causes it.
 
 use super::*;
-use crate::desired::{Launch, Templates, desired};
+use crate::desired::{EFFECTIVE, Launch, Templates, desired};
 use crate::facts::{Facts, assume};
 use crate::paths::StateDir;
 use crate::spec::{ConfigText, Loaded, Spec, load};
@@ -76,6 +76,8 @@ fn after(desired: &Desired) -> Present {
             .iter()
             .map(|(path, file)| (path.clone(), file.bytes.clone()))
             .collect(),
+        modes: BTreeMap::new(),
+        headscale_read: None,
         listeners: Listeners::Open(Box::new(desired.listeners.clone())),
         services: Some(
             programs
@@ -84,6 +86,7 @@ fn after(desired: &Desired) -> Present {
                 .collect(),
         ),
         owed: false,
+        held: BTreeSet::new(),
     }
 }
 
@@ -167,6 +170,60 @@ fn headscale_restarts_when_its_configuration_means_something_else() {
 }
 
 #[test]
+fn nginx_is_restarted_where_an_old_socket_is_in_the_way_of_a_new_one() {
+    let listen = |http: &str, more: &str| wish(&format!("[mesh]\nhttp_listen = \"{http}\"\n{more}"));
+    let twin = "[metrics]\nlisten = \"127.0.0.1:80\"\n";
+    for (from, to, kinds_wanted) in [
+        (
+            ("0.0.0.0:80", ""),
+            ("127.0.0.1:80", ""),
+            &[ActionKind::RestartNginx][..],
+        ),
+        (
+            ("127.0.0.1:80", ""),
+            ("0.0.0.0:80", ""),
+            &[ActionKind::RestartNginx],
+        ),
+        (("[::]:80", ""), ("[::1]:80", ""), &[ActionKind::RestartNginx]),
+        (("[::]:80", ""), ("0.0.0.0:80", ""), &[ActionKind::RestartNginx]),
+        // Its port is the daemon's as soon as nginx has given it up.
+        (
+            ("[::]:80", ""),
+            ("[::]:80", twin),
+            &[ActionKind::RestartNginx, ActionKind::UpdateListeners],
+        ),
+        (
+            ("[::]:80", twin),
+            ("[::]:80", ""),
+            &[ActionKind::RestartNginx, ActionKind::UpdateListeners],
+        ),
+        (("0.0.0.0:80", ""), ("0.0.0.0:81", ""), &[ActionKind::ReloadNginx]),
+        (("[::1]:80", ""), ("127.0.0.1:80", ""), &[ActionKind::ReloadNginx]),
+    ] {
+        let [from, to] = [from, to].map(|(http, more)| listen(http, more));
+        assert_eq!(kinds(&plan(&to, &after(&from))), kinds_wanted, "{:?}", to.probes);
+        // And so on the way back, which has the same obstacle.
+        let failed = after(&to);
+        let back = kinds(&back(&failed, &after(&from).files));
+        assert_eq!(
+            back.contains(&ActionKind::RestartNginx),
+            kinds_wanted[0] == ActionKind::RestartNginx,
+            "{back:?}"
+        );
+    }
+    // The daemon was killed after the switch: what nginx has open is of a generation before.
+    let (old, new) = (listen("0.0.0.0:80", ""), listen("127.0.0.1:80", ""));
+    let mut owed = Present {
+        owed: true,
+        ..after(&new)
+    };
+    assert!(kinds(&plan(&new, &owed)).contains(&ActionKind::ReloadNginx));
+    owed.held = sockets(&old.files[NGINX].bytes);
+    assert!(kinds(&plan(&new, &owed)).contains(&ActionKind::RestartNginx));
+    assert!(super::owed(&owed).contains(&ActionKind::RestartNginx));
+}
+
+#[test]
 fn a_new_role_is_supervisords_affair() {
     let plan = plan(&wish(SERVER), &after(&wish(PLAIN)));
     assert!(
@@ -230,6 +287,46 @@ fn an_edited_file_is_put_right() {
     let plan = plan(&desired, &present);
     assert_eq!(kinds(&plan), [ActionKind::ReloadNginx]);
     assert_eq!(plan.files.len(), 2);
+}
+
+#[test]
+fn another_mode_is_put_right_and_nobody_has_to_be_told() {
+    let desired = wish(SERVER);
+    let mut present = after(&desired);
+    let modes = desired.files.iter().map(|(path, file)| (path.clone(), file.mode));
+    present.modes = modes.collect();
+    assert!(plan(&desired, &present).is_empty());
+    for path in [NGINX, "headscale/headscale.yaml", EFFECTIVE] {
+        present.modes.insert(path.to_owned(), 0o666);
+    }
+    let plan = plan(&desired, &present);
+    assert_eq!((kinds(&plan).len(), plan.files.len()), (0, 3), "{plan:#?}");
+    let said = printed(&plan);
+    assert!(said.contains("nginx/nginx.conf: mode"), "{said}");
+}
+
+#[test]
+fn headscale_is_left_alone_when_what_somebody_wrote_was_never_read() {
+    let desired = wish(SERVER);
+    let path = "headscale/headscale.yaml";
+    let good = |present: &Present| {
+        let files = present.files.iter();
+        let its = files.filter(|(path, _)| Reader::of(path) == Reader::Headscale);
+        Some(its.map(|(path, bytes)| (path.clone(), bytes.clone())).collect())
+    };
+    let mut present = after(&desired);
+    let read = good(&present);
+    present.files.insert(path.to_owned(), b"foreign: text\n".to_vec());
+    // It may have been started since.
+    assert_eq!(kinds(&plan(&desired, &present)), [ActionKind::RestartHeadscale]);
+    present.headscale_read = good(&present);
+    assert_eq!(kinds(&plan(&desired, &present)), [ActionKind::RestartHeadscale]);
+    present.headscale_read = read;
+    assert_eq!(kinds(&plan(&desired, &present)), []);
+    // What is wanted is another thing at the same time.
+    let other = wish(&format!("{SERVER}[vpn]\nprefix = \"100.65.0.0/16\"\n"));
+    let told = kinds(&plan(&other, &present));
+    assert!(told.contains(&ActionKind::RestartHeadscale), "{told:?}");
 }
 
 #[test]
@@ -528,6 +625,15 @@ fn a_plan_says_what_an_edit_costs() {
             &[
                 "peers are refused at 0.0.0.0:443",
                 "mesh.https_listen changed: \"0.0.0.0:8443\" (was \"0.0.0.0:443\"), vpc.toml:2",
+            ],
+        ),
+        (
+            PLAIN.to_owned(),
+            "[mesh]\nhttp_listen = \"127.0.0.1:80\"\n".to_owned(),
+            true,
+            &[
+                "! nginx: restart, because mesh.http_listen changed",
+                "new connections are refused for a moment",
             ],
         ),
         (

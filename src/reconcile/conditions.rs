@@ -40,6 +40,7 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
             );
             status.set(UNPROVEN, message);
         }
+        _ if round.again => status.set(NOT_REPAIRED, error.clone()),
         _ => status.set(REFUSED, error.clone()),
     }
 
@@ -179,6 +180,25 @@ mod tests {
     use super::*;
     use crate::facts::Observed;
     use crate::reconcile::status::LastError;
+
+    #[test]
+    fn only_an_edit_is_refused() {
+        let reason = |again| {
+            let seen = Observed::default();
+            let mut round = Round::new("test", &seen, None);
+            round.again = again;
+            let mut status = Status::default();
+            conditions(&mut status, &Present::default(), &round);
+            let configured = status.condition(ConditionKind::Configured);
+            configured
+                .map(|configured| configured.reason.clone())
+                .unwrap_or_default()
+        };
+        assert_eq!(
+            (reason(false).as_str(), reason(true).as_str()),
+            ("Refused", "NotRepaired")
+        );
+    }
 
     #[test]
     fn what_keeps_it_from_serving_is_told_before_what_is_only_refused() {

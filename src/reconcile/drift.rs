@@ -6,8 +6,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::apply::{Machine, generation};
+use crate::desired::{Program, Reader};
 use crate::paths::StateDir;
-use crate::plan::{Present, ServiceState};
+use crate::plan::{Plan, Present, ServiceState};
 
 /// How the machine was other than it was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub enum Drift {
     Deleted,
     /// A rendered file was a link to another.
     Link,
+    /// A rendered file had another mode.
+    Mode,
     /// There was a file that nobody had rendered.
     Added,
     /// `current` did not lead to the generation that was made live.
@@ -29,10 +32,11 @@ pub enum Drift {
 
 impl Drift {
     /// All there are.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Edited,
         Self::Deleted,
         Self::Link,
+        Self::Mode,
         Self::Added,
         Self::Current,
         Self::Program,
@@ -44,6 +48,7 @@ impl Drift {
             Self::Edited => "edited",
             Self::Deleted => "deleted",
             Self::Link => "link",
+            Self::Mode => "mode",
             Self::Added => "added",
             Self::Current => "current",
             Self::Program => "program",
@@ -66,6 +71,7 @@ impl fmt::Display for Found {
             Drift::Edited => write!(f, "somebody edited {what}"),
             Drift::Deleted => write!(f, "somebody deleted {what}"),
             Drift::Link => write!(f, "somebody put a link in the place of {what}"),
+            Drift::Mode => write!(f, "somebody changed the mode of {what}"),
             Drift::Added => write!(f, "somebody added {what}"),
             Drift::Current => write!(f, "somebody pointed {what} elsewhere"),
             Drift::Program => write!(f, "{what} had ended by itself"),
@@ -79,6 +85,7 @@ pub(super) fn on_disk<M: Machine>(
     machine: &M,
     state: &StateDir,
     present: &Present,
+    plan: &Plan,
     paths: &[String],
     made: Option<u32>,
 ) -> Vec<Found> {
@@ -105,7 +112,15 @@ pub(super) fn on_disk<M: Machine>(
         kind: Drift::Current,
         what: state.current().display().to_string(),
     });
-    files.chain(current).collect()
+    let modes = plan
+        .files
+        .iter()
+        .filter(|file| file.is_of_mode())
+        .map(|file| Found {
+            kind: Drift::Mode,
+            what: file.path.clone(),
+        });
+    files.chain(modes).chain(current).collect()
 }
 
 /// Programs by what was last seen of them.
@@ -117,6 +132,8 @@ pub(super) struct Programs {
     fallen: BTreeSet<String>,
     /// What is other than it was may be our own doing.
     acted: bool,
+    /// The Headscale that runs, and the files that it found.
+    headscale: Option<(i32, BTreeMap<String, Vec<u8>>)>,
 }
 
 impl Programs {
@@ -141,6 +158,21 @@ impl Programs {
                 self.fallen.insert(name.clone());
             }
         }
+    }
+
+    /// What the Headscale that runs has read: its files as they were when it was first seen.
+    pub(super) fn headscale_read(&mut self, present: &Present) -> Option<BTreeMap<String, Vec<u8>>> {
+        let service = present.services.as_ref()?.get(Program::Headscale.name())?;
+        let pid = service.pid?;
+        let files = || {
+            let all = present.files.iter();
+            let its = all.filter(|(path, _)| Reader::of(path) == Reader::Headscale);
+            its.map(|(path, bytes)| (path.clone(), bytes.clone())).collect()
+        };
+        if self.headscale.as_ref().is_none_or(|(former, _)| *former != pid) {
+            self.headscale = Some((pid, files()));
+        }
+        self.headscale.as_ref().map(|(_, files)| files.clone())
     }
 
     /// Those that had ended and run again.

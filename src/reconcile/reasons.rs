@@ -45,6 +45,8 @@ reasons! {
             "`dstack-vpc check` names every mistake and its place";
         REFUSED false "Refused" "it could not be brought about, or did not serve and was rolled back",
             "the message has the words of the program that refused; `dstack-vpc history`";
+        NOT_REPAIRED false "NotRepaired" "what `vpc.toml` says has served; what has changed since (a file, a program, a certificate) could not be put right",
+            "the message says what failed; it is tried again by itself, and by `dstack-vpc apply`";
         UNPROVEN false "Unproven" "it is rendered, and waits for supervisord",
             "`dstack-vpc up` starts it";
     }

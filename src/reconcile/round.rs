@@ -125,6 +125,10 @@ impl Daemon {
                     None
                 }
             };
+            if live.is_none() && aim == Aim::File {
+                let served = self.live.as_ref().map(|live| live.input(""));
+                round.again = served == Some(wish.input(""));
+            }
             round.tried(attempt, aim);
             if let Some(number) = live {
                 // The templates beside the file may change before the next look; the generation has its own.
@@ -153,6 +157,8 @@ impl Daemon {
         self.uneasy = uneasy.then(|| Instant::now() + UNEASY);
         self.api = self.machine.api_status().await;
         self.programs.look(&present);
+        // One that was just started has read what is there now.
+        self.programs.headscale_read(&present);
         round.drifted.extend(self.programs.back(&present));
         let around = Around {
             rollout: &self.rollout,
@@ -210,7 +216,7 @@ impl Daemon {
         {
             return Attempt::TooSoon(at);
         }
-        let present = match self.present().await {
+        let mut present = match self.present().await {
             Ok(present) => present,
             // What cannot be seen is not to be replaced.
             Err(error) => {
@@ -223,6 +229,7 @@ impl Daemon {
         };
         self.teller.not_running(&present);
         self.programs.look(&present);
+        present.headscale_read = self.programs.headscale_read(&present);
         let mut plan = plan(&desired, &present);
         let before = match plan.is_empty() {
             true => Before::default(),
@@ -242,7 +249,10 @@ impl Daemon {
         };
         let drifted = match plan.is_empty() {
             true => Vec::new(),
-            false => drift::on_disk(&*self.machine, &self.state, &present, &before.drifted, self.made),
+            false => {
+                let (machine, made) = (&*self.machine, self.made);
+                drift::on_disk(machine, &self.state, &present, &plan, &before.drifted, made)
+            }
         };
         self.machine.know(&seen.facts.programs);
         match apply::apply(&*self.machine, &self.state, &desired, &present, &plan, &order).await {

@@ -35,6 +35,8 @@ pub struct Round<'a> {
     /// Why what it says could not be brought about, and what serves instead.
     refused: Option<(String, Left)>,
     waiting: bool,
+    /// What was tried has served before: only what is around it has changed.
+    pub(super) again: bool,
     /// What serves now, and whose settings they are.
     pub(super) live: Option<(Applied, Plan, Aim)>,
     pub(super) drifted: Vec<Found>,
@@ -49,6 +51,7 @@ impl<'a> Round<'a> {
             invalid,
             refused: None,
             waiting: false,
+            again: false,
             live: None,
             drifted: Vec::new(),
         }

@@ -179,6 +179,16 @@ impl Supervisor {
         self.start(name, Some(limits.start)).await
     }
 
+    /// Sees a program run again that has just ended without being stopped; `was` is the pid it had, which supervisord
+    /// may still believe to run.
+    pub async fn start_again(&self, name: &str, was: Option<i32>, within: Duration) -> Result<()> {
+        let deadline = Instant::now() + within;
+        while was.is_some() && self.process(name).await?.pid == was && Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
+        }
+        self.start(name, Some(within)).await
+    }
+
     /// Sends a signal by its name without `SIG`: `HUP`. [`Fault::NotRunning`] when there is nobody to hear it.
     pub async fn signal(&self, name: &str, signal: &str) -> Result<()> {
         let params = vec![text(name), text(signal)];

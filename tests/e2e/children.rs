@@ -162,6 +162,8 @@ fn a_stranger_on_nginx_port_is_named_until_it_leaves() {
         while again.elapsed() < Duration::from_secs(5) {
             let status = server.status().await.expect("the daemon answers");
             assert!(!holds(&status, Ready), "{status:#?}");
+            // Nobody has edited anything.
+            assert_ne!(condition(&status, Configured).reason, "Refused", "{status:#?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         drop(stranger);

@@ -1,7 +1,7 @@
 //! Somebody changes what was rendered, or where `current` leads.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,10 @@ fn linked(machine: &Machine) {
     symlink(elsewhere, rendered(machine)).unwrap();
 }
 
+fn opened(machine: &Machine) {
+    fs::set_permissions(rendered(machine), Permissions::from_mode(0o666)).unwrap();
+}
+
 fn added(machine: &Machine) {
     fs::write(machine.state.current().join("nginx/more.conf"), "# more\n").unwrap();
 }
@@ -72,10 +76,11 @@ fn all_generations_deleted(machine: &Machine) {
     fs::remove_dir_all(machine.state.generations()).unwrap();
 }
 
-const DEEDS: [(&str, Deed, Drift); 9] = [
+const DEEDS: [(&str, Deed, Drift); 10] = [
     ("edited", edited, Drift::Edited),
     ("deleted", deleted, Drift::Deleted),
     ("replaced by a link", linked, Drift::Link),
+    ("another mode", opened, Drift::Mode),
     ("another file added", added, Drift::Added),
     ("current elsewhere", pointed_elsewhere, Drift::Current),
     (
@@ -109,6 +114,8 @@ fn whatever_is_done_to_what_is_live_is_put_right_counted_and_told() {
             let status = server.until(SOON, name, repaired).await;
             println!("{name}: put right after {:?}", begun.elapsed());
             assert_eq!(fs::read(rendered(server)).unwrap(), good, "{name}");
+            let mode = fs::metadata(rendered(server)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o644, "{name}");
             assert!(server.state.current().is_symlink(), "{name}");
             let is_well = holds(&status, Ready) && holds(&status, Configured) && !holds(&status, Degraded);
             assert!(is_well && !status.owed, "{name}: {status:#?}");

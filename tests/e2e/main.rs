@@ -4,6 +4,7 @@
 #[allow(dead_code, unreachable_pub)]
 mod common;
 
+mod addresses;
 mod bad_input;
 mod callers;
 mod children;

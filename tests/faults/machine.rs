@@ -1,7 +1,7 @@
 //! A machine in memory: a [`Disk`], and what matters here of supervisord, nginx and Headscale: each serves what it read
 //! last. Any step can go wrong in any way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use dstack_vpc::apply::Machine;
+use dstack_vpc::apply::journal::Journal;
 use dstack_vpc::desired::{ListenerSettings, Probe, Program, Reader};
 use dstack_vpc::paths::StateDir;
 use dstack_vpc::plan::{ActionKind, Service, ServiceState};
@@ -163,7 +164,15 @@ impl Model {
     pub fn boot(&self) {
         let mut inner = self.inner();
         inner.world.supervisord = Some(BTreeMap::new());
-        inner.update_supervisor(&self.state, true);
+        inner.update_supervisor(&self.state, true, &BTreeSet::new());
+    }
+
+    /// What an operator does with `supervisorctl stop`.
+    pub fn stop_nginx(&self) {
+        let world = &mut self.inner().world;
+        world.nginx = None;
+        let nginx = world.supervisord.as_mut().and_then(|all| all.get_mut("nginx"));
+        nginx.expect("nginx").1 = ServiceState::StoppedByOperator;
     }
 
     pub fn mode(&self, path: &Path) -> Option<u32> {
@@ -211,15 +220,34 @@ impl Inner {
         self.world.nginx = self.current(state, "nginx/nginx.conf");
     }
 
-    /// What changed is stopped; only if `whole` is everything started, too.
-    fn update_supervisor(&mut self, state: &StateDir, whole: bool) {
+    /// It goes on as it was where it cannot open a socket.
+    fn reload_nginx(&mut self, state: &StateDir) {
+        let new = self.current(state, "nginx/nginx.conf");
+        if !is_in_the_way(self.world.nginx.as_deref(), new.as_deref()) {
+            self.world.nginx = new;
+        }
+    }
+
+    /// Those that an operator has stopped: of an update that goes on with another one only its journal knows.
+    fn stopped(&self, state: &StateDir, interrupted: bool) -> BTreeSet<String> {
+        let journal = self.disk.read(&state.run().join("journal.json"));
+        let journal: Option<Journal> = journal.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let is_ours = |name: &str| journal.as_ref().is_none_or(|it| it.may_have_stopped(name));
+        let known = self.world.supervisord.iter().flatten();
+        let stopped = known.filter(|(_, (_, state))| *state == ServiceState::StoppedByOperator);
+        let names = stopped.map(|(name, _)| name.clone());
+        names.filter(|name| !(interrupted && is_ours(name))).collect()
+    }
+
+    /// What changed is stopped; only if `whole` is everything started, too. What is `held` stays as it is.
+    fn update_supervisor(&mut self, state: &StateDir, whole: bool, held: &BTreeSet<String>) {
         let conf = self
             .current(state, "supervisor/supervisord.conf")
             .unwrap_or_default();
         let wanted = Model::sections(&conf);
         let mut known = self.world.supervisord.take().unwrap_or_default();
         for (name, (section, state)) in &mut known {
-            if wanted.get(name) != Some(section) && name != Program::Daemon.name() {
+            if wanted.get(name) != Some(section) && name != Program::Daemon.name() && !held.contains(name) {
                 *state = ServiceState::StoppedByOperator;
                 match name.as_str() {
                     "nginx" => self.world.nginx = None,
@@ -230,7 +258,7 @@ impl Inner {
         }
         if whole {
             known.retain(|name, _| wanted.contains_key(name));
-            for (name, section) in wanted {
+            for (name, section) in wanted.into_iter().filter(|(name, _)| !held.contains(name)) {
                 let up = known
                     .get(&name)
                     .is_some_and(|(_, state)| *state == ServiceState::Up);
@@ -249,9 +277,22 @@ impl Inner {
 
     fn act(&mut self, state: &StateDir, action: ActionKind, settings: &ListenerSettings, whole: bool) {
         match action {
-            ActionKind::UpdateSupervisor { .. } => self.update_supervisor(state, whole),
+            ActionKind::UpdateSupervisor { interrupted } => {
+                let held = self.stopped(state, interrupted);
+                self.update_supervisor(state, whole, &held);
+            }
             ActionKind::UpdateListeners if whole => self.world.listeners = Some(settings.clone()),
-            ActionKind::ReloadNginx if whole => self.load_nginx(state),
+            ActionKind::ReloadNginx if whole => self.reload_nginx(state),
+            ActionKind::RestartNginx => {
+                self.world.nginx = None;
+                let nginx = self.world.supervisord.iter_mut().flatten();
+                for (_, (_, state)) in nginx.filter(|(name, _)| *name == Program::Nginx.name()) {
+                    *state = ServiceState::Down;
+                }
+                if whole {
+                    self.start(state, Program::Nginx, whole);
+                }
+            }
             ActionKind::RestartHeadscale => {
                 self.world.headscale = None;
                 self.start(state, Program::Headscale, whole);
@@ -281,6 +322,32 @@ impl Inner {
     }
 }
 
+/// What the kernel would not open beside what is still open. By address whether `[::]` takes IPv4, too.
+fn is_in_the_way(old: Option<&[u8]>, new: Option<&[u8]>) -> bool {
+    let open = |conf: Option<&[u8]>| {
+        let text = String::from_utf8_lossy(conf.unwrap_or_default()).into_owned();
+        let mut open: BTreeMap<SocketAddr, bool> = BTreeMap::new();
+        for line in text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("listen "))
+        {
+            let addr = line.split(' ').next().map(|word| word.trim_matches(['"', ';']));
+            let addr = addr.and_then(|word| word.parse().ok()).expect("an address");
+            *open.entry(addr).or_default() |= line.contains("ipv6only=off");
+        }
+        open
+    };
+    let any = |(addr, both): (&SocketAddr, &bool), other: &SocketAddr| {
+        addr.ip().is_unspecified() && (addr.is_ipv4() == other.is_ipv4() || *both)
+    };
+    let (old, new) = (open(old), open(new));
+    let mut leaving = old.iter().filter(|(addr, both)| new.get(addr) != Some(both));
+    leaving.any(|old| {
+        let mut there = new.iter().filter(|(addr, _)| addr.port() == old.0.port());
+        there.any(|new| new.0 == old.0 || any(old, new.0) || any(new, old.0))
+    })
+}
+
 impl Fault {
     fn io(self) -> io::Error {
         match self {
@@ -303,10 +370,11 @@ impl Fault {
 }
 
 impl Machine for Model {
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+    fn open(&self, path: &Path) -> io::Result<(Vec<u8>, u32)> {
         self.step(Kind::Read, || format!("read {}", path.display()))
             .map_err(Fault::io)?;
-        Ok(self.inner().disk.read(path)?)
+        let disk = &self.inner().disk;
+        Ok((disk.read(path)?, disk.mode(path).unwrap_or_default()))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

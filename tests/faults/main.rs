@@ -19,5 +19,6 @@ mod properties;
 mod single;
 #[path = "../specs/mod.rs"]
 mod specs;
+mod stopped;
 mod story;
 mod told;

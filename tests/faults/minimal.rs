@@ -60,7 +60,7 @@ fn every_action_has_its_cause(to: &Plan, wanted: &Desired, now: &Present) {
                 None
             }
             ActionKind::UpdateSupervisor { .. } => Some(Reader::Supervisord),
-            ActionKind::ReloadNginx => Some(Reader::Nginx),
+            ActionKind::ReloadNginx | ActionKind::RestartNginx => Some(Reader::Nginx),
             ActionKind::RestartHeadscale => Some(Reader::Headscale),
             ActionKind::Start(program) => panic!("{program:?} runs"),
         };
@@ -100,7 +100,7 @@ async fn every_action_is_needed(to: &Plan, story: &Story<'_>, wanted: &Desired, 
     let (is, will_be) = (sections(&now.files), sections(&bytes(wanted)));
     for action in &to.actions {
         let told = match action.kind {
-            ActionKind::ReloadNginx => Program::Nginx.name(),
+            ActionKind::ReloadNginx | ActionKind::RestartNginx => Program::Nginx.name(),
             ActionKind::RestartHeadscale => Program::Headscale.name(),
             _ => "",
         };
