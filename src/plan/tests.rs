@@ -267,13 +267,14 @@ fn what_is_owed_is_done_again() {
     let desired = wish(PLAIN);
     let mut present = after(&desired);
     present.owed = true;
-    assert_eq!(
-        kinds(&plan(&desired, &present)),
-        [
-            ActionKind::UpdateSupervisor { interrupted: true },
-            ActionKind::ReloadNginx
-        ]
-    );
+    let due = [
+        ActionKind::UpdateSupervisor { interrupted: true },
+        ActionKind::ReloadNginx,
+    ];
+    assert_eq!(kinds(&plan(&desired, &present)), due);
+    assert_eq!(owed(&present), due, "what `status` says");
+    present.owed = false;
+    assert_eq!(owed(&present), []);
 }
 
 #[test]

@@ -174,6 +174,7 @@ mod tests {
             pen.target(app(number)).waiting().failed("dns");
         }
         assert!(tallies.calls().len() <= MAX_TARGETS + 4);
+        assert!(names(&tallies).contains(&app(10 * MAX_TARGETS - 1).to_string()));
         assert_eq!(names(&tallies)[0], app(0).to_string());
         kept.waiting().answered(StatusCode::OK, Duration::ZERO);
         let outcomes = tallies.calls().remove(0).1.outcomes;
