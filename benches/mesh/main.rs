@@ -26,13 +26,13 @@ mod table;
 mod targets;
 mod turns;
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use compare::Pace;
 use report::Report;
+use shared::parts;
 use stage::Stage;
 
 const NAMES: [&str; 13] = [
@@ -53,25 +53,11 @@ const NAMES: [&str; 13] = [
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Whichever way it ends, what was started ends with it.
-    let outcome = tokio::select! {
-        outcome = run() => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    parts::run(run()).await
 }
 
 async fn run() -> Result<()> {
-    let chosen: Vec<_> = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with("--"))
-        .collect();
+    let chosen = parts::arguments();
     let stage = Stage::set().await?;
     if chosen == ["soak"] {
         let minutes = std::env::var("SOAK_MINUTES").unwrap_or_else(|_| "10".to_owned());
@@ -83,14 +69,9 @@ async fn run() -> Result<()> {
         Ok("full") | Err(_) => Pace::FULL,
         Ok(other) => anyhow::bail!("BENCH is quick or full, not {other}"),
     };
-    for name in &chosen {
-        ensure!(NAMES.contains(&name.as_str()), "{name} is none of {NAMES:?}");
-    }
+    let wanted = parts::wanted(&NAMES, &chosen)?;
     let mut report = Report::default();
-    for name in NAMES
-        .into_iter()
-        .filter(|name| chosen.is_empty() || chosen.iter().any(|c| c == name))
-    {
+    for name in wanted {
         let comparison = match name {
             "crowd" => {
                 let (comparison, idle) = scenes::crowd(&stage, pace).await?;
@@ -122,10 +103,5 @@ async fn run() -> Result<()> {
         report.add(comparison);
     }
     report.judge();
-    if let Some(docs) = std::env::var_os("BENCH_DOCS") {
-        report.write(docs.as_ref(), pace)?;
-    } else if chosen.is_empty() && pace.full {
-        report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs"), pace)?;
-    }
-    Ok(())
+    report.write(pace, chosen.is_empty() && pace.full)
 }

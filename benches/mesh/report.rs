@@ -1,12 +1,9 @@
 //! All comparisons on one page.
 
-use std::fs;
-use std::path::Path;
-
 use anyhow::Result;
 
 use crate::compare::{Comparison, Pace};
-use crate::shared::host;
+use crate::shared::{host, parts};
 use crate::stage::OURS;
 use crate::turns::Page;
 use crate::{chart, table, targets};
@@ -58,8 +55,8 @@ impl Report {
         crate::shared::targets::table(compared.iter().chain(pages))
     }
 
-    /// Writes the page and its picture into `docs`.
-    pub(crate) fn write(&self, docs: &Path, pace: Pace) -> Result<()> {
+    /// Writes the page and its picture.
+    pub(crate) fn write(&self, pace: Pace, whole: bool) -> Result<()> {
         let pages = self.pages.iter().map(|page| page.text.clone());
         let tables: Vec<_> = self.comparisons.iter().map(table::of).chain(pages).collect();
         let page = format!(
@@ -68,13 +65,8 @@ impl Report {
             self.targets(),
             tables.join("\n")
         );
-        fs::write(docs.join("benchmarks.md"), page)?;
-        fs::write(docs.join("benchmarks.svg"), chart::of(&self.comparisons))?;
-        eprintln!(
-            "bench: benchmarks.md and benchmarks.svg are in {}",
-            docs.display()
-        );
-        Ok(())
+        let picture = chart::of(&self.comparisons);
+        parts::publish("benchmarks", whole, &page, Some(&picture))
     }
 }
 

@@ -4,29 +4,29 @@ use std::fmt::Write as _;
 
 use crate::compare::{Comparison, Line};
 use crate::load::Sample;
-use crate::shared::targets::row;
+use crate::shared::proc::mebibytes;
+use crate::shared::targets::{heads, row};
 
 /// A row for each load and peer.
 pub(crate) fn of(comparison: &Comparison) -> String {
     let parts = &comparison.peers[0].parts;
     let has_size = comparison.lines.iter().any(|line| line.load.size > 0);
     let reference = comparison.peers[comparison.reference()].name;
-    let mut heads = vec!["connections".to_owned(), String::new(), "req/s".to_owned()];
+    let mut columns = vec!["connections".to_owned(), String::new(), "req/s".to_owned()];
     if has_size {
-        heads.push("MB/s".to_owned());
+        columns.push("MB/s".to_owned());
     }
-    heads.extend(["p50 ms", "p99 ms", "p99.9 ms"].map(str::to_owned));
-    heads.extend(parts.iter().map(|part| format!("{} µs/req", part.name)));
-    heads.push(format!("÷ {reference}: req/s, p99, CPU"));
-    heads.push("RSS (peak) MiB".to_owned());
+    columns.extend(["p50 ms", "p99 ms", "p99.9 ms"].map(str::to_owned));
+    columns.extend(parts.iter().map(|part| format!("{} µs/req", part.name)));
+    columns.push(format!("÷ {reference}: req/s, p99, CPU"));
+    columns.push("RSS (peak) MiB".to_owned());
     if counts(comparison) {
-        heads.push("TLS connections made".to_owned());
+        columns.push("TLS connections made".to_owned());
     }
-    heads.push("errors".to_owned());
+    columns.push("errors".to_owned());
 
     let mut text = format!("## {}\n\n{}\n\n", comparison.title, comparison.about);
-    row(&mut text, &heads);
-    row(&mut text, &vec!["---".to_owned(); heads.len()]);
+    text += &heads(&columns);
     for line in &comparison.lines {
         for peer in 0..comparison.peers.len() {
             row(&mut text, &cells(comparison, line, peer, has_size));
@@ -85,5 +85,5 @@ fn counts(comparison: &Comparison) -> bool {
 }
 
 pub(crate) fn mib(bytes: f64) -> String {
-    format!("{:.0}", bytes / f64::from(1 << 20))
+    format!("{:.0}", mebibytes(bytes))
 }

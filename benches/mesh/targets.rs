@@ -3,6 +3,7 @@
 use crate::compare::Comparison;
 use crate::load::Sample;
 use crate::scenes::{ENTRANCE, SIZES};
+use crate::shared::proc::mebibytes;
 use crate::shared::targets::Limit::{AtLeast, AtMost};
 use crate::shared::targets::Target;
 use crate::stage::OURS;
@@ -166,8 +167,4 @@ fn crowd(comparison: &Comparison, idle: Option<u64>, targets: &mut Vec<Target>) 
             peak,
         ));
     }
-}
-
-fn mebibytes(bytes: f64) -> f64 {
-    bytes / f64::from(1 << 20)
 }

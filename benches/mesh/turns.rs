@@ -13,13 +13,10 @@ pub(crate) struct Page {
 
 impl Page {
     pub(crate) fn new(title: &str, about: &str, heads: &[&str]) -> Self {
-        let mut page = Self {
-            text: format!("## {title}\n\n{about}\n\n"),
+        Self {
+            text: format!("## {title}\n\n{about}\n\n{}", targets::heads(heads)),
             targets: Vec::new(),
-        };
-        page.row(&heads.iter().map(ToString::to_string).collect::<Vec<_>>());
-        page.row(&vec!["---".to_owned(); heads.len()]);
-        page
+        }
     }
 
     pub(crate) fn row(&mut self, cells: &[String]) {

@@ -14,7 +14,7 @@ use crate::page::Page;
 use crate::shared::proc;
 use crate::shared::targets::Limit::AtMost;
 use crate::shared::targets::Target;
-use crate::site::{File, Kept, Site, Stage, host_of, name};
+use crate::site::{File, Kept, Site, Stage, name};
 
 const APPS: usize = 100_000;
 const ROUNDS: usize = 9;
@@ -41,11 +41,7 @@ pub(crate) async fn run(page: &mut Page, stage: &Stage) -> Result<()> {
         for _ in 0..ROUNDS {
             file.caller_may = !file.caller_may;
             let wanted = if file.caller_may { 200 } else { 403 };
-            let live = async || {
-                let call = get("/").with("host", &host_of(0));
-                kept.status(call).await.is_ok_and(|status| status == wanted)
-            };
-            let took = site.edit(stage, &file, live).await?;
+            let took = site.edit(stage, &file, async || kept.gets(wanted).await).await?;
             seen.add(took.seen);
             verified.add(took.verified);
             let begin = Instant::now();
@@ -77,8 +73,8 @@ pub(crate) async fn run(page: &mut Page, stage: &Stage) -> Result<()> {
             format!("{:.1}", decision * 1e3),
             format!(
                 "{:.0} ({:.0})",
-                mebibytes(proc::resident(&daemon)),
-                mebibytes(proc::peak(&daemon))
+                proc::mebibytes(proc::resident(&daemon) as f64),
+                proc::mebibytes(proc::peak(&daemon) as f64)
             ),
         ]);
     }
@@ -126,8 +122,4 @@ async fn decisions(stage: &Stage, site: &Site) -> Result<f64> {
     }
     times.sort();
     Ok(times[DECISIONS / 2].as_secs_f64() * 1e3)
-}
-
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }

@@ -81,7 +81,7 @@ pub(crate) async fn run(page: &mut Page, stage: &Stage) -> Result<()> {
             name.clone(),
             format!("{share:.3}"),
             format!("{each:.1}"),
-            format!("{:.0}", proc::resident(&[*pid]) as f64 / f64::from(1 << 20)),
+            format!("{:.0}", proc::mebibytes(proc::resident(&[*pid]) as f64)),
         ]);
     }
     let mut names: BTreeMap<String, (usize, u64)> = BTreeMap::new();

@@ -23,48 +23,29 @@ mod scale;
 mod shared;
 mod site;
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use page::Page;
+use shared::parts;
 use site::Stage;
 
 const PARTS: [&str; 6] = ["in-place", "backend", "scale", "apps", "idle", "edits"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Whichever way it ends, what was started ends with it.
-    let outcome = tokio::select! {
-        outcome = run() => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    parts::run(run()).await
 }
 
 async fn run() -> Result<()> {
-    let chosen: Vec<_> = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with("--"))
-        .collect();
-    for name in &chosen {
-        ensure!(PARTS.contains(&name.as_str()), "{name} is none of {PARTS:?}");
-    }
+    let chosen = parts::arguments();
+    let wanted = parts::wanted(&PARTS, &chosen)?;
     let many = std::env::var("EDITS").unwrap_or_else(|_| "10000".to_owned());
     let many = many.parse().context("EDITS is a number")?;
     let stage = Stage::set().await;
     let mut page = Page::default();
     let mut outcome = Ok(());
-    for name in PARTS
-        .into_iter()
-        .filter(|name| chosen.is_empty() || chosen.iter().any(|c| c == name))
-    {
+    for name in wanted {
         match name {
             "in-place" => edits::in_place(&mut page, &stage).await?,
             "backend" => edits::backend(&mut page, &stage).await?,
@@ -75,10 +56,6 @@ async fn run() -> Result<()> {
         }
     }
     page.judge();
-    if let Some(docs) = std::env::var_os("BENCH_DOCS") {
-        page.write(docs.as_ref())?;
-    } else if chosen.is_empty() {
-        page.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs"))?;
-    }
+    page.write(chosen.is_empty())?;
     outcome
 }

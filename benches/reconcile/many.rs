@@ -4,13 +4,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::common::http::{With, get};
 use crate::measure::{Times, ms};
 use crate::page::Page;
 use crate::shared::proc;
 use crate::shared::targets::Limit::AtMost;
 use crate::shared::targets::Target;
-use crate::site::{File, Kept, Stage, answers, host_of};
+use crate::site::{File, Kept, Stage};
 
 const TURNS: usize = 10;
 /// So many edits of the list, then one of a backend, which reloads nginx.
@@ -42,19 +41,14 @@ pub(crate) async fn run(page: &mut Page, stage: &Stage, edits: usize) -> Result<
             if number % RELOAD_EVERY == 0 {
                 file.moved = !file.moved;
                 file.caller_may = true;
-                let wanted = if file.moved { "there" } else { "here" };
-                let live = async || answers(stage, site.https()).await.as_deref() == Some(wanted);
-                site.edit(stage, &file, live).await?;
+                site.move_first(stage, &file).await?;
                 kept = Kept::open(stage, site.https()).await?;
                 continue;
             }
             file.caller_may = !file.caller_may;
             let wanted = if file.caller_may { 200 } else { 403 };
-            let live = async || {
-                let call = get("/").with("host", &host_of(0));
-                kept.status(call).await.is_ok_and(|status| status == wanted)
-            };
-            times.add(site.edit(stage, &file, live).await?.seen);
+            let took = site.edit(stage, &file, async || kept.gets(wanted).await).await?;
+            times.add(took.seen);
         }
         let now = Turn {
             resident: proc::resident(&daemon),
@@ -70,7 +64,7 @@ pub(crate) async fn run(page: &mut Page, stage: &Stage, edits: usize) -> Result<
         rows.push(vec![
             ((turn + 1) * edits / TURNS).to_string(),
             ms(now.median),
-            format!("{:.1}", now.resident as f64 / f64::from(1 << 20)),
+            format!("{:.1}", proc::mebibytes(now.resident as f64)),
             now.descriptors.to_string(),
             (now.disk / 1024).to_string(),
         ]);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::shared::targets::row;
+use crate::shared::targets;
 
 /// How long one thing took, each time.
 #[derive(Debug, Clone, Default)]
@@ -59,14 +59,9 @@ pub(crate) fn exponent((few, fast): (usize, f64), (many, slow): (usize, f64)) ->
 
 /// As Markdown.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
-    let mut text = String::new();
-    row(
-        &mut text,
-        &heads.iter().map(|head| (*head).to_owned()).collect::<Vec<_>>(),
-    );
-    row(&mut text, &vec!["---".to_owned(); heads.len()]);
+    let mut text = targets::heads(heads);
     for cells in rows {
-        row(&mut text, cells);
+        targets::row(&mut text, cells);
     }
     text
 }

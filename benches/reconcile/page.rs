@@ -1,13 +1,10 @@
 //! What came out, as a page with a picture.
 
-use std::fs;
-use std::path::Path;
-
 use anyhow::Result;
 
 use crate::measure::table;
 use crate::shared::chart::{self, Panel};
-use crate::shared::host;
+use crate::shared::{host, parts};
 use crate::shared::targets::{self, Target};
 
 /// Whose bars the picture has, in this order.
@@ -38,22 +35,18 @@ impl Page {
         println!("{}", targets::table(&self.targets));
     }
 
-    /// Writes the page and its picture into `docs`.
-    pub(crate) fn write(&self, docs: &Path) -> Result<()> {
+    /// Writes the page, and its picture where there is something to be seen.
+    pub(crate) fn write(&self, whole: bool) -> Result<()> {
+        let picture = (!self.panels.is_empty()).then(|| chart::of("What an edit costs", &SERIES, &self.panels));
+        let shown = "\n![Edit to live beside consul-template and confd](benchmarks-reconcile.svg)\n";
         let page = format!(
-            "{}\n## Targets\n\n{}\n![Edit to live beside consul-template and confd](benchmarks-reconcile.svg)\n\n{}",
+            "{}\n## Targets\n\n{}{}\n{}",
             introduction(),
             targets::table(&self.targets),
+            picture.as_ref().map_or("", |_| shown),
             self.sections.join("\n")
         );
-        fs::write(docs.join("benchmarks-reconcile.md"), page)?;
-        let picture = chart::of("What an edit costs", &SERIES, &self.panels);
-        fs::write(docs.join("benchmarks-reconcile.svg"), picture)?;
-        eprintln!(
-            "bench: benchmarks-reconcile.md and benchmarks-reconcile.svg are in {}",
-            docs.display()
-        );
-        Ok(())
+        parts::publish("benchmarks-reconcile", whole, &page, picture.as_deref())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::shared::chart::Panel;
 use crate::shared::proc;
 use crate::shared::targets::Limit::AtMost;
 use crate::shared::targets::Target;
-use crate::site::{File, Site, Stage, Took, answers};
+use crate::site::{File, Stage};
 
 const SIZES: [usize; 3] = [10, 1_000, 10_000];
 /// Steps that grow with the backends, by the command that does nothing else.
@@ -75,7 +75,7 @@ pub(crate) async fn run(page: &mut Page, stage: &Stage) -> Result<()> {
     row.extend(
         lines
             .iter()
-            .map(|line| format!("{:.0}", line.memory as f64 / f64::from(1 << 20))),
+            .map(|line| format!("{:.0}", proc::mebibytes(line.memory as f64))),
     );
     row.extend(["".to_owned(), "".to_owned()]);
     rows.push(row);
@@ -135,7 +135,7 @@ async fn measure(stage: &Stage, backends: usize) -> Result<Line> {
         site.ask().await?;
         nothing.add(begin.elapsed());
         file.moved = !file.moved;
-        let ours = move_first(stage, &site, &file).await?;
+        let ours = site.move_first(stage, &file).await?;
         let bare = alone.edit(stage, file.moved).await?;
         for (times, took) in edits
             .iter_mut()
@@ -149,7 +149,7 @@ async fn measure(stage: &Stage, backends: usize) -> Result<Line> {
     let mut rivals = [f64::NAN; 2];
     if file.moved {
         file.moved = false;
-        move_first(stage, &site, &file).await?;
+        site.move_first(stage, &file).await?;
     }
     for (kind, median) in Kind::ALL.into_iter().zip(&mut rivals) {
         let rival = Rival::start(stage, &site, kind, backends).await?;
@@ -171,10 +171,4 @@ async fn measure(stage: &Stage, backends: usize) -> Result<Line> {
         rivals,
         memory,
     })
-}
-
-async fn move_first(stage: &Stage, site: &Site, file: &File) -> Result<Took> {
-    let wanted = if file.moved { "there" } else { "here" };
-    let live = async || answers(stage, site.https()).await.as_deref() == Some(wanted);
-    site.edit(stage, file, live).await
 }

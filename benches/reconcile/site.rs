@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dstack_vpc::agent::dev::Issued;
+use dstack_vpc::reconcile::control::Daemon;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
@@ -27,6 +28,9 @@ use crate::shared::host;
 
 /// An edit that takes longer has failed.
 const LONGEST: Duration = Duration::from_secs(120);
+
+/// How long the daemon may have been saying something else already.
+const MISSED: Duration = Duration::from_millis(50);
 
 /// One KMS, one caller, and the two servers between which a backend is moved.
 pub(crate) struct Stage {
@@ -169,9 +173,22 @@ impl Site {
         })
     }
 
+    /// Has the first backend where `file` says, and waits until it answers from there.
+    pub(crate) async fn move_first(&self, stage: &Stage, file: &File) -> Result<Took> {
+        let wanted = if file.moved { "there" } else { "here" };
+        let live = async || answers(stage, self.https()).await.as_deref() == Some(wanted);
+        self.edit(stage, file, live).await
+    }
+
+    /// Waits for what the daemon says next: to ask it again and again would take the processor from those who are measured.
     async fn is_live(&self, digest: &str) -> bool {
-        let status = self.machine.status().await;
-        status.is_some_and(|status| status.config.live == digest && !status.owed)
+        let daemon = Daemon(&self.machine.state);
+        // A change between two questions is seen a little later.
+        let status = match tokio::time::timeout(MISSED, daemon.next_status()).await {
+            Ok(status) => status,
+            Err(_) => daemon.status().await,
+        };
+        status.is_ok_and(|status| status.config.live == digest && !status.owed)
     }
 
     /// Has the daemon reconcile now, as `dstack-vpc apply` does, and gives its answer.
@@ -252,6 +269,12 @@ impl Kept {
             let _ = connection.await;
         });
         Ok(Self { sender, connection })
+    }
+
+    /// Whether a call of the first backend gets this status.
+    pub(crate) async fn gets(&mut self, wanted: u16) -> bool {
+        let call = get("/").with("host", &host_of(0));
+        self.status(call).await.is_ok_and(|status| status == wanted)
     }
 
     pub(crate) async fn status(&mut self, request: Request<Empty<Bytes>>) -> Result<u16> {

@@ -71,7 +71,8 @@ pub(crate) fn version(program: &str, option: &str) -> String {
     let output = Command::new(program).arg(option).output();
     let text = output.map(|output| [output.stdout, output.stderr].concat());
     let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
-    let mut words = text.split([' ', '/', '-', '\n']);
+    let words = text.split([' ', '/', '-', '\n']);
+    let mut words = words.map(|word| word.trim_start_matches('v'));
     let number = words.find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
     number.unwrap_or("of unknown version").to_owned()
 }

@@ -2,5 +2,6 @@
 
 pub(crate) mod chart;
 pub(crate) mod host;
+pub(crate) mod parts;
 pub(crate) mod proc;
 pub(crate) mod targets;

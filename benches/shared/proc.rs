@@ -49,6 +49,11 @@ fn memory(pid: i32, field: &str) -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
+/// For people.
+pub(crate) fn mebibytes(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
+}
+
 /// Open file descriptors of these processes.
 pub(crate) fn descriptors(pids: &[i32]) -> u64 {
     let open = |pid: &i32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);

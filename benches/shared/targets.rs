@@ -33,7 +33,7 @@ impl Target {
 
 /// As Markdown.
 pub(crate) fn table<'t>(targets: impl IntoIterator<Item = &'t Target>) -> String {
-    let mut text = String::from("| target | wanted | measured | |\n|---|---|---|---|\n");
+    let mut text = heads(&["target", "wanted", "measured", ""]);
     for target in targets {
         let (sign, limit, unit) = match target.limit {
             AtMost(limit, unit) => ("≤", limit, unit),
@@ -50,6 +50,14 @@ pub(crate) fn table<'t>(targets: impl IntoIterator<Item = &'t Target>) -> String
             ],
         );
     }
+    text
+}
+
+/// What a table begins with.
+pub(crate) fn heads(heads: &[impl ToString]) -> String {
+    let mut text = String::new();
+    row(&mut text, &heads.iter().map(ToString::to_string).collect::<Vec<_>>());
+    row(&mut text, &vec!["---".to_owned(); heads.len()]);
     text
 }
 
