@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use crate::common::http::{With, get, open, send};
 use crate::common::machine::{EDIT, Machine, front, holds};
 use crate::common::pair::Pair;
+use crate::common::ports::Port;
 use crate::common::{SERVER_APP, poll, run};
 
 /// Whether a local app is answered there.
@@ -98,7 +99,8 @@ fn a_listener_changes_its_address_and_keeps_its_port() {
                 "{from} to {to}: somebody is at {is_silent}"
             );
         }
-        // Something of the daemon wants the port on IPv4: then `[::]` is for IPv6 alone; and for both once that is gone.
+        // Something of the daemon wants the port on IPv4: then `[::]` is for IPv6 alone; and for both once that has moved.
+        let elsewhere = Port::reserve();
         let forward = format!(
             "\n[[forwards]]\nname = \"twin\"\nlisten = \"127.0.0.1:{port}\"\ntarget_app = \"{SERVER_APP}\"\n"
         );
@@ -106,7 +108,14 @@ fn a_listener_changes_its_address_and_keeps_its_port() {
         assert!(holds(&status, Configured), "{status:#?}");
         assert!(is_served(at("[::1]")).await && TcpStream::connect(at("127.0.0.2")).await.is_err());
         assert!(TcpStream::connect(at("127.0.0.1")).await.is_ok(), "the forward");
-        let status = client.edit(|toml| toml.replace(&forward, "")).await;
+        let status = client
+            .edit(|toml| {
+                toml.replace(
+                    &forward,
+                    &forward.replace(&port.to_string(), &elsewhere.number().to_string()),
+                )
+            })
+            .await;
         assert!(holds(&status, Configured), "{status:#?}");
         assert!(is_served(at("127.0.0.2")).await && is_served(at("[::1]")).await);
         for _ in 0..2 {
