@@ -50,13 +50,23 @@ impl Check<'_> {
                 };
                 self.twice("backends", "server_name", i, first, message);
             }
-            if self.spec.role.server && http && host.as_ref().is_some_and(|host| host.as_str() == API_HOST) {
-                self.error(
-                    &[&format!("backends[{i}].server_name")],
-                    format!("the server name `{API_HOST}` is taken"),
-                    "on a server it is the VPC API",
-                    "choose another name",
-                );
+            let api = |is_named: bool| is_named && self.spec.role.server;
+            for (key, what, taken) in [
+                ("name", "name", api(name.as_str() == API_HOST)),
+                (
+                    "server_name",
+                    "server name",
+                    api(http && host.as_ref().is_some_and(|host| host.as_str() == API_HOST)),
+                ),
+            ] {
+                if taken {
+                    self.error(
+                        &[&format!("backends[{i}].{key}")],
+                        format!("the {what} `{API_HOST}` is taken"),
+                        "on a server it is the VPC API",
+                        "choose another name",
+                    );
+                }
             }
             for upstream in &backend.upstream {
                 self.upstream(i, upstream, &listening);
