@@ -56,6 +56,12 @@ impl Part {
         })
     }
 
+    /// With the processes of another one.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.pids.extend(other.pids);
+        self
+    }
+
     fn of_machine(name: &'static str, machine: &Machine, wanted: impl Fn(&str) -> bool) -> Self {
         let processes = machine.processes().into_iter();
         let pids = processes.filter(|p| wanted(&p.command)).map(|p| p.pid);

@@ -2,7 +2,7 @@
 
 use crate::compare::Comparison;
 use crate::load::Sample;
-use crate::scenes::{ENTRANCE, SIZES};
+use crate::scenes::{ENTRANCE, SIZES, UNKEPT};
 use crate::shared::proc::mebibytes;
 use crate::shared::targets::Limit::{AtLeast, AtMost};
 use crate::shared::targets::Target;
@@ -34,11 +34,19 @@ fn of_nginx<'c>(
     comparison: &'c Comparison,
     figure: impl Fn(&Sample) -> f64 + Copy + 'c,
 ) -> impl Iterator<Item = (&'c str, f64)> {
-    let places = comparison.place(OURS).zip(comparison.place("nginx"));
+    of_peer(comparison, "nginx", figure)
+}
+
+fn of_peer<'c>(
+    comparison: &'c Comparison,
+    peer: &str,
+    figure: impl Fn(&Sample) -> f64 + Copy + 'c,
+) -> impl Iterator<Item = (&'c str, f64)> {
+    let places = comparison.place(OURS).zip(comparison.place(peer));
     let lines = comparison.lines.iter().filter(|line| line.name != "1");
     lines.filter_map(move |line| {
-        let (ours, nginx) = places?;
-        Some((line.name.as_str(), line.ratio(ours, nginx, figure)))
+        let (ours, theirs) = places?;
+        Some((line.name.as_str(), line.ratio(ours, theirs, figure)))
     })
 }
 
@@ -102,13 +110,15 @@ fn front(comparison: &Comparison, targets: &mut Vec<Target>) {
 }
 
 fn fronts(comparison: &Comparison, targets: &mut Vec<Target>) {
-    for (line, ratio) in of_nginx(comparison, |s| s.requests) {
-        let what = format!("built-in fronts on both sides, {line}: req/s");
-        targets.push(Target::new(what, AtLeast(3.0, RATIO), ratio));
-    }
-    for (line, ratio) in of_nginx(comparison, |s| s.cpu[0] + s.cpu[1]) {
-        let what = format!("built-in fronts on both sides, {line}: CPU per request");
-        targets.push(Target::new(what, AtMost(0.25, RATIO), ratio));
+    for (peer, unit) in [("nginx", RATIO), (UNKEPT, " × nginx that keeps nothing")] {
+        for (line, ratio) in of_peer(comparison, peer, |s| s.requests) {
+            let what = format!("built-in fronts on both sides, {line}: req/s");
+            targets.push(Target::new(what, AtLeast(3.0, unit), ratio));
+        }
+        for (line, ratio) in of_peer(comparison, peer, |s| s.cpu[0] + s.cpu[1]) {
+            let what = format!("built-in fronts on both sides, {line}: CPU per request");
+            targets.push(Target::new(what, AtMost(0.25, unit), ratio));
+        }
     }
 }
 

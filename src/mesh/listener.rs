@@ -87,6 +87,16 @@ pub(super) struct Life {
 }
 
 impl Life {
+    pub(super) fn new(role: Role) -> Self {
+        Self {
+            role,
+            retired: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
     /// Waits until nothing more is accepted.
     async fn over(&self) {
         let lingered = async {
@@ -113,13 +123,7 @@ impl Listener {
     pub(super) fn start(bound: Bound, crew: &Crew) -> Self {
         let listener = Self {
             place: bound.place,
-            life: Arc::new(Life {
-                role: bound.role.clone(),
-                retired: CancellationToken::new(),
-                stop: CancellationToken::new(),
-                cut: CancellationToken::new(),
-                tasks: TaskTracker::new(),
-            }),
+            life: Arc::new(Life::new(bound.role.clone())),
             closed: CancellationToken::new(),
             done: CancellationToken::new(),
         };

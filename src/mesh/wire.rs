@@ -21,8 +21,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::sleep;
-use tokio_rustls::client;
 
+use super::hop::connect::Connected;
 use super::inbound::Accepted;
 use super::listener::Life;
 use super::socket::Socket;
@@ -61,7 +61,7 @@ impl Reset for Accepted {
     }
 }
 
-impl Reset for client::TlsStream<Socket> {
+impl Reset for Connected {
     fn reset(&self) {
         self.get_ref().0.reset();
     }
@@ -185,31 +185,34 @@ impl Line {
         self.due.load(Ordering::Relaxed) && !self.starving.load(Ordering::Relaxed)
     }
 
-    /// Returns when the client asked for nothing in time.
+    /// Returns when the connection is to be cut: the client asked for nothing in time, or nothing has moved for long, or
+    /// for a while since the client has sent its last byte, as one does that is gone.
     ///
-    /// hyper can look after that too, but sets a timer for each request.
-    pub(super) async fn silent(&self, limits: &Limits) {
-        let idle = || !self.answering.load(Ordering::Relaxed);
-        unchanged(limits.header_timeout, || {
-            idle().then(|| self.heads.load(Ordering::Relaxed))
-        })
-        .await;
-    }
-
-    /// Returns when nothing has moved for long.
-    pub(super) async fn stalled(&self, limits: &Limits) {
-        unchanged(limits.stall_timeout, || {
-            // Before the first request the other limit is the one that counts.
-            let asked = self.heads.load(Ordering::Relaxed) > 0;
-            asked.then(|| self.moved.load(Ordering::Relaxed))
-        })
-        .await;
-    }
-
-    /// Returns when a client that has sent its last byte has to be taken for gone: both look the same.
-    pub(super) async fn left(&self) {
-        self.on_end.notified().await;
-        unchanged(LEFT_PATIENCE, || Some(self.moved.load(Ordering::Relaxed))).await;
+    /// hyper can look after the first, but sets a timer for each request. This is one timer for each connection.
+    pub(super) async fn over(&self, limits: &Limits) {
+        let (header, stall) = (limits.header_timeout, limits.stall_timeout);
+        let [mut silent, mut stalled, mut left] = [header, stall, LEFT_PATIENCE].map(Unchanged::new);
+        let mut passed = Duration::ZERO;
+        loop {
+            let (heads, moved) = (
+                self.heads.load(Ordering::Relaxed),
+                self.moved.load(Ordering::Relaxed),
+            );
+            let answering = self.answering.load(Ordering::Relaxed);
+            let ended = self.ended.load(Ordering::Relaxed);
+            // Before the first request its limit is the one that counts.
+            if silent.for_long(passed, (!answering).then_some(heads))
+                || stalled.for_long(passed, (heads > 0).then_some(moved))
+                || left.for_long(passed, ended.then_some(moved))
+            {
+                return;
+            }
+            let pause = part(header.min(stall).min(if ended { LEFT_PATIENCE } else { stall }));
+            passed = tokio::select! {
+                () = sleep(pause) => pause,
+                () = self.on_end.notified(), if !ended => Duration::ZERO,
+            };
+        }
     }
 
     fn moved(&self, bytes: usize) {
@@ -219,20 +222,45 @@ impl Line {
     }
 }
 
-/// Waits until a value has been the same for so long, give or take a quarter. Without one, time does not count.
-pub(super) async fn unchanged(how_long: Duration, value: impl Fn() -> Option<u64>) {
-    const PARTS: u32 = 4;
-    let pause = (how_long / PARTS).max(Duration::from_millis(1));
-    let (mut seen, mut unchanged) = (value(), 0);
-    while unchanged < PARTS {
-        sleep(pause).await;
-        let now = value();
-        unchanged = if now.is_some() && now == seen {
-            unchanged + 1
-        } else {
-            0
+/// Waits until a value has been the same for so long, give or take a quarter.
+pub(super) async fn unchanged(how_long: Duration, value: impl Fn() -> u64) {
+    let mut unchanged = Unchanged::new(how_long);
+    while !unchanged.for_long(part(how_long), Some(value())) {
+        sleep(part(how_long)).await;
+    }
+}
+
+/// How often to look for something that is to be the same for so long.
+fn part(of: Duration) -> Duration {
+    (of / 4).max(Duration::from_millis(1))
+}
+
+/// A value that is looked at from time to time.
+struct Unchanged {
+    how_long: Duration,
+    seen: Option<u64>,
+    already: Duration,
+}
+
+impl Unchanged {
+    fn new(how_long: Duration) -> Self {
+        let (seen, already) = (None, Duration::ZERO);
+        Self {
+            how_long,
+            seen,
+            already,
+        }
+    }
+
+    /// Whether it has been the same for so long, given the time that `passed` since the last look: not what the clock says,
+    /// because who slept with the whole machine has not seen what came meanwhile. Without a value, time does not count.
+    fn for_long(&mut self, passed: Duration, value: Option<u64>) -> bool {
+        self.already = match value.is_some() && value == self.seen {
+            true => self.already + passed,
+            false => Duration::ZERO,
         };
-        seen = now;
+        self.seen = value;
+        value.is_some() && self.already >= self.how_long
     }
 }
 
@@ -297,7 +325,10 @@ impl<S: Reset + AsyncWrite + Unpin> Wire<S> {
 
     /// Hands out these bytes before any others.
     pub(super) fn put_back(&mut self, bytes: Bytes) {
-        self.ahead = bytes;
+        // Empty as they may be, they would keep the buffer that they were read into.
+        if !bytes.is_empty() {
+            self.ahead = bytes;
+        }
     }
 
     pub(super) fn stream(&mut self) -> &mut S {
@@ -397,5 +428,77 @@ impl<S: Reset + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Buf;
+    use tokio::io::Sink;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::mesh::Role;
+    use crate::spec::Spec;
+
+    impl Reset for Sink {
+        fn reset(&self) {}
+    }
+
+    #[test]
+    fn no_buffer_is_kept_for_nothing() {
+        let line = Line::new(Arc::new(Life::new(Role::Https)));
+        let mut wire = Wire::new(tokio::io::sink(), line);
+        let buffer: Arc<[u8]> = Arc::from([0; 8192]);
+        let mut read = Bytes::from_owner(Arc::clone(&buffer));
+        read.advance(buffer.len());
+        wire.put_back(read);
+        assert_eq!(Arc::strong_count(&buffer), 1);
+        wire.put_back(Bytes::from_owner(Arc::clone(&buffer)));
+        assert_eq!(Arc::strong_count(&buffer), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_stays_the_same_is_over() {
+        let limits = Limits {
+            header_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(600),
+            ..Spec::default().limits
+        };
+        let line = Line::new(Arc::new(Life::new(Role::Https)));
+        let begin = Instant::now();
+        let lasts = async |from: Instant| {
+            line.over(&limits).await;
+            from.elapsed().as_secs()
+        };
+        assert!((60..=75).contains(&lasts(begin).await), "nothing was asked");
+
+        let begin = Instant::now();
+        let answering = line.asked(Version::HTTP_11);
+        assert!((600..=615).contains(&lasts(begin).await), "nothing moved");
+
+        let begin = Instant::now();
+        let (moving, over) = tokio::join!(
+            async {
+                for _ in 0..4 {
+                    sleep(Duration::from_secs(300)).await;
+                    line.moved(1);
+                }
+            },
+            lasts(begin)
+        );
+        assert_eq!((moving, (1800..=1815).contains(&over)), ((), true), "{over}");
+
+        let begin = Instant::now();
+        let (_, over) = tokio::join!(
+            async {
+                sleep(Duration::from_secs(100)).await;
+                line.ended.store(true, Ordering::Relaxed);
+                line.on_end.notify_one();
+            },
+            lasts(begin)
+        );
+        assert!((104..=107).contains(&over), "{over}");
+        drop(answering);
     }
 }

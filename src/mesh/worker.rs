@@ -25,6 +25,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -152,13 +153,7 @@ async fn work(shared: Arc<Shared>, number: usize, mut inbox: UnboundedReceiver<J
             Some(Job::Accept(accepting)) => {
                 tasks.spawn_local(accepting.run(Arc::clone(&shared)));
             }
-            Some(Job::Serve(stream, life, open)) => {
-                let worker = Rc::clone(&worker);
-                tokio::task::spawn_local(async move {
-                    worker.serve(stream, life).await;
-                    drop(open);
-                });
-            }
+            Some(Job::Serve(stream, life, open)) => worker.serve(stream, life, open),
             // The runtime goes down with everything it still runs.
             None => return,
         }
@@ -241,9 +236,9 @@ impl Worker {
         Rc::clone(&http)
     }
 
-    /// One connection, from its first byte to its last.
-    async fn serve(self: Rc<Self>, stream: TcpStream, life: Arc<Life>) {
-        let _busy = Busy::new(&self, &life);
+    /// Begins to serve a connection, from its first byte to its last: in a task with as much room as its kind needs.
+    fn serve(self: &Rc<Self>, stream: TcpStream, life: Arc<Life>, open: TaskTrackerToken) {
+        let busy = Busy::new(self, &life, open);
         let prepared = stream
             .set_nonblocking(true)
             .and_then(|()| stream.set_nodelay(true))
@@ -251,29 +246,42 @@ impl Worker {
         let Ok(stream) = prepared else {
             return; // It is already gone.
         };
-        // Each connection keeps room for the largest future here. What is not every role's is put elsewhere.
-        match &life.role {
-            Role::Https | Role::Backend(_) => Box::pin(self.serve_peer(stream, life)).await,
-            Role::Client | Role::Auth | Role::Http => self.converse(Socket(stream), life, None).await,
-            Role::Forward(name) => Box::pin(self.streams.outbound(Socket(stream), name, &life)).await,
-        }
+        let worker = Rc::clone(self);
+        match life.role {
+            Role::Https | Role::Backend(_) => spawn_local(async move {
+                worker.serve_peer(stream, life).await;
+                drop(busy);
+            }),
+            Role::Client | Role::Auth | Role::Http => spawn_local(async move {
+                worker.converse(Socket(stream), life, None).await;
+                drop(busy);
+            }),
+            Role::Forward(ref name) => {
+                let name = name.clone();
+                spawn_local(async move {
+                    worker.streams.outbound(Socket(stream), &name, &life).await;
+                    drop(busy);
+                })
+            }
+        };
     }
 
     async fn serve_peer(self: Rc<Self>, stream: tokio::net::TcpStream, life: Arc<Life>) {
+        // What is said next is in a box as well: it needs no room during the handshake, nor the one room for the other.
         let Some((stream, caller)) = Box::pin(self.accept(stream, &life)).await else {
             return;
         };
         match &life.role {
             Role::Backend(name) => Box::pin(self.streams.inbound(stream, &caller, name, &life)).await,
             _ if stream.get_ref().1.alpn_protocol() == Some(HTTP1) => {
-                Box::pin(self.converse_http1(stream, life, Rc::new(caller))).await;
+                Box::pin(self.converse_http1(stream, life, caller)).await;
             }
-            _ => Box::pin(self.converse(stream, life, Some(Rc::new(caller)))).await,
+            _ => Box::pin(self.converse(stream, life, Some(caller))).await,
         }
     }
 
     /// The TLS handshake of a peer, which may take as long as the head of a request.
-    async fn accept(&self, stream: tokio::net::TcpStream, life: &Life) -> Option<(Accepted, Caller)> {
+    async fn accept(&self, stream: tokio::net::TcpStream, life: &Life) -> Option<(Accepted, Rc<Caller>)> {
         let door = self.inbound.door()?;
         let patience = self.shared.settings.load().limits.header_timeout;
         let accepted = tokio::select! {
@@ -283,7 +291,7 @@ impl Worker {
         match accepted {
             Ok(Ok(accepted)) => {
                 let caller = self.inbound.caller(door, &accepted);
-                Some((accepted, caller))
+                Some((accepted, Rc::new(caller)))
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a peer's TLS handshake failed");
@@ -297,9 +305,7 @@ impl Worker {
     /// byte moves.
     fn ends<'l>(&'l self, limits: &'l Limits, line: &'l Line) -> FuturesUnordered<LocalBoxFuture<'l, End>> {
         let ends = FuturesUnordered::<LocalBoxFuture<'_, End>>::new();
-        ends.push(Box::pin(line.silent(limits).map(|()| End::Cut)));
-        ends.push(Box::pin(line.stalled(limits).map(|()| End::Cut)));
-        ends.push(Box::pin(line.left().map(|()| End::Cut)));
+        ends.push(Box::pin(line.over(limits).map(|()| End::Cut)));
         ends.push(Box::pin(async {
             line.life.stop.cancelled().await;
             // Closing an idle connection at once would meet the requests that are just being written into it. From now
@@ -470,15 +476,17 @@ enum End {
 struct Busy {
     worker: Rc<Worker>,
     life: Arc<Life>,
+    _open: TaskTrackerToken,
 }
 
 impl Busy {
     /// That the worker is busy was counted when it got the connection.
-    fn new(worker: &Rc<Worker>, life: &Arc<Life>) -> Self {
+    fn new(worker: &Rc<Worker>, life: &Arc<Life>, open: TaskTrackerToken) -> Self {
         worker.pen.clients(&life.role).add(1);
         Self {
             worker: Rc::clone(worker),
             life: Arc::clone(life),
+            _open: open,
         }
     }
 }
@@ -496,6 +504,6 @@ pub(super) struct Local;
 
 impl<F: Future<Output: 'static> + 'static> Executor<F> for Local {
     fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
+        spawn_local(task);
     }
 }

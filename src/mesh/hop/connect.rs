@@ -42,9 +42,13 @@ pub(in crate::mesh) struct Endpoint {
     pub(in crate::mesh) proves: bool,
 }
 
+/// A connection after its handshake. In a box, because it is handed on from future to future, and each keeps room for what
+/// it was handed.
+pub(in crate::mesh) type Connected = Box<TlsStream<Socket>>;
+
 /// A connection to whatever is on the other side.
 pub(in crate::mesh) enum Stream {
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Connected),
     Tcp(Socket),
     Unix(UnixStream),
 }
@@ -53,7 +57,7 @@ pub(in crate::mesh) enum Stream {
 pub(in crate::mesh) async fn tls(
     endpoint: &Endpoint,
     config: Arc<ClientConfig>,
-) -> Result<TlsStream<Socket>, Failure> {
+) -> Result<Connected, Failure> {
     let at = &endpoint.at;
     let tcp = tcp(at).await?;
     let connector = TlsConnector::from(config);
@@ -67,7 +71,7 @@ pub(in crate::mesh) async fn tls(
             cause,
         })?;
     }
-    Ok(stream)
+    Ok(Box::new(stream))
 }
 
 /// Opens a connection to the guest agent. By path each time: its socket is a new one after it restarts.

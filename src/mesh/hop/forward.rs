@@ -14,10 +14,8 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use rustls::{ClientConfig, HandshakeKind};
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::client::TlsStream;
 
-use super::connect::Endpoint;
-use super::connect::{self, Stream};
+use super::connect::{self, Connected, Endpoint, Stream};
 use super::failure::Far;
 use super::link::{Broken, Link};
 use super::metered::Metered;
@@ -25,7 +23,6 @@ use super::pool::{Dial, Slot};
 use super::upload::Upload;
 use super::{Download, Failure, headers, tunnel};
 use crate::mesh::reply::Body;
-use crate::mesh::socket::Socket;
 use crate::mesh::wire::Line;
 use crate::names::{AppId, HostPort};
 use crate::spec::Limits;
@@ -229,7 +226,7 @@ impl Hop {
         let deadline = self.deadline();
         let stream = match &self.slot.dial {
             Dial::Peer { endpoint, http1, .. } => {
-                Stream::Tls(Box::new(self.handshake(endpoint, http1, deadline).await?))
+                Stream::Tls(self.handshake(endpoint, http1, deadline).await?)
             }
             Dial::Agent(addr) => self.in_time(deadline, connect::agent(addr)).await?,
             Dial::Backend(at) => Stream::Tcp(self.in_time(deadline, connect::backend(at)).await?),
@@ -245,7 +242,7 @@ impl Hop {
         endpoint: &Endpoint,
         config: &Arc<ClientConfig>,
         deadline: Instant,
-    ) -> Result<TlsStream<Socket>, Failure> {
+    ) -> Result<Connected, Failure> {
         let handshake = self.slot.meter.handshake();
         let connected = self
             .in_time(deadline, connect::tls(endpoint, Arc::clone(config)))

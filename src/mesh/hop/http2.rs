@@ -129,7 +129,7 @@ impl Hop {
                     self.slot.set_only_http1();
                     return Ok(None);
                 }
-                Stream::Tls(Box::new(stream))
+                Stream::Tls(stream)
             }
         };
         let stream = Metered::new(stream, &self.slot.meter);

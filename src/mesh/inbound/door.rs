@@ -20,8 +20,9 @@ use crate::ratls::{handshake_signatures, provider};
 
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// A peer's connection after its handshake.
-pub(in crate::mesh) type Accepted = TlsStream<Socket>;
+/// A peer's connection after its handshake. In a box, because it is handed on from future to future, and each keeps room
+/// for what it was handed.
+pub(in crate::mesh) type Accepted = Box<TlsStream<Socket>>;
 
 /// What connections begin with, for as long as our certificate stays the same. With a new one no session of before can
 /// be resumed.
@@ -63,7 +64,8 @@ impl Door {
     /// The handshake.
     pub(in crate::mesh) async fn accept(&self, stream: TcpStream, role: &Role) -> io::Result<Accepted> {
         let config = if role.is_stream() { &self.tcp } else { &self.http };
-        TlsAcceptor::from(Arc::clone(config)).accept(Socket(stream)).await
+        let accepted = TlsAcceptor::from(Arc::clone(config)).accept(Socket(stream)).await;
+        accepted.map(Box::new)
     }
 }
 

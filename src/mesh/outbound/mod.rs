@@ -19,14 +19,12 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use rustls::{ClientConfig, HandshakeKind};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 
 use super::access::{Entry, Way};
 use super::hop::{
     Dial, Endpoint, Failure, Far, HOUSEKEEPING, Hop, Pool, Slot, Upload, connect, headers, request_id,
 };
 use super::reply::{self, Body};
-use super::socket::Socket;
 use super::tally::{Held, Meter, Pen, To};
 use super::wire::Line;
 use super::{MeshSettings, Shared};
@@ -172,7 +170,7 @@ impl Outbound {
     }
 
     /// A connection for bytes as they are. Whoever is there has proved to be the target's app.
-    pub(super) async fn connect(&self, target: &Target) -> Result<(TlsStream<Socket>, Held), Failure> {
+    pub(super) async fn connect(&self, target: &Target) -> Result<(connect::Connected, Held), Failure> {
         let settings = self.shared.settings.load_full();
         let (endpoint, config) = self.era(&settings).stream(target)?;
         let meter = self.pen.target(target.app);

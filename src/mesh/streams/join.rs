@@ -72,9 +72,7 @@ where
 {
     // Each of these is polled when it was woken, and not whenever a byte moves.
     let mut others = FuturesUnordered::<LocalBoxFuture<'_, End>>::new();
-    others.push(Box::pin(
-        unchanged(idle, || Some(session.bytes())).map(|()| End::Idle),
-    ));
+    others.push(Box::pin(unchanged(idle, || session.bytes()).map(|()| End::Idle)));
     others.push(Box::pin(cut.cancelled().map(|()| End::Cut)));
     let (mut there, mut back) = (OneWay::default(), OneWay::default());
     let both = poll_fn(|cx| {
