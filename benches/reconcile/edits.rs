@@ -106,7 +106,14 @@ pub(crate) async fn backend(page: &mut Page, stage: &Stage) -> Result<()> {
         let last = status.history.last().context("a history")?;
         let parts = [last.stage_ms, last.act_ms].map(Duration::from_millis);
         let bare = alone.edit(stage, file.moved).await?;
-        let all = [took.seen, took.verified, bare.seen, bare.verified, parts[0], parts[1]];
+        let all = [
+            took.seen,
+            took.verified,
+            bare.seen,
+            bare.verified,
+            parts[0],
+            parts[1],
+        ];
         for (times, took) in times.iter_mut().zip(all) {
             times.add(took);
         }

@@ -4,8 +4,8 @@ use anyhow::Result;
 
 use crate::measure::table;
 use crate::shared::chart::{self, Panel};
-use crate::shared::{host, parts};
 use crate::shared::targets::{self, Target};
+use crate::shared::{host, parts};
 
 /// Whose bars the picture has, in this order.
 pub(crate) const SERIES: [&str; 4] = ["dstack-vpc", "nginx alone", "consul-template", "confd"];
@@ -37,7 +37,8 @@ impl Page {
 
     /// Writes the page, and its picture where there is something to be seen.
     pub(crate) fn write(&self, whole: bool) -> Result<()> {
-        let picture = (!self.panels.is_empty()).then(|| chart::of("What an edit costs", &SERIES, &self.panels));
+        let picture =
+            (!self.panels.is_empty()).then(|| chart::of("What an edit costs", &SERIES, &self.panels));
         let shown = "\n![Edit to live beside consul-template and confd](benchmarks-reconcile.svg)\n";
         let page = format!(
             "{}\n## Targets\n\n{}{}\n{}",

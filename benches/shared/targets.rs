@@ -56,7 +56,10 @@ pub(crate) fn table<'t>(targets: impl IntoIterator<Item = &'t Target>) -> String
 /// What a table begins with.
 pub(crate) fn heads(heads: &[impl ToString]) -> String {
     let mut text = String::new();
-    row(&mut text, &heads.iter().map(ToString::to_string).collect::<Vec<_>>());
+    row(
+        &mut text,
+        &heads.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    );
     row(&mut text, &vec!["---".to_owned(); heads.len()]);
     text
 }

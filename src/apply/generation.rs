@@ -1,6 +1,6 @@
 //! Generations on disk: staged beside the live one, complete once renamed, live by one rename of a link.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::machine::Machine;
-use crate::desired::{Desired, Probe};
+use crate::desired::{Desired, NGINX, Probe, Program};
 use crate::paths::StateDir;
+use crate::plan::{Socket, sockets};
 
 /// Describes a generation, beside its files.
 pub const MANIFEST: &str = "manifest.json";
@@ -74,6 +75,24 @@ pub fn current<M: Machine>(machine: &M, state: &StateDir) -> io::Result<Option<u
     let ours = target.parent() == Some(Path::new("generations"));
     let name = target.file_name().and_then(|name| name.to_str());
     Ok(name.filter(|_| ours).and_then(number_of))
+}
+
+/// The sockets that nginx opens when it reads a generation. While its file cannot be read, the manifest tells.
+pub(super) fn nginx_sockets<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    number: u32,
+    files: &BTreeMap<String, Vec<u8>>,
+) -> BTreeSet<Socket> {
+    match files.get(NGINX) {
+        Some(conf) => sockets(conf),
+        None => {
+            let probes = manifest(machine, state, number).map(|manifest| manifest.probes);
+            let probes = probes.into_iter().flatten();
+            let fronts = probes.filter(|probe| probe.of == Program::Nginx);
+            fronts.map(|probe| Socket::at(probe.listen)).collect()
+        }
+    }
 }
 
 /// Reads a generation's files as they are now; a file that cannot be read counts as absent.

@@ -16,14 +16,14 @@ mod real;
 mod roll_back;
 mod switch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::desired::{Desired, ListenerSettings, Probe, Program, Reader};
+use crate::desired::{Desired, ListenerSettings, NGINX, Probe, Program, Reader};
 use crate::paths::StateDir;
 use crate::plan::{self, ActionKind, Listeners, Plan, Present, Service, ServiceState};
 pub use built_in::Backends;
@@ -144,6 +144,16 @@ pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> Result<Present, 
         files.insert(path, bytes);
     }
     let journal = Journal::read(machine, state)?;
+    let mut held: BTreeSet<_> = journal
+        .iter()
+        .flat_map(|journal| &journal.held)
+        .copied()
+        .collect();
+    if let Some(number) = generation
+        && !files.contains_key(NGINX)
+    {
+        held.extend(generation::nginx_sockets(machine, state, number, &files));
+    }
     let mut services = machine.services().await;
     if let Some(journal) = &journal {
         // An apply that was cut off may have stopped it.
@@ -160,7 +170,7 @@ pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> Result<Present, 
         listeners: Listeners::NotOurs,
         services,
         owed: journal.is_some(),
-        held: journal.map(|journal| journal.held).unwrap_or_default(),
+        held,
     })
 }
 

@@ -8,9 +8,9 @@ use super::journal::Journal;
 use super::machine::Machine;
 use super::switch::discard;
 use super::{Failure, Goal, Order, already_heard, carry_out};
-use crate::desired::{ListenerSettings, NGINX};
+use crate::desired::ListenerSettings;
 use crate::paths::StateDir;
-use crate::plan::{self, ActionKind, Listeners, Present, Service, ServiceState, sockets};
+use crate::plan::{self, ActionKind, Listeners, Present, Service, ServiceState};
 
 /// The same mechanism backwards: the earlier generation's files are the desired ones now.
 pub(super) async fn roll_back<M: Machine>(
@@ -24,8 +24,7 @@ pub(super) async fn roll_back<M: Machine>(
 ) -> Result<(), Failure> {
     let owed = Journal::read(machine, state)?;
     let failed_files = generation::files(machine, state, failed);
-    let conf = failed_files.get(NGINX).map(Vec::as_slice);
-    let mut held = sockets(conf.unwrap_or_default());
+    let mut held = generation::nginx_sockets(machine, state, failed, &failed_files);
     held.extend(owed.iter().flat_map(|journal| &journal.held));
     let journal = Journal {
         from: Some(good),

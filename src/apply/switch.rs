@@ -8,9 +8,9 @@ use super::journal::Journal;
 use super::machine::Machine;
 use super::roll_back::stopped;
 use super::{Failure, Order};
-use crate::desired::{Desired, NGINX, Reader};
+use crate::desired::{Desired, Reader};
 use crate::paths::StateDir;
-use crate::plan::{Plan, Present, sockets};
+use crate::plan::{Plan, Present};
 
 /// Puts right what an interrupted apply left: returns whether anything is still owed to the programs.
 pub fn recover<M: Machine>(machine: &M, state: &StateDir) -> Result<bool, DiskError> {
@@ -117,16 +117,15 @@ pub(super) async fn switch_over<M: Machine>(
     let used = [good, again].into_iter().flatten().chain(order.needed.clone());
     let used: Vec<u32> = used.collect();
     let failed = before.iter().flat_map(Journal::never_proven);
-    let conf = plan.files.iter().find(|file| file.path == NGINX);
-    let mut held = sockets(conf.and_then(|file| file.before.as_deref()).unwrap_or_default());
-    held.extend(before.iter().flat_map(|journal| &journal.held));
+    let open = was.map(|number| generation::nginx_sockets(machine, state, number, &present.files));
+    let held = open.into_iter().flatten().chain(present.held.iter().copied());
     let journal = Journal {
         from: good,
         to: number,
         kept: again.is_some(),
         rolling_back: false,
         failed: failed.filter(|number| !used.contains(number)).collect(),
-        held,
+        held: held.collect(),
         stopped: match (&present.services, &before) {
             (Some(_), _) => Some(stopped(present)),
             (None, Some(before)) => before.stopped.clone(),

@@ -47,6 +47,12 @@ fn address(text: &str) -> Option<SocketAddr> {
 }
 
 impl Socket {
+    /// As it is opened where nobody says more.
+    pub(crate) fn at(addr: SocketAddr) -> Self {
+        let only_ipv6 = addr.is_ipv6();
+        Self { addr, only_ipv6 }
+    }
+
     /// Whether the kernel would not let both be open.
     fn excludes(&self, other: &Self) -> bool {
         let (a, b) = (self.addr.ip(), other.addr.ip());
