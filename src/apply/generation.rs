@@ -177,18 +177,26 @@ pub(super) fn staged(state: &StateDir, number: u32) -> PathBuf {
     dir(state, number).with_extension("tmp")
 }
 
-/// Writes everything below `staged`, durably.
+/// Writes everything below `staged`; returns what [`sync`] is to make durable.
 pub(super) fn stage<M: Machine>(
     machine: &M,
     staged: &Path,
     desired: &Desired,
     cause: &str,
-) -> Result<(), DiskError> {
+) -> Result<Vec<PathBuf>, DiskError> {
     machine.remove(staged).map_err(doing("removing", staged))?;
     machine
         .make_dir(staged, 0o755)
         .map_err(doing("creating", staged))?;
-    let mut folders = std::collections::BTreeSet::new();
+    let mut folders = BTreeSet::from([staged.to_owned()]);
+    let mut written = Vec::new();
+    let mut write = |path: PathBuf, mode, bytes: &[u8]| {
+        machine
+            .write_new(&path, mode, bytes)
+            .map_err(doing("writing", &path))?;
+        written.push(path);
+        Ok::<_, DiskError>(())
+    };
     for (path, file) in &desired.files {
         let path = staged.join(path);
         let folder = path.parent().unwrap_or(staged).to_owned();
@@ -197,19 +205,19 @@ pub(super) fn stage<M: Machine>(
                 .make_dir(&folder, 0o755)
                 .map_err(doing("creating", &folder))?;
         }
-        machine
-            .write_new(&path, file.mode, &file.bytes)
-            .map_err(doing("writing", &path))?;
+        write(path, file.mode, &file.bytes)?;
     }
-    let path = staged.join(MANIFEST);
     let manifest = serde_json::to_vec_pretty(&Manifest::of(desired, cause)).expect("plain data serialises");
-    machine
-        .write_new(&path, 0o600, &manifest)
-        .map_err(doing("writing", &path))?;
-    for folder in folders.iter().map(PathBuf::as_path).chain([staged]) {
-        machine.sync_dir(folder).map_err(doing("syncing", folder))?;
-    }
-    Ok(())
+    write(staged.join(MANIFEST), 0o600, &manifest)?;
+    written.extend(folders);
+    Ok(written)
+}
+
+/// Makes files and folders durable.
+pub(super) fn sync<M: Machine>(machine: &M, paths: &[PathBuf]) -> Result<(), DiskError> {
+    paths
+        .iter()
+        .try_for_each(|path| machine.sync(path).map_err(doing("syncing", path)))
 }
 
 /// Makes a staged generation a complete one.
@@ -218,7 +226,7 @@ pub(super) fn complete<M: Machine>(machine: &M, state: &StateDir, number: u32) -
     machine
         .rename(&staged(state, number), &done)
         .map_err(doing("renaming to", &done))?;
-    machine.sync_dir(&all).map_err(doing("syncing", &all))
+    machine.sync(&all).map_err(doing("syncing", &all))
 }
 
 /// Points `current` at a generation by one rename.
@@ -240,9 +248,7 @@ pub(super) fn switch<M: Machine>(machine: &M, state: &StateDir, number: u32) -> 
         let _ = machine.remove(&new);
     }
     linked?;
-    machine
-        .sync_dir(state.root())
-        .map_err(doing("syncing", state.root()))
+    machine.sync(state.root()).map_err(doing("syncing", state.root()))
 }
 
 /// Removes the oldest generations beyond `keep`, never one that is in use.
@@ -282,7 +288,7 @@ pub(super) fn remove<M: Machine>(
         machine.remove(&to).map_err(doing("removing", &to))?;
         machine.rename(&from, &to).map_err(doing("renaming to", &to))?;
     }
-    machine.sync_dir(&folder).map_err(doing("syncing", &folder))?;
+    machine.sync(&folder).map_err(doing("syncing", &folder))?;
     for number in &numbers {
         let path = staged(state, *number);
         machine.remove(&path).map_err(doing("removing", &path))?;

@@ -51,6 +51,7 @@ pub fn replace<M: Machine>(machine: &M, path: &Path, bytes: &[u8]) -> Result<(),
     machine.remove(&new).map_err(doing("removing", &new))?;
     let written = machine
         .write_new(&new, 0o600, bytes)
+        .and_then(|()| machine.sync(&new))
         .map_err(doing("writing", &new))
         .and_then(|()| machine.rename(&new, path).map_err(doing("renaming to", path)));
     if written.is_err() {
@@ -58,7 +59,7 @@ pub fn replace<M: Machine>(machine: &M, path: &Path, bytes: &[u8]) -> Result<(),
         let _ = machine.remove(&new);
     }
     written?;
-    machine.sync_dir(folder).map_err(doing("syncing", folder))
+    machine.sync(folder).map_err(doing("syncing", folder))
 }
 
 impl Journal {
@@ -108,6 +109,6 @@ impl Journal {
     pub(super) fn clear<M: Machine>(machine: &M, state: &StateDir) -> Result<(), DiskError> {
         let (path, run) = (path(state), state.run());
         machine.remove(&path).map_err(doing("removing", &path))?;
-        machine.sync_dir(&run).map_err(doing("syncing", &run))
+        machine.sync(&run).map_err(doing("syncing", &run))
     }
 }

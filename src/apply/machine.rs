@@ -29,11 +29,11 @@ pub trait Machine: Send + Sync {
     /// Creates a folder with this mode, and what is missing above it.
     fn make_dir(&self, path: &Path, mode: u32) -> io::Result<()>;
 
-    /// Creates a file that must not exist yet, with this mode from its first moment, and syncs it.
+    /// Creates a file that must not exist yet, with this mode from its first moment.
     fn write_new(&self, path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()>;
 
-    /// Makes names in a folder durable.
-    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes the bytes of a file durable, or the names in a folder.
+    fn sync(&self, path: &Path) -> io::Result<()>;
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 

@@ -273,9 +273,6 @@ pub async fn apply<M: Machine>(
         Ok(()) => {
             if provable {
                 machine.settle().await;
-                // Only room is at stake here: the next apply tries again.
-                let used: Vec<u32> = order.needed.iter().copied().chain([number]).collect();
-                let _ = generation::prune(machine, state, order.keep, &used);
             }
             return Ok(Applied {
                 generation: number,
@@ -297,6 +294,14 @@ pub async fn apply<M: Machine>(
     };
     machine.settle().await;
     Err(ApplyError { failure, left })
+}
+
+/// Removes the oldest generations after another one was proven. Nobody has to wait for that to be told what is live.
+pub fn prune<M: Machine>(machine: &M, state: &StateDir, keep: usize, needed: &[u32], applied: &Applied) {
+    if applied.changed && applied.proven {
+        // Only room is at stake here: the next one tries again.
+        let _ = generation::prune(machine, state, keep, &[needed, &[applied.generation]].concat());
+    }
 }
 
 /// It is proven: what was tried before and came to nothing goes, and then nothing is owed.

@@ -21,6 +21,8 @@ use crate::facts::ports::reachable;
 const GENERATION: &str = "/.dstack-vpc/generation";
 const HEALTH: &str = "/health";
 const PAUSE: Duration = Duration::from_millis(5);
+/// How often old workers are looked at: nginx lets them go on for 100 ms beside the new ones.
+const LOOK: Duration = Duration::from_millis(1);
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// Waits until every listener answers, those of a front with `tag`, and none of `old_workers` accepts connections.
@@ -32,26 +34,34 @@ pub(super) async fn prove(
 ) -> Result<(), String> {
     let deadline = Instant::now() + within;
     loop {
-        let mut waiting = None;
-        for probe in probes {
-            waiting = match ask(probe).await {
-                Ok(answer) if answer == tag || !probe.has_tag() => continue,
-                Ok(_) => Some("it answers with another configuration".to_owned()),
-                Err(error) => Some(error),
+        let last = Instant::now() > deadline;
+        let old = old_workers.iter().any(|pid| accepts(*pid));
+        // As long as they accept no answer proves anything, and questions would take time from those who get ready.
+        if !old || last {
+            let why = match refusal(probes, tag).await {
+                Some(why) => why,
+                None if old => "workers of the old configuration still accept connections".to_owned(),
+                None => return Ok(()),
+            };
+            if last {
+                return Err(format!("{why} (waited {within:?})"));
             }
-            .map(|why| format!("{} = \"{}\": {why}", probe.key, probe.listen));
-            break;
         }
-        if waiting.is_none() && !old_workers.iter().any(|pid| accepts(*pid)) {
-            return Ok(());
-        }
-        let pending =
-            waiting.unwrap_or_else(|| "workers of the old configuration still accept connections".into());
-        if Instant::now() > deadline {
-            return Err(format!("{pending} (waited {within:?})"));
-        }
-        sleep(PAUSE).await;
+        sleep(if old { LOOK } else { PAUSE }).await;
     }
+}
+
+/// What the first listener says that does not answer as it should.
+async fn refusal(probes: &[Probe], tag: &str) -> Option<String> {
+    for probe in probes {
+        let why = match ask(probe).await {
+            Ok(answer) if answer == tag || !probe.has_tag() => continue,
+            Ok(_) => "it answers with another configuration".to_owned(),
+            Err(error) => error,
+        };
+        return Some(format!("{} = \"{}\": {why}", probe.key, probe.listen));
+    }
+    None
 }
 
 async fn ask(probe: &Probe) -> Result<String, String> {

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ use super::probe;
 use crate::api::{ApiStatus, NodeRow};
 use crate::desired::{ListenerSettings, Probe, Program, Reader, check_command};
 use crate::facts::Programs;
-use crate::facts::ports::{connections_to, holder_of};
+use crate::facts::ports::holder_of;
 use crate::identity::Identity;
 use crate::metrics::Sources;
 use crate::paths::StateDir;
@@ -61,8 +61,6 @@ pub struct Real {
     /// `None`: this process has no listeners (the commands).
     own: Option<Own>,
     listeners: tokio::sync::Mutex<Option<BuiltIn>>,
-    /// Where nginx was last proven to serve.
-    fronts: Mutex<Vec<u16>>,
     state: StateDir,
 }
 
@@ -75,7 +73,6 @@ impl Real {
             programs: Mutex::default(),
             own,
             listeners: tokio::sync::Mutex::new(None),
-            fronts: Mutex::default(),
             state: state.clone(),
         }
     }
@@ -108,12 +105,9 @@ impl Real {
         self.listeners.lock().await.as_ref()?.api_status()
     }
 
-    /// supervisord, where it runs, and these programs of it, without ourselves.
-    pub async fn with_supervisord(&self, programs: &[i32]) -> Vec<i32> {
-        let supervisord = self.supervisor.pid().await.ok();
-        let own = i32::try_from(std::process::id()).ok();
-        let programs = programs.iter().copied().filter(|pid| Some(*pid) != own);
-        supervisord.into_iter().chain(programs).collect()
+    /// supervisord's pid, where it runs.
+    pub async fn supervisord(&self) -> Option<i32> {
+        self.supervisor.pid().await.ok()
     }
 
     /// Ends an nginx that outlived its supervisord: it would keep the ports from the next one.
@@ -143,21 +137,11 @@ impl Real {
         }
     }
 
-    /// Gives nginx's clients the time of a request to leave the connections that its reload closes; none of it where
-    /// there are no such connections.
+    /// Tells nginx's clients to leave the connections that its reload is about to close. They have time for that: it starts
+    /// its new workers, and sleeps for 100 ms before it sends the old ones away.
     async fn bid_farewell(&self) {
-        let told = self.listeners.lock().await.as_ref().map(BuiltIn::bid_farewell);
-        if told.is_none() {
-            return;
-        }
-        let fronts = self.fronts().clone();
-        let end = Instant::now() + FAREWELL;
-        let mut open = connections_to(&fronts);
-        while (fronts.is_empty() || !open.is_empty()) && Instant::now() < end {
-            tokio::time::sleep(STILL_THERE).await;
-            let now = connections_to(&fronts);
-            // Those that came since know from their first answer.
-            open.retain(|connection| now.contains(connection));
+        if let Some(listeners) = &*self.listeners.lock().await {
+            listeners.bid_farewell();
         }
     }
 
@@ -169,6 +153,7 @@ impl Real {
         let master = self.supervisor.process(name).await?.pid;
         if let Some(master) = master {
             self.bid_farewell().await;
+            tokio::time::sleep(FAREWELL).await;
             let workers = probe::workers(master);
             // Gone meanwhile is as good.
             let _ = kill(Pid::from_raw(master), Signal::SIGKILL);
@@ -185,10 +170,6 @@ impl Real {
             listeners.make_room().await;
         }
         self.supervisor.start_again(name, master, START).await
-    }
-
-    fn fronts(&self) -> MutexGuard<'_, Vec<u16>> {
-        self.fronts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn update_listeners(&self, settings: &ListenerSettings) -> Result<(), String> {
@@ -260,12 +241,11 @@ impl Machine for Real {
         if file.metadata()?.permissions().mode() & 0o7777 != mode {
             file.set_permissions(fs::Permissions::from_mode(mode))?;
         }
-        file.write_all(bytes)?;
-        file.sync_all()
+        file.write_all(bytes)
     }
 
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+    fn sync(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -433,12 +413,7 @@ impl Machine for Real {
         old_workers: &[i32],
         within: Duration,
     ) -> Result<(), String> {
-        probe::prove(probes, tag, old_workers, within).await?;
-        let fronts: Vec<_> = probes.iter().filter(|probe| probe.has_tag()).collect();
-        if !fronts.is_empty() {
-            *self.fronts() = fronts.iter().map(|probe| probe.listen.port()).collect();
-        }
-        Ok(())
+        probe::prove(probes, tag, old_workers, within).await
     }
 
     async fn settle(&self) {

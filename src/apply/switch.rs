@@ -102,7 +102,7 @@ pub(super) async fn switch_over<M: Machine>(
     if was.is_none() {
         // They may be new: a journal in a folder without a name is none.
         let root = state.root();
-        machine.sync_dir(root).map_err(doing("syncing", root))?;
+        machine.sync(root).map_err(doing("syncing", root))?;
     }
     let again = order
         .again
@@ -161,8 +161,12 @@ async fn new_generation<M: Machine>(
     let number = numbers.last().map_or(1, |last| last + 1);
     let staged = generation::staged(state, number);
     let made = async {
-        generation::stage(machine, &staged, desired, &order.cause)?;
-        check_all(machine, &staged, plan, check).await
+        let written = generation::stage(machine, &staged, desired, &order.cause)?;
+        // Who looks at it need not wait for the disk.
+        let checking = check_all(machine, &staged, plan, check);
+        let (checked, synced) = tokio::join!(checking, async { generation::sync(machine, &written) });
+        checked?;
+        Ok(synced?)
     };
     if let Err(failure) = made.await {
         // A full disk needs the room.

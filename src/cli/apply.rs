@@ -169,12 +169,15 @@ async fn alone(context: &Context) -> anyhow::Result<Answer> {
     };
     let applying = apply::apply(&machine, state, &desired, &present, &plan, &order);
     Ok(match progress::during("making it live", applying).await? {
-        Ok(applied) => Answer {
-            live: applied.proven,
-            changed: applied.changed,
-            generation: Some(applied.generation),
-            message: format!("generation {} is live", applied.generation),
-        },
+        Ok(applied) => {
+            apply::prune(&machine, state, order.keep, &order.needed, &applied);
+            Answer {
+                live: applied.proven,
+                changed: applied.changed,
+                generation: Some(applied.generation),
+                message: format!("generation {} is live", applied.generation),
+            }
+        }
         Err(error) => Answer {
             live: false,
             changed: false,

@@ -57,7 +57,7 @@ async fn first(context: &Context) -> anyhow::Result<std::path::PathBuf> {
     let machine = Real::new(state, None);
     let _lock = lock(state, &machine).await?;
     apply::recover(&machine, state)?;
-    if !machine.with_supervisord(&[]).await.is_empty() {
+    if machine.supervisord().await.is_some() {
         bail!(
             "supervisord already runs on {}; use `dstack-vpc apply`, or stop it first",
             state.root().display()
@@ -117,8 +117,7 @@ async fn lock(state: &StateDir, machine: &Real) -> Result<Lock, LockError> {
     loop {
         match Lock::take(state) {
             Err(LockError::Held { .. })
-                if tokio::time::Instant::now() < deadline
-                    && machine.with_supervisord(&[]).await.is_empty() =>
+                if tokio::time::Instant::now() < deadline && machine.supervisord().await.is_none() =>
             {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

@@ -228,9 +228,9 @@ pub async fn examine(configuration: Result<&Loaded, &str>, state: &StateDir) -> 
         facts::look(spec, state, PATIENCE),
         asking.status(),
         platform::issue(spec),
-        machine.with_supervisord(&[])
+        machine.supervisord()
     );
-    let supervisord = supervisord.first().and_then(|pid| u32::try_from(*pid).ok());
+    let supervisord = supervisord.and_then(|pid| u32::try_from(pid).ok());
     let stranger = disk::belongs_to_another(state);
     match stranger {
         Some(owner) => findings.push(

@@ -1,6 +1,5 @@
 //! Ports: who holds a taken one, and how an open one is reached.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -45,26 +44,6 @@ pub fn holder_of(addr: SocketAddr) -> Option<Holder> {
         process: owner_of(inode),
         listens,
     })
-}
-
-/// The connections that came in on these ports, as the kernel names them. TCP, this network namespace.
-pub fn connections_to(ports: &[u16]) -> BTreeSet<String> {
-    if ports.is_empty() {
-        return BTreeSet::new();
-    }
-    let tables =
-        ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
-    let rows = tables.iter().flat_map(|table| table.lines().skip(1));
-    rows.filter_map(|row| connection(row, ports)).collect()
-}
-
-/// Both ends of a row that is an open connection to one of `ports`.
-fn connection(row: &str, ports: &[u16]) -> Option<String> {
-    const ESTABLISHED: &str = "01";
-    let mut columns = row.split_ascii_whitespace().skip(1);
-    let (local, remote, state) = (columns.next()?, columns.next()?, columns.next()?);
-    let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
-    (state == ESTABLISHED && ports.contains(&port)).then(|| format!("{local} {remote}"))
 }
 
 /// Address and inode of a row that is a listening socket. The columns are those of proc_net_tcp(5).
@@ -123,20 +102,6 @@ fn owner_of(inode: u64) -> Option<(u32, String)> {
 mod tests {
     use super::*;
     use std::net::TcpListener;
-
-    #[test]
-    fn finds_the_connections_to_a_port_until_they_are_closed() {
-        for bound in ["127.0.0.1", "::1"] {
-            let listener = TcpListener::bind((bound, 0)).unwrap();
-            let addr = listener.local_addr().unwrap();
-            assert!(connections_to(&[addr.port()]).is_empty(), "only listening");
-            let client = std::net::TcpStream::connect(addr).unwrap();
-            let accepted = listener.accept().unwrap();
-            assert_eq!(connections_to(&[addr.port()]).len(), 1, "one end of it");
-            drop((client, accepted));
-            assert!(connections_to(&[addr.port()]).is_empty());
-        }
-    }
 
     #[test]
     fn finds_the_process_that_listens() {

@@ -35,6 +35,11 @@ impl Children {
         children
     }
 
+    /// supervisord is followed as our parent.
+    pub(super) fn is_of_supervisord(&self) -> bool {
+        self.parent.is_some()
+    }
+
     /// From now on these and no others, but for our parent.
     pub(super) fn follow(&mut self, pids: impl IntoIterator<Item = i32>) {
         let pids: Vec<i32> = pids.into_iter().chain(self.parent).collect();

@@ -19,7 +19,7 @@ use crate::desired::{Desired, OVERRIDES, Program, desired};
 use crate::facts::Observed;
 use crate::node::{self, NodeSettings};
 use crate::paths::StateDir;
-use crate::plan::{After, Before, Listeners, Plan, Present, ServiceState, plan};
+use crate::plan::{ActionKind, After, Before, Listeners, Plan, Present, ServiceState, plan};
 use crate::spec::{Loaded, Spec};
 
 /// Workers that are told to end close their listeners well within this.
@@ -45,7 +45,7 @@ pub enum Attempt {
         applied: Applied,
         plan: Plan,
         drifted: Vec<Found>,
-        /// How the machine is, where nothing was done to it.
+        /// How the machine is, where that is known.
         present: Option<Box<Present>>,
     },
     Failed {
@@ -153,7 +153,9 @@ impl Daemon {
         bury(&mut present);
         self.ask_nginx(&mut present).await;
         let mut services = present.services.iter().flatten();
-        let uneasy = services.any(|(_, service)| !service.is_steady());
+        // Our parent lives: what it did not answer in time is not to wait for the timer.
+        let unheard = self.children.is_of_supervisord() && (present.services.is_none() || present.owed);
+        let uneasy = services.any(|(_, service)| !service.is_steady()) || (unheard && self.retry.is_none());
         self.uneasy = uneasy.then(|| Instant::now() + UNEASY);
         self.api = self.machine.api_status().await;
         self.programs.look(&present);
@@ -165,14 +167,20 @@ impl Daemon {
             node: self.node.status.borrow_and_update().clone(),
             api: self.api.as_mut().map(|api| api.borrow_and_update().clone()),
         };
-        self.teller.tell(
+        let live = round.live.as_ref().map(|(applied, ..)| applied.clone());
+        let answer = self.teller.tell(
             &self.source,
             self.live.as_ref().map(Wish::spec),
             &present,
             around,
             round,
             self.retry,
-        )
+        );
+        if let (Some(applied), Some(wish)) = (live, &self.live) {
+            let (keep, needed) = (wish.spec().reconcile.keep, self.rollout.needed());
+            apply::prune(&*self.machine, &self.state, keep.into(), &needed, &applied);
+        }
+        answer
     }
 
     /// The earlier settings that are held, if any are; what changes in that is kept on disk.
@@ -274,8 +282,7 @@ impl Daemon {
                 }
                 self.follow(desired.node.clone());
                 Attempt::Live {
-                    // What was just seen, and left as it was, need not be looked at again.
-                    present: (!applied.changed).then(|| Box::new(present)),
+                    present: known(present, &applied, &desired, &plan).map(Box::new),
                     applied,
                     plan,
                     drifted,
@@ -397,10 +404,39 @@ impl Daemon {
 
     /// Their ends are heard of.
     async fn follow_programs(&mut self, present: &Present) {
+        let own = std::process::id() as i32;
         let services = present.services.iter().flatten();
-        let pids: Vec<_> = services.filter_map(|(_, service)| service.pid).collect();
-        self.children.follow(self.machine.with_supervisord(&pids).await);
+        let pids = services.filter_map(|(_, service)| service.pid.filter(|pid| *pid != own));
+        let supervisord = match self.children.is_of_supervisord() {
+            true => None,
+            false => self.machine.supervisord().await,
+        };
+        self.children.follow(pids.chain(supervisord));
     }
+}
+
+/// What was just seen, or was done and proven since, need not be looked at again.
+fn known(seen: Present, applied: &Applied, desired: &Desired, plan: &Plan) -> Option<Present> {
+    if !applied.changed {
+        return Some(seen);
+    }
+    let mut kinds = plan.actions.iter().map(|action| action.kind);
+    let same_programs =
+        kinds.all(|kind| matches!(kind, ActionKind::UpdateListeners | ActionKind::ReloadNginx));
+    let files = desired
+        .files
+        .iter()
+        .map(|(path, file)| (path.clone(), file.bytes.clone()));
+    let modes = desired.files.iter().map(|(path, file)| (path.clone(), file.mode));
+    (applied.proven && same_programs).then(|| Present {
+        generation: Some(applied.generation),
+        files: files.collect(),
+        modes: modes.collect(),
+        listeners: Listeners::Open(Box::new(desired.listeners.clone())),
+        owed: false,
+        held: BTreeSet::new(),
+        ..seen
+    })
 }
 
 /// supervisord takes a program for running until it looks the next time.

@@ -103,21 +103,15 @@ impl Disk {
         Ok(())
     }
 
-    /// Creates a file with the first `length` of `bytes`, synced if `sync`.
-    pub fn write_new(
-        &mut self,
-        path: &Path,
-        mode: u32,
-        bytes: &[u8],
-        length: usize,
-        sync: bool,
-    ) -> Result<(), Errno> {
+    pub fn write_new(&mut self, path: &Path, mode: u32, bytes: &[u8]) -> Result<(), Errno> {
         if self.find(path).is_ok() {
             return Err(Errno::EEXIST);
         }
-        let bytes = bytes[..length].to_vec();
-        let synced = sync.then(|| bytes.clone());
-        let id = self.add(Node::File { mode, bytes, synced });
+        let id = self.add(Node::File {
+            mode,
+            bytes: bytes.to_vec(),
+            synced: None,
+        });
         self.change(path, id)
     }
 
@@ -129,18 +123,20 @@ impl Disk {
         self.change(link, id)
     }
 
-    pub fn sync_dir(&mut self, path: &Path) -> Result<(), Errno> {
+    pub fn sync(&mut self, path: &Path) -> Result<(), Errno> {
         let id = self.find(path)?;
-        let Node::Dir {
-            names,
-            synced,
-            changes,
-        } = &mut self.nodes[id]
-        else {
-            return Err(Errno::ENOTDIR);
-        };
-        synced.clone_from(names);
-        changes.clear();
+        match &mut self.nodes[id] {
+            Node::File { bytes, synced, .. } => *synced = Some(bytes.clone()),
+            Node::Link(_) => return Err(Errno::ELOOP),
+            Node::Dir {
+                names,
+                synced,
+                changes,
+            } => {
+                synced.clone_from(names);
+                changes.clear();
+            }
+        }
         Ok(())
     }
 
@@ -309,9 +305,10 @@ fn apply(names: &mut BTreeMap<String, Id>, change: Change) {
 fn only_what_was_synced_survives_for_sure() {
     let path = |name: &str| Path::new("/s").join(name);
     let mut disk = Disk::new(Path::new("/s"));
-    disk.write_new(&path("old"), 0o600, b"old", 3, true).unwrap();
-    disk.sync_dir(Path::new("/s")).unwrap();
-    disk.write_new(&path("new"), 0o600, b"new", 3, false).unwrap();
+    disk.write_new(&path("old"), 0o600, b"old").unwrap();
+    disk.sync(&path("old")).unwrap();
+    disk.sync(Path::new("/s")).unwrap();
+    disk.write_new(&path("new"), 0o600, b"new").unwrap();
     disk.rename(&path("new"), &path("old")).unwrap();
     assert_eq!(disk.read(&path("old")).unwrap(), b"new");
 

@@ -34,7 +34,7 @@ fn move_and_rewrite(machine: &Model, state: &StateDir) -> Result<(), DiskError> 
     }
     machine.remove(&old).map_err(|e| failed("removing", &old, e))?;
     machine
-        .sync_dir(state.root())
+        .sync(state.root())
         .map_err(|e| failed("syncing", state.root(), e))
 }
 

@@ -404,21 +404,18 @@ impl Machine for Model {
         let step = self.step(Kind::Write, || format!("write {}", path.display()));
         let disk = &mut self.inner().disk;
         if let Err(fault) = step {
-            if fault.half() {
-                disk.write_new(path, mode, bytes, bytes.len() / 2, false)?;
-            } else if fault == Fault::Errno(Errno::EIO) {
-                // At the sync.
-                disk.write_new(path, mode, bytes, bytes.len(), false)?;
+            if fault.half() || fault == Fault::Errno(Errno::EIO) {
+                disk.write_new(path, mode, &bytes[..bytes.len() / 2])?;
             }
             return Err(fault.io());
         }
-        Ok(disk.write_new(path, mode, bytes, bytes.len(), true)?)
+        Ok(disk.write_new(path, mode, bytes)?)
     }
 
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.step(Kind::Write, || format!("sync {}", dir.display()))
+    fn sync(&self, path: &Path) -> io::Result<()> {
+        self.step(Kind::Write, || format!("sync {}", path.display()))
             .map_err(Fault::io)?;
-        Ok(self.inner().disk.sync_dir(dir)?)
+        Ok(self.inner().disk.sync(path)?)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

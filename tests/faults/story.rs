@@ -113,6 +113,9 @@ impl<'a> Story<'a> {
         let plan = plan(desired, &present);
         let order = self.order();
         let applied = apply::apply(model, state, desired, &present, &plan, &order).await;
+        if let Ok(applied) = &applied {
+            apply::prune(model, state, order.keep, &order.needed, applied);
+        }
         self.note(&present, &applied);
         applied.map_err(Failed::Apply)
     }
