@@ -50,6 +50,8 @@ pub(crate) async fn run(page: &mut Page, stage: &Stage, edits: usize) -> Result<
             let took = site.edit(stage, &file, async || kept.gets(wanted).await).await?;
             times.add(took.seen);
         }
+        // It answers once the last of them has cleared up.
+        site.ask().await?;
         let now = Turn {
             resident: proc::resident(&daemon),
             descriptors: proc::descriptors(&daemon),

@@ -376,8 +376,10 @@ fn ports_are_free<M: Machine>(
     present: &Present,
 ) -> Result<(), Failure> {
     let nginx = nginx_pid(present);
-    let held: Vec<Probe> = match (nginx, present.generation) {
-        (Some(_), Some(number)) => generation::manifest(machine, state, number)
+    // The daemon has a supervisord, which may only be late to say that nginx runs.
+    let unheard = present.services.is_none() && present.listeners != Listeners::NotOurs;
+    let held: Vec<Probe> = match present.generation {
+        Some(number) if nginx.is_some() || unheard => generation::manifest(machine, state, number)
             .map(|m| m.probes)
             .unwrap_or_default(),
         _ => Vec::new(),

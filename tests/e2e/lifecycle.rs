@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 
 use crate::common::http::get;
 use crate::common::machine::{EDIT, holds};
-use crate::common::pair::Pair;
-use crate::common::{process, run};
+use crate::common::pair::{Pair, REPORTS};
+use crate::common::{poll, process, run};
 
 #[test]
 fn sigterm_ends_everything_and_the_exit_status_is_0() {
@@ -194,5 +194,28 @@ fn killed_programs_come_back() {
             assert!(back.await.is_some(), "{what}\n{}", pair.server.logs());
             assert_eq!(pair.call(get("/again")).await.status, 200, "{what}");
         }
+    });
+}
+
+#[test]
+fn an_edit_that_supervisord_does_not_hear_of_is_finished_as_soon_as_it_answers() {
+    run(async {
+        let pair = Pair::start().await;
+        let server = &pair.server;
+        let generation = || std::fs::read_link(server.state.current()).expect("a generation");
+        let before = generation();
+        let supervisord = Pid::from_raw(server.pid());
+        kill(supervisord, Signal::SIGSTOP).unwrap();
+        let saved = server
+            .save(|toml| toml.replace(REPORTS, &format!("other.{REPORTS}")))
+            .await;
+        // It is asked for 5 s.
+        let written = poll(EDIT, async || (generation() != before).then_some(())).await;
+        kill(supervisord, Signal::SIGCONT).unwrap();
+        written.expect("a new generation");
+        // Well before the timer, which comes after 30 s.
+        let finished = tokio::time::timeout(Duration::from_secs(15), server.settled(&saved)).await;
+        let status = finished.unwrap_or_else(|_| panic!("it is still owed\n{}", server.logs()));
+        assert!(holds(&status, Ready), "{status:#?}");
     });
 }
