@@ -1,18 +1,11 @@
 //! The completions work in the shells that they are for.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::common;
 
-/// What a shell answers to a script, beside the completions for it; `None` where the shell is not installed.
-fn shell(name: &str, arguments: &[&str], script: &str) -> Option<String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let installed = std::env::split_paths(&path).any(|folder: PathBuf| folder.join(name).exists());
-    if !installed {
-        eprintln!("{name} is not installed: its completions are not tried");
-        return None;
-    }
+/// What a shell answers to a script, beside the completions for it.
+fn shell(name: &str, arguments: &[&str], script: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let made = Command::new(common::binary())
         .args(["completions", name])
@@ -26,13 +19,15 @@ fn shell(name: &str, arguments: &[&str], script: &str) -> Option<String> {
         .arg(script)
         .current_dir(dir.path())
         .env("HOME", dir.path());
-    let said = command.output().unwrap();
+    let said = command
+        .output()
+        .unwrap_or_else(|error| panic!("{name}: {error}. Run `make setup`"));
     assert!(
         said.stderr.is_empty(),
         "{}",
         String::from_utf8_lossy(&said.stderr)
     );
-    Some(String::from_utf8(said.stdout).unwrap())
+    String::from_utf8(said.stdout).unwrap()
 }
 
 #[test]
@@ -43,7 +38,7 @@ fn bash_completes_commands_and_options() {
              $(complete -p dstack-vpc | sed 's/.* -F \\([^ ]*\\) .*/\\1/') dstack-vpc \"${{COMP_WORDS[{last}]}}\" \"${{COMP_WORDS[{last} - 1]}}\"\n\
              printf '%s\\n' \"${{COMPREPLY[@]}}\""
         );
-        shell("bash", &["--norc", "-c"], &script).expect("bash is everywhere")
+        shell("bash", &["--norc", "-c"], &script)
     };
     assert_eq!(ask("dstack-vpc sta", 1).trim(), "status");
     assert_eq!(ask("dstack-vpc plan --js", 2).trim(), "--json");
@@ -54,20 +49,15 @@ fn bash_completes_commands_and_options() {
 fn zsh_loads_them() {
     let script = "fpath=($PWD $fpath); autoload -Uz compinit; compinit -D -u; print $_comps[dstack-vpc]; \
         autoload +X -U _dstack-vpc; which _dstack-vpc | grep -c status";
-    if let Some(said) = shell("zsh", &["-f", "-c"], script) {
-        let mut lines = said.lines();
-        assert_eq!(lines.next(), Some("_dstack-vpc"), "{said}");
-        assert!(lines.next().is_some_and(|count| count != "0"), "{said}");
-    }
+    let said = shell("zsh", &["-f", "-c"], script);
+    let mut lines = said.lines();
+    assert_eq!(lines.next(), Some("_dstack-vpc"), "{said}");
+    assert!(lines.next().is_some_and(|count| count != "0"), "{said}");
 }
 
 #[test]
 fn fish_completes_commands() {
-    if let Some(said) = shell(
-        "fish",
-        &["--no-config", "-c"],
-        "source ./_dstack-vpc; complete -C 'dstack-vpc sta'",
-    ) {
-        assert!(said.starts_with("status\t"), "{said}");
-    }
+    let script = "source ./_dstack-vpc; complete -C 'dstack-vpc sta'";
+    let said = shell("fish", &["--no-config", "-c"], script);
+    assert!(said.starts_with("status\t"), "{said}");
 }

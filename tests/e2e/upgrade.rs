@@ -178,7 +178,10 @@ fn what_a_later_version_wrote_is_not_touched() {
     fs::write(format::path(&state), later).unwrap();
     let before = contents(dir.path());
     let cli = |args: &[&str]| {
-        let output = Command::new(crate::common::binary())
+        // Were it not refused, it would stay.
+        let output = Command::new("timeout")
+            .arg("60")
+            .arg(crate::common::binary())
             .args(["--config".as_ref(), config.as_os_str()])
             .args(["--state-dir".as_ref(), state.root().as_os_str()])
             .args(args)
