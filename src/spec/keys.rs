@@ -293,7 +293,7 @@ section! {
     pub one "reconcile" Reconcile {
         /// How often to look for changes that nothing told of: 1s or longer.
         interval: Duration = "30s";
-        /// How long to wait for more after a change of the file; at most 5 ms where it was replaced in one piece (renamed).
+        /// How long to wait for more after a change of the file; at most 1 ms where it was replaced in one piece (renamed).
         debounce: Duration = "50ms";
         /// How many generations are kept to roll back to.
         keep: u16 as Int<1, 1000> = 10;

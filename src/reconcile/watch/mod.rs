@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const LINKS: usize = 40;
 
 /// How long to wait for more where nothing is being written.
-const PIECE: Duration = Duration::from_millis(5);
+const PIECE: Duration = Duration::from_millis(1);
 
 /// Follows files and folders through renames, link swaps, mounts and replaced parents.
 pub(super) struct Watch {
