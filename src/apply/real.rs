@@ -322,6 +322,8 @@ impl Machine for Real {
             .args(arguments)
             .envs(check.env)
             .stdin(Stdio::null())
+            // Ctrl-C at the terminal is for us, and ends it by way of us: what it says when it is ended is no refusal.
+            .process_group(0)
             .kill_on_drop(true)
             .output();
         let output = tokio::time::timeout(CHECK_TIMEOUT, running)

@@ -291,7 +291,7 @@ fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
 fn until_ctrl_c<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     block_on(async {
         tokio::select! {
-            // What was started here got it, too, and may have failed of it.
+            // What comes at the same time is not what was asked for any more.
             biased;
             pressed = tokio::signal::ctrl_c() => Err(pressed.map_or_else(Into::into, |()| out::Interrupted.into())),
             done = future => done,
