@@ -10,7 +10,9 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Tests of whole machines that are about what a front does, and not about nginx.
-EITHER_FRONT := addresses:: callers:: edits:: front:: identity:: peers:: smuggling:: tcp:: traffic:: volume::
+EITHER_FRONT := addresses:: callers:: edits:: front:: identity:: peers:: smuggling:: tcp:: traffic:: volume:: \
+	upgrade:: observe::ids:: rollout::the_time rollout::what_is_not lifecycle::a_crash lifecycle::a_killed_supervisord \
+	lifecycle::an_edit lifecycle::started lifecycle::two_machines bad_input::a_second
 
 setup: ## install nginx, supervisord, headscale, tailscale, etcd, databases and Chromium where they are missing
 	@scripts/setup
