@@ -23,6 +23,7 @@ use crate::api::{ApiStatus, NodeRow};
 use crate::desired::{ListenerSettings, Probe, Program, Reader, check_command};
 use crate::facts::Programs;
 use crate::facts::ports::holder_of;
+use crate::facts::process;
 use crate::identity::Identity;
 use crate::metrics::Sources;
 use crate::paths::StateDir;
@@ -427,10 +428,11 @@ impl Machine for Real {
 
 /// Whether a process is no more. Its parent may not have noticed yet: supervisord asks once a second.
 pub fn has_ended(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in brackets may hold anything.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state == Some('Z') || kill(pid, None) == Err(Errno::ESRCH)
+    let zombie = u32::try_from(pid.as_raw())
+        .ok()
+        .and_then(process::look)
+        .is_some_and(|it| it.zombie);
+    zombie || kill(pid, None) == Err(Errno::ESRCH)
 }
 
 /// Whether a pid from a file that may be old is still that of an nginx.

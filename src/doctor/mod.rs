@@ -22,7 +22,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::apply::Real;
-use crate::facts::{self, Observed};
+use crate::facts::{self, Observed, process};
 use crate::paths::StateDir;
 use crate::reconcile::control::{AskError, Daemon};
 use crate::reconcile::status::{ConditionKind, Status, Truth};
@@ -186,15 +186,9 @@ impl Patient<'_> {
             status.pid == pid
                 || (status.services.values()).any(|service| service.pid == i32::try_from(pid).ok())
         });
-        told || self.supervisord.is_some() && parent(pid) == self.supervisord
+        let parent = process::look(pid).map(|it| it.parent);
+        told || self.supervisord.is_some() && parent == self.supervisord
     }
-}
-
-fn parent(pid: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // A name in parentheses may have anything in it, spaces too; proc_pid_stat(5).
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// The system's words for an error come with its number, which tells nobody anything.

@@ -12,6 +12,7 @@ mod keep_derp_map;
 mod keep_identity;
 mod look;
 pub mod ports;
+pub mod process;
 mod programs;
 mod remember;
 mod rows;

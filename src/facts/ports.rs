@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::process;
+
 /// What listens on a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
@@ -79,23 +81,28 @@ fn overlap(a: IpAddr, b: IpAddr) -> bool {
 
 fn owner_of(inode: u64) -> Option<(u32, String)> {
     let wanted = format!("socket:[{inode}]");
-    let has_it = |pid: u32| {
-        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-        fds.flatten()
+    let has_it = |pid: &u32| {
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        (fds.into_iter().flatten().flatten())
             .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str()))
-            .then_some(pid)
     };
-    let mut pids: Vec<u32> = std::fs::read_dir("/proc")
+    let owners: Vec<u32> = std::fs::read_dir("/proc")
         .ok()?
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(has_it)
         .collect();
-    // The parent of several that share the socket comes first: nginx's master, not a worker.
-    pids.sort_unstable();
-    let pid = pids.into_iter().find_map(has_it)?;
+    let pid = eldest(&owners, |pid| process::look(pid).map(|it| it.parent))?;
     // The name only: arguments can be secrets.
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some((pid, command.trim_end().to_owned()))
+}
+
+/// Of several that share a socket the one that the others come from: nginx's master, not a worker. Their numbers
+/// do not tell it, since pids begin anew when they have reached the highest.
+fn eldest(owners: &[u32], parent: impl Fn(u32) -> Option<u32>) -> Option<u32> {
+    let inherited = |pid: u32| parent(pid).is_some_and(|parent| owners.contains(&parent));
+    (owners.iter().copied().find(|&pid| !inherited(pid))).or(owners.first().copied())
 }
 
 #[cfg(test)]
@@ -125,6 +132,23 @@ mod tests {
                     .contains(&format!("(pid {}", std::process::id()))
             );
         }
+    }
+
+    #[test]
+    fn a_socket_is_that_of_the_process_which_handed_it_on_whatever_its_number() {
+        let parents = |pid| {
+            [(32_700, 1), (32_701, 32_700), (300, 32_700), (301, 300)]
+                .into_iter()
+                .find_map(|(child, parent)| (child == pid).then_some(parent))
+        };
+        assert_eq!(eldest(&[300, 301, 32_700, 32_701], parents), Some(32_700));
+        assert_eq!(
+            eldest(&[301, 300], parents),
+            Some(300),
+            "whose parent let go of it"
+        );
+        assert_eq!(eldest(&[9], parents), Some(9), "one that has just ended");
+        assert_eq!(eldest(&[], parents), None);
     }
 
     #[test]
