@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::act::{Goal, already_heard, carry_out};
 use super::generation;
 use super::journal::Journal;
 use super::machine::Machine;
 use super::switch::discard;
-use super::{Failure, Goal, Order, already_heard, carry_out};
+use super::{Failure, Order};
 use crate::desired::ListenerSettings;
 use crate::paths::StateDir;
 use crate::plan::{self, ActionKind, Listeners, Present, Service, ServiceState};
