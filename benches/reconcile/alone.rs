@@ -1,7 +1,6 @@
 //! nginx by itself: the nginx.conf that a machine of ours rendered, on other ports, managed by nobody.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -14,7 +13,7 @@ use tempfile::TempDir;
 use crate::common::machine::replace;
 use crate::common::ports::Port;
 use crate::common::process::Watchdog;
-use crate::site::{Site, Stage, Took, answers, host_of, name, until};
+use crate::site::{Site, Stage, Took, answers, host_of, name, open_folder, until};
 
 /// Dropping it ends nginx.
 pub(crate) struct Alone {
@@ -28,10 +27,7 @@ pub(crate) struct Alone {
 
 impl Alone {
     pub(crate) async fn start(stage: &Stage, site: &Site) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("vpc-bench-")
-            .permissions(PermissionsExt::from_mode(0o755))
-            .tempdir()?;
+        let dir = open_folder(stage.apart.path());
         let (http, https) = (Port::reserve(), Port::reserve());
         let rendered = site.machine.state.current().join("nginx/nginx.conf");
         let text = fs::read_to_string(rendered)?

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +16,7 @@ use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
@@ -39,6 +42,8 @@ pub(crate) struct Stage {
     pub(crate) here: Backend,
     pub(crate) there: Backend,
     nowhere: Port,
+    /// For everybody else's files: where they are read and written all the time is no folder above ours.
+    pub(crate) apart: TempDir,
 }
 
 impl Stage {
@@ -50,6 +55,7 @@ impl Stage {
             here: Backend::start("here").await,
             there: Backend::start("there").await,
             nowhere: Port::reserve(),
+            apart: open_folder(&std::env::temp_dir()),
         }
     }
 
@@ -117,6 +123,15 @@ impl File {
         }
         text
     }
+}
+
+/// One that nginx's workers, another user, get into.
+pub(crate) fn open_folder(above: &Path) -> TempDir {
+    tempfile::Builder::new()
+        .prefix("vpc-bench-")
+        .permissions(PermissionsExt::from_mode(0o755))
+        .tempdir_in(above)
+        .expect("a temporary directory")
 }
 
 pub(crate) fn name(number: usize) -> String {
