@@ -66,6 +66,20 @@ impl Alone {
         words
     }
 
+    /// `nginx -t` of its file.
+    pub(crate) fn check(&self) -> Result<()> {
+        let test = Command::new("nginx")
+            .args(arguments(&self.dir, ""))
+            .args(["-t", "-q"])
+            .output()?;
+        ensure!(
+            test.status.success(),
+            "nginx -t: {}",
+            String::from_utf8_lossy(&test.stderr)
+        );
+        Ok(())
+    }
+
     /// Moves the first backend by hand.
     pub(crate) async fn edit(&self, stage: &Stage, moved: bool) -> Result<Took> {
         let text = match moved {

@@ -82,6 +82,8 @@ pub(crate) struct File {
     /// Whether the caller is on the list.
     pub(crate) caller_may: bool,
     pub(crate) debounce: &'static str,
+    /// `mesh.front`.
+    pub(crate) front: &'static str,
 }
 
 impl File {
@@ -92,12 +94,15 @@ impl File {
             apps: None,
             caller_may: true,
             debounce: "50ms",
+            front: "nginx",
         }
     }
 
     pub(crate) fn text(&self, head: &str, stage: &Stage) -> String {
         // nginx alone takes seconds for 10,000 backends.
         let head = head.replace("probe_timeout = \"3s\"", "probe_timeout = \"60s\"");
+        let front = format!("front = \"{}\"\n", self.front);
+        let head = head.replace("front = \"nginx\"\n", &front);
         let reconcile = format!("[reconcile]\ndebounce = \"{}\"\n", self.debounce);
         let mut text = head.replace("[reconcile]\n", &reconcile);
         for number in 0..self.backends {

@@ -5,16 +5,17 @@
 //! only a look finds counts when the next look finds the same, or half a file might be read.
 
 mod events;
+mod picture;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
 use events::{Events, Heed, What};
+use picture::{Listings, Picture, signatures};
 
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -34,6 +35,7 @@ pub(super) struct Watch {
     seen: Picture,
     /// What the last look found, where that was something else.
     doubtful: Option<Picture>,
+    listings: Listings,
     tick: tokio::time::Interval,
 }
 
@@ -72,16 +74,6 @@ impl Ahead {
     }
 }
 
-type Picture = BTreeMap<PathBuf, Signature>;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Signature {
-    inode: (u64, u64),
-    size: u64,
-    /// Unlike the time of the last write, nobody can set it back.
-    changed: (i64, i64),
-}
-
 impl Watch {
     /// Watches nothing until [`Watch::look`].
     pub(super) fn new() -> Self {
@@ -97,6 +89,7 @@ impl Watch {
             made: Made::default(),
             seen: Picture::new(),
             doubtful: None,
+            listings: Listings::default(),
             tick,
         }
     }
@@ -117,7 +110,8 @@ impl Watch {
         self.made = made;
         self.listen();
         self.seen.retain(|path, _| self.wished.has(path));
-        self.seen.extend(self.made.picture());
+        self.listings = Listings::default();
+        self.seen.extend(self.made.picture(&mut self.listings));
     }
 
     /// Returns when something may have changed. Cancel safe.
@@ -137,9 +131,9 @@ impl Watch {
         }
     }
 
-    fn picture(&self) -> Picture {
-        let mut picture = self.wished.picture();
-        picture.extend(self.made.picture());
+    fn picture(&mut self) -> Picture {
+        let mut picture = self.wished.picture(&mut self.listings);
+        picture.extend(self.made.picture(&mut self.listings));
         picture
     }
 
@@ -159,8 +153,8 @@ impl Watch {
 }
 
 impl Wished {
-    fn picture(&self) -> Picture {
-        let folder = self.folder.iter().flat_map(|folder| inside(folder));
+    fn picture(&self, listings: &mut Listings) -> Picture {
+        let folder = self.folder.iter().flat_map(|folder| listings.inside(folder));
         signatures(self.file.iter().cloned().chain(folder))
     }
 
@@ -170,8 +164,8 @@ impl Wished {
 }
 
 impl Made {
-    fn picture(&self) -> Picture {
-        let folders = self.folders.iter().flat_map(|folder| inside(folder));
+    fn picture(&self, listings: &mut Listings) -> Picture {
+        let folders = self.folders.iter().flat_map(|folder| listings.inside(folder));
         signatures(folders.chain([self.link.clone()]))
     }
 
@@ -210,26 +204,6 @@ fn way(path: &Path) -> Vec<PathBuf> {
         }
     }
     way
-}
-
-fn inside(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path())
-}
-
-/// Of those that are there, behind whatever links.
-fn signatures(paths: impl Iterator<Item = PathBuf>) -> Picture {
-    paths
-        .filter_map(|path| {
-            let meta = std::fs::metadata(&path).ok()?;
-            let signature = Signature {
-                inode: (meta.dev(), meta.ino()),
-                size: meta.size(),
-                changed: (meta.ctime(), meta.ctime_nsec()),
-            };
-            Some((path, signature))
-        })
-        .collect()
 }
 
 #[cfg(test)]
