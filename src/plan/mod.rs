@@ -1,9 +1,11 @@
 //! The difference between desired and present, as the smallest ordered set of actions: a pure function.
 
 mod causes;
+mod changes;
 mod effects;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod listeners;
 mod report;
 mod secrets;
 mod sockets;
@@ -13,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::desired::{Desired, ListenerSettings, NGINX, Program, Reader};
 use crate::supervisor::State;
 pub use causes::{After, Before, Cause};
+pub use changes::FileChange;
+use changes::{changes, file_changes, headscale_reads_other, meaning_changed, touched};
+use listeners::listener_reason;
 pub use report::{FileReport, Report, report_schema};
 pub(crate) use report::{differences, words};
 pub use sockets::Socket;
@@ -97,21 +102,6 @@ pub struct Plan {
     pub missing: Vec<String>,
     /// What is left as it is on purpose, in sentences.
     pub notes: Vec<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileChange {
-    pub path: String,
-    pub reader: Reader,
-    pub before: Option<Vec<u8>>,
-    pub after: Option<Vec<u8>>,
-}
-
-impl FileChange {
-    /// What is said in it stays as it is: nobody has to read it again.
-    pub fn is_of_mode(&self) -> bool {
-        self.before == self.after
-    }
 }
 
 /// One step on a running program, and why.
@@ -251,21 +241,6 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
     }
 }
 
-/// What differs between the files of two generations.
-fn changes(before: &BTreeMap<String, Vec<u8>>, after: &BTreeMap<String, Vec<u8>>) -> Vec<FileChange> {
-    let paths: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    let changed = paths
-        .into_iter()
-        .filter(|path| before.get(*path) != after.get(*path));
-    let changes = changed.map(|path| FileChange {
-        path: path.clone(),
-        reader: Reader::of(path),
-        before: before.get(path).cloned(),
-        after: after.get(path).cloned(),
-    });
-    changes.collect()
-}
-
 /// What an unfinished journal asks for: whoever may not have heard of the files is told again.
 pub fn owed(present: &Present) -> Vec<ActionKind> {
     if !present.owed {
@@ -292,36 +267,6 @@ pub fn owed(present: &Present) -> Vec<ActionKind> {
         }
     }
     owed
-}
-
-fn file_changes(desired: &Desired, present: &Present) -> Vec<FileChange> {
-    let mut changes: Vec<_> = desired
-        .files
-        .iter()
-        .filter(|(path, file)| {
-            let other_mode = present.modes.get(*path).is_some_and(|mode| *mode != file.mode);
-            other_mode || present.files.get(*path) != Some(&file.bytes)
-        })
-        .map(|(path, file)| FileChange {
-            path: path.clone(),
-            reader: file.reader,
-            before: present.files.get(path).cloned(),
-            after: Some(file.bytes.clone()),
-        })
-        .collect();
-    changes.extend(
-        present
-            .files
-            .iter()
-            .filter(|(path, _)| !desired.files.contains_key(*path))
-            .map(|(path, bytes)| FileChange {
-                path: path.clone(),
-                reader: Reader::of(path),
-                before: Some(bytes.clone()),
-                after: None,
-            }),
-    );
-    changes
 }
 
 fn service_actions(
@@ -389,113 +334,6 @@ fn service_actions(
             (ServiceState::Up, _) => {}
         }
     }
-}
-
-/// Whether it has to be started anew for its files. What somebody wrote there since it read them means nothing to it.
-fn headscale_reads_other(files: &[FileChange], desired: &Desired, present: &Present) -> bool {
-    let read = present
-        .headscale_read
-        .as_ref()
-        .filter(|_| touched(files, Reader::Headscale));
-    let Some(read) = read else {
-        return meaning_changed(files);
-    };
-    let wanted = desired
-        .files
-        .iter()
-        .filter(|(_, file)| file.reader == Reader::Headscale);
-    let wanted = wanted.map(|(path, file)| (path.clone(), file.bytes.clone()));
-    meaning_changed(&changes(read, &wanted.collect()))
-}
-
-fn touched(files: &[FileChange], reader: Reader) -> bool {
-    files
-        .iter()
-        .any(|change| change.reader == reader && !change.is_of_mode())
-}
-
-/// Whether Headscale would read anything else: comments, order and the way of quoting mean nothing to it. A file
-/// that is no YAML to us may be some to Headscale.
-fn meaning_changed(files: &[FileChange]) -> bool {
-    let meaning = |bytes: &Option<Vec<u8>>| -> Option<serde_json::Value> {
-        serde_saphyr::from_slice(bytes.as_deref()?).ok()
-    };
-    let mut files = files.iter().filter(|change| change.reader == Reader::Headscale);
-    files.any(|change| match (meaning(&change.before), meaning(&change.after)) {
-        (Some(before), Some(after)) => before != after,
-        _ => true,
-    })
-}
-
-fn listener_reason(before: &ListenerSettings, after: &ListenerSettings) -> String {
-    let mut what = Vec::new();
-    let (old, new) = (&before.mesh, &after.mesh);
-    if old.client_listen != new.client_listen {
-        what.push("mesh.client_listen moved");
-    }
-    if old.auth_listen != new.auth_listen {
-        what.push("mesh.auth_listen moved");
-    }
-    match (&old.front, &new.front) {
-        (None, Some(_)) => what.push("the daemon becomes the front"),
-        (Some(_), None) => what.push("nginx becomes the front"),
-        (Some(old), Some(new)) => {
-            if old.http_listen != new.http_listen {
-                what.push("mesh.http_listen moved");
-            }
-            match (old.https_listen, new.https_listen) {
-                (old, new) if old == new => {}
-                (None, Some(_)) => what.push("the certificate is there"),
-                _ => what.push("mesh.https_listen moved"),
-            }
-            if old.routes != new.routes {
-                what.push("backends changed");
-            }
-        }
-        (None, None) => {}
-    }
-    if old.gateway != new.gateway {
-        what.push("the gateway domain changed");
-    }
-    if old.agent != new.agent {
-        what.push("the guest agent's address changed");
-    }
-    if old.backends != new.backends {
-        what.push("backends or who may call them changed");
-    }
-    if old.tcp_backends != new.tcp_backends {
-        what.push("TCP backends changed");
-    }
-    if old.forwards != new.forwards {
-        what.push("forwards changed");
-    }
-    match (&before.api, &after.api) {
-        (None, Some(_)) => what.push("the VPC API is wanted"),
-        (Some(_), None) => what.push("the VPC API is no longer wanted"),
-        (Some(old), Some(new)) if old.listen != new.listen => what.push("server.api_listen moved"),
-        (Some(old), Some(new)) if old != new => what.push("settings of the VPC API changed"),
-        _ => {}
-    }
-    match (before.metrics, after.metrics) {
-        (None, Some(_)) => what.push("metrics are wanted"),
-        (Some(_), None) => what.push("metrics are no longer wanted"),
-        (Some(old), Some(new)) if old != new => what.push("metrics.listen moved"),
-        _ => {}
-    }
-    match (&before.page, &after.page) {
-        (None, Some(_)) => what.push("the status page is wanted"),
-        (Some(_), None) => what.push("the status page is no longer wanted"),
-        (Some(old), Some(new)) if old.listen != new.listen => what.push("status.listen moved"),
-        (Some(old), Some(new)) if old != new => what.push("status.names changed"),
-        _ => {}
-    }
-    if old.access_log != new.access_log {
-        what.push("mesh.access_log changed");
-    }
-    if what.is_empty() {
-        what.push("a time limit changed");
-    }
-    what.join(", ")
 }
 
 #[cfg(test)]
