@@ -1,6 +1,6 @@
 //! The mesh through its own doors: real listeners, real TLS peers, clients that write bytes.
 
-#[path = "../common/attacks.rs"]
+#[path = "../common/attacks/mod.rs"]
 mod attacks;
 mod auth;
 mod crowd;
@@ -15,6 +15,7 @@ mod limits;
 mod live;
 mod openssl;
 mod pool;
+mod reach;
 mod sessions;
 mod smuggling;
 mod streams;
