@@ -11,6 +11,7 @@ mod auth;
 pub(crate) mod fuzz;
 mod hop;
 mod inbound;
+mod line;
 mod listener;
 mod listeners;
 mod outbound;
@@ -18,6 +19,7 @@ mod reply;
 mod socket;
 mod streams;
 mod tally;
+mod unchanged;
 mod wire;
 mod worker;
 

@@ -1,39 +1,23 @@
 //! A client's connection below HTTP: what hyper does not look after.
 //!
-//! It counts what moves, so that a connection on which nothing does can be cut. It writes interim responses between the
-//! messages, for which hyper's server has no way. It keeps from hyper for a while that a client has sent its last byte,
-//! when that client waits for an answer: hyper would take it for gone. And it resets a connection whose answer broke
-//! off, where its end would look like the answer's.
+//! It tells its [`Line`] what moves. It writes interim responses between the messages, for which hyper's server has no way,
+//! and keeps the client's end from hyper for as long as the line says. And it resets a connection whose answer broke off,
+//! where its end would look like the answer's.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
-use hyper::body::{Body, Frame, SizeHint};
-use hyper::header::HeaderMap;
-use hyper::{StatusCode, Version};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
-use tokio::time::sleep;
 
 use super::hop::connect::Connected;
 use super::inbound::Accepted;
-use super::listener::Life;
+use super::line::Line;
 use super::socket::Socket;
-use crate::spec::Limits;
-
-/// Interim responses that wait for a client that does not read, in bytes. What is more is left out: they are hints.
-const MAX_INTERIM: usize = 64 * 1024;
-/// A connection on which nothing happens for so long may do without what only a talking one needs.
-const NAP: Duration = Duration::from_secs(2);
-/// How long a client that has sent its last byte is waited for while nothing moves.
-const LEFT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The socket, as hyper uses it.
 pub(super) struct Wire<S: Reset> {
@@ -67,256 +51,6 @@ impl Reset for Connected {
     }
 }
 
-/// What the parts of one connection know of each other. All on one thread; hyper only wants to be able to send it.
-pub(super) struct Line {
-    pub(super) life: Arc<Life>,
-    moved: AtomicU64,
-    /// Requests whose head was read.
-    heads: AtomicU64,
-    /// One of them is being answered; over HTTP/2 this stays.
-    answering: AtomicBool,
-    /// Nothing of hyper's is on its way to the client.
-    between: AtomicBool,
-    interim: Mutex<Vec<u8>>,
-    has_interim: AtomicBool,
-    /// An answer is due, in whole or in part.
-    due: AtomicBool,
-    /// The request's body is waited for.
-    starving: AtomicBool,
-    /// The client has sent its last byte.
-    ended: AtomicBool,
-    on_end: Notify,
-    /// It was seen while the body was waited for.
-    looked: AtomicBool,
-    on_change: AtomicWaker,
-    /// The client speaks HTTP/1.0, where an answer may end with its connection.
-    old: AtomicBool,
-    broke_off: AtomicBool,
-}
-
-impl Line {
-    pub(super) fn new(life: Arc<Life>) -> Arc<Self> {
-        Arc::new(Self {
-            life,
-            moved: AtomicU64::new(0),
-            heads: AtomicU64::new(0),
-            answering: AtomicBool::new(false),
-            between: AtomicBool::new(true),
-            interim: Mutex::default(),
-            has_interim: AtomicBool::new(false),
-            due: AtomicBool::new(false),
-            starving: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            on_end: Notify::new(),
-            looked: AtomicBool::new(false),
-            on_change: AtomicWaker::new(),
-            old: AtomicBool::new(false),
-            broke_off: AtomicBool::new(false),
-        })
-    }
-
-    /// A request has begun. Over HTTP/1 it is being answered until what this returns is dropped.
-    pub(super) fn asked(self: &Arc<Self>, version: Version) -> Option<Answering> {
-        let heads = self.heads.load(Ordering::Relaxed);
-        self.heads.store(heads + 1, Ordering::Relaxed);
-        self.answering.store(true, Ordering::Relaxed);
-        self.old.store(version < Version::HTTP_11, Ordering::Relaxed);
-        (version < Version::HTTP_2).then(|| {
-            self.due.store(true, Ordering::Relaxed);
-            Answering(Arc::clone(self))
-        })
-    }
-
-    fn nothing_due(&self) {
-        self.due.store(false, Ordering::Relaxed);
-        if self.ended.load(Ordering::Relaxed) {
-            self.on_change.wake();
-        }
-    }
-
-    /// The connection ends before its time.
-    pub(super) fn broke_off(&self) {
-        self.broke_off.store(true, Ordering::Relaxed);
-    }
-
-    /// Sends an interim response. While an earlier answer is still on its way it is left out.
-    pub(super) fn interim(&self, status: StatusCode, headers: &HeaderMap) {
-        let mut waiting = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.between.load(Ordering::Relaxed) || waiting.len() > MAX_INTERIM {
-            return;
-        }
-        waiting.extend(format!("HTTP/1.1 {status}\r\n").bytes());
-        for (name, value) in headers {
-            waiting.extend_from_slice(name.as_str().as_bytes());
-            waiting.extend_from_slice(b": ");
-            waiting.extend_from_slice(value.as_bytes());
-            waiting.extend_from_slice(b"\r\n");
-        }
-        waiting.extend_from_slice(b"\r\n");
-        self.has_interim.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the request's body is waited for: then its end must be known.
-    pub(super) fn starving(&self, starving: bool) {
-        if !self.starving.swap(starving, Ordering::Relaxed) && starving {
-            self.looked.store(false, Ordering::Relaxed);
-            self.on_change.wake();
-        }
-    }
-
-    /// Returns when nothing is asked or answered, and nothing has moved for a while.
-    pub(super) async fn drowsy(&self) {
-        let quiet = || {
-            let idle = self.between.load(Ordering::Relaxed) && !self.answering.load(Ordering::Relaxed);
-            idle.then(|| self.moved.load(Ordering::Relaxed))
-        };
-        let mut seen = None;
-        loop {
-            sleep(NAP).await;
-            let now = quiet();
-            if now.is_some() && now == seen {
-                return;
-            }
-            seen = now;
-        }
-    }
-
-    fn hides_end(&self) -> bool {
-        self.due.load(Ordering::Relaxed) && !self.starving.load(Ordering::Relaxed)
-    }
-
-    /// Returns when the connection is to be cut: the client asked for nothing in time, or nothing has moved for long, or
-    /// for a while since the client has sent its last byte, as one does that is gone.
-    ///
-    /// hyper can look after the first, but sets a timer for each request. This is one timer for each connection.
-    pub(super) async fn over(&self, limits: &Limits) {
-        let (header, stall) = (limits.header_timeout, limits.stall_timeout);
-        let [mut silent, mut stalled, mut left] = [header, stall, LEFT_PATIENCE].map(Unchanged::new);
-        let mut passed = Duration::ZERO;
-        loop {
-            let (heads, moved) = (
-                self.heads.load(Ordering::Relaxed),
-                self.moved.load(Ordering::Relaxed),
-            );
-            let answering = self.answering.load(Ordering::Relaxed);
-            let ended = self.ended.load(Ordering::Relaxed);
-            // Before the first request its limit is the one that counts.
-            if silent.for_long(passed, (!answering).then_some(heads))
-                || stalled.for_long(passed, (heads > 0).then_some(moved))
-                || left.for_long(passed, ended.then_some(moved))
-            {
-                return;
-            }
-            let pause = part(header.min(stall).min(if ended { LEFT_PATIENCE } else { stall }));
-            passed = tokio::select! {
-                () = sleep(pause) => pause,
-                () = self.on_end.notified(), if !ended => Duration::ZERO,
-            };
-        }
-    }
-
-    fn moved(&self, bytes: usize) {
-        let moved = self.moved.load(Ordering::Relaxed);
-        self.moved
-            .store(moved.wrapping_add(bytes as u64), Ordering::Relaxed);
-    }
-}
-
-/// Waits until a value has been the same for so long, give or take a quarter.
-pub(super) async fn unchanged(how_long: Duration, value: impl Fn() -> u64) {
-    let mut unchanged = Unchanged::new(how_long);
-    while !unchanged.for_long(part(how_long), Some(value())) {
-        sleep(part(how_long)).await;
-    }
-}
-
-/// How often to look for something that is to be the same for so long.
-fn part(of: Duration) -> Duration {
-    (of / 4).max(Duration::from_millis(1))
-}
-
-/// A value that is looked at from time to time.
-struct Unchanged {
-    how_long: Duration,
-    seen: Option<u64>,
-    already: Duration,
-}
-
-impl Unchanged {
-    fn new(how_long: Duration) -> Self {
-        let (seen, already) = (None, Duration::ZERO);
-        Self {
-            how_long,
-            seen,
-            already,
-        }
-    }
-
-    /// Whether it has been the same for so long, given the time that `passed` since the last look: not what the clock says,
-    /// because who slept with the whole machine has not seen what came meanwhile. Without a value, time does not count.
-    fn for_long(&mut self, passed: Duration, value: Option<u64>) -> bool {
-        self.already = match value.is_some() && value == self.seen {
-            true => self.already + passed,
-            false => Duration::ZERO,
-        };
-        self.seen = value;
-        value.is_some() && self.already >= self.how_long
-    }
-}
-
-/// A request that is being answered, see [`Line::asked`].
-pub(super) struct Answering(Arc<Line>);
-
-impl Answering {
-    /// The answer has no known end: nobody would be told in time that it has no reader, for a client that left looks
-    /// like one that waits.
-    pub(super) fn endless(&self) {
-        self.0.nothing_due();
-    }
-}
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.answering.store(false, Ordering::Relaxed);
-        self.0.nothing_due();
-    }
-}
-
-/// The body of an answer, until it has ended.
-pub(super) struct Answer<B> {
-    body: B,
-    _answering: Option<Answering>,
-}
-
-impl<B> Answer<B> {
-    pub(super) fn new(body: B, answering: Option<Answering>) -> Self {
-        Self {
-            body,
-            _answering: answering,
-        }
-    }
-}
-
-impl<B: Body + Unpin> Body for Answer<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 impl<S: Reset + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn new(stream: S, line: Arc<Line>) -> Self {
         let ahead = Bytes::new();
@@ -334,29 +68,11 @@ impl<S: Reset + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn stream(&mut self) -> &mut S {
         &mut self.stream
     }
-
-    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.line.has_interim.load(Ordering::Relaxed) {
-            let mut waiting = self.line.interim.lock().unwrap_or_else(PoisonError::into_inner);
-            while !waiting.is_empty() {
-                let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &waiting))?;
-                waiting.drain(..count);
-            }
-            self.line.has_interim.store(false, Ordering::Relaxed);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn wrote(&self, bytes: usize) -> Poll<io::Result<usize>> {
-        self.line.between.store(false, Ordering::Relaxed);
-        self.line.moved(bytes);
-        Poll::Ready(Ok(bytes))
-    }
 }
 
 impl<S: Reset> Drop for Wire<S> {
     fn drop(&mut self) {
-        if self.line.broke_off.load(Ordering::Relaxed) && self.line.old.load(Ordering::Relaxed) {
+        if self.line.end_misleads() {
             self.stream.reset();
         }
     }
@@ -373,23 +89,10 @@ impl<S: Reset + AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         let count = buf.filled().len() - before;
-        this.line.moved(count);
         if count > 0 {
-            // Until it asks again, the body has something to go on.
-            this.line.starving.store(false, Ordering::Relaxed);
+            this.line.gave(count);
         } else if buf.remaining() > 0 {
-            if !this.line.ended.swap(true, Ordering::Relaxed) {
-                this.line.on_end.notify_one();
-            }
-            this.line.on_change.register(cx.waker());
-            if this.line.hides_end() {
-                return Poll::Pending;
-            }
-            // The end of the body may be on its way to whoever waits for it: look again when that was delivered.
-            if this.line.due.load(Ordering::Relaxed) && !this.line.looked.swap(true, Ordering::Relaxed) {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
+            return this.line.poll_end(cx).map(Ok);
         }
         Poll::Ready(Ok(()))
     }
@@ -398,9 +101,10 @@ impl<S: Reset + AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
 impl<S: Reset + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_interim(cx))?;
+        ready!(this.line.poll_interim(&mut this.stream, cx))?;
         let count = ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?;
-        this.wrote(count)
+        this.line.took(count);
+        Poll::Ready(Ok(count))
     }
 
     fn poll_write_vectored(
@@ -409,9 +113,10 @@ impl<S: Reset + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_interim(cx))?;
+        ready!(this.line.poll_interim(&mut this.stream, cx))?;
         let count = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
-        this.wrote(count)
+        this.line.took(count);
+        Poll::Ready(Ok(count))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -421,8 +126,8 @@ impl<S: Reset + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     /// hyper flushes only what it has written out whole.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.line.between.store(true, Ordering::Relaxed);
-        ready!(this.poll_interim(cx))?;
+        this.line.is_between();
+        ready!(this.line.poll_interim(&mut this.stream, cx))?;
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 
@@ -435,11 +140,10 @@ impl<S: Reset + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 mod tests {
     use bytes::Buf;
     use tokio::io::Sink;
-    use tokio::time::Instant;
 
     use super::*;
     use crate::mesh::Role;
-    use crate::spec::Spec;
+    use crate::mesh::listener::Life;
 
     impl Reset for Sink {
         fn reset(&self) {}
@@ -456,49 +160,5 @@ mod tests {
         assert_eq!(Arc::strong_count(&buffer), 1);
         wire.put_back(Bytes::from_owner(Arc::clone(&buffer)));
         assert_eq!(Arc::strong_count(&buffer), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn only_what_stays_the_same_is_over() {
-        let limits = Limits {
-            header_timeout: Duration::from_secs(60),
-            stall_timeout: Duration::from_secs(600),
-            ..Spec::default().limits
-        };
-        let line = Line::new(Arc::new(Life::new(Role::Https)));
-        let begin = Instant::now();
-        let lasts = async |from: Instant| {
-            line.over(&limits).await;
-            from.elapsed().as_secs()
-        };
-        assert!((60..=75).contains(&lasts(begin).await), "nothing was asked");
-
-        let begin = Instant::now();
-        let answering = line.asked(Version::HTTP_11);
-        assert!((600..=615).contains(&lasts(begin).await), "nothing moved");
-
-        let begin = Instant::now();
-        let (moving, over) = tokio::join!(
-            async {
-                for _ in 0..4 {
-                    sleep(Duration::from_secs(300)).await;
-                    line.moved(1);
-                }
-            },
-            lasts(begin)
-        );
-        assert_eq!((moving, (1800..=1815).contains(&over)), ((), true), "{over}");
-
-        let begin = Instant::now();
-        let (_, over) = tokio::join!(
-            async {
-                sleep(Duration::from_secs(100)).await;
-                line.ended.store(true, Ordering::Relaxed);
-                line.on_end.notify_one();
-            },
-            lasts(begin)
-        );
-        assert!((104..=107).contains(&over), "{over}");
-        drop(answering);
     }
 }

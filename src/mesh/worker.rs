@@ -33,13 +33,14 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::auth::Auth;
 use super::hop::Failure;
 use super::inbound::{Accepted, Caller, Inbound};
+use super::line::{Answer, Answering, Line};
 use super::listener::{Accepting, Life};
 use super::outbound::Outbound;
 use super::reply::Body;
 use super::socket::Socket;
 use super::streams::Streams;
 use super::tally::Pen;
-use super::wire::{Answer, Answering, Line, Reset, Wire};
+use super::wire::{Reset, Wire};
 use super::{Role, Shared};
 use crate::spec::Limits;
 

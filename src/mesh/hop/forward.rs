@@ -22,8 +22,8 @@ use super::metered::Metered;
 use super::pool::{Dial, Slot};
 use super::upload::Upload;
 use super::{Download, Failure, headers, tunnel};
+use crate::mesh::line::Line;
 use crate::mesh::reply::Body;
-use crate::mesh::wire::Line;
 use crate::names::{AppId, HostPort};
 use crate::spec::Limits;
 

@@ -15,7 +15,7 @@ use hyper::header::{self, HeaderMap};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::headers;
-use crate::mesh::wire::Line;
+use crate::mesh::line::Line;
 
 /// How much of a refused request's body is read, in bytes, and for how long.
 const DISCARD: usize = 4 * 1024 * 1024;

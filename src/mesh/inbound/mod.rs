@@ -27,10 +27,10 @@ use tokio::time::{self, sleep, timeout};
 
 use super::access::{Entry, Way};
 use super::hop::{Dial, Failure, Far, Hop, Pool, Upload, connect, headers, repeatable, request_id};
+use super::line::Line;
 use super::reply::{self, Body};
 use super::socket::Socket;
 use super::tally::{Meter, Pen, To};
-use super::wire::Line;
 use super::{MeshSettings, Shared};
 use crate::identity::Identity;
 use crate::names::{AppId, BackendName, HostPort};

@@ -24,9 +24,9 @@ use super::access::{Entry, Way};
 use super::hop::{
     Dial, Endpoint, Failure, Far, HOUSEKEEPING, Hop, Pool, Slot, Upload, connect, headers, request_id,
 };
+use super::line::Line;
 use super::reply::{self, Body};
 use super::tally::{Held, Meter, Pen, To};
-use super::wire::Line;
 use super::{MeshSettings, Shared};
 use crate::identity::Identity;
 use crate::spec::{AgentAddr, Gateway};

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use crate::codes::Code;
-use crate::mesh::wire::{Reset, unchanged};
+use crate::mesh::unchanged::unchanged;
+use crate::mesh::wire::Reset;
 
 /// In bytes: some TLS records, which are sent together.
 const SCRATCH: usize = 64 * 1024;
