@@ -8,7 +8,7 @@ use super::status::{ConditionKind, Status};
 use super::told::Round;
 use super::unwell::unwell;
 use crate::facts::Topic;
-use crate::plan::Present;
+use crate::plan::{Listeners, Present};
 
 pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'_>) {
     use ConditionKind::{ApiServing, Configured, IdentityValid, ServicesHealthy, VpnJoined};
@@ -92,7 +92,9 @@ pub(super) fn conditions(status: &mut Status, present: &Present, round: &Round<'
     api(status);
 
     let fails = |kind| status.condition(kind).is_some_and(|condition| !condition.holds());
-    let serves = present.generation.is_some() && !present.owed;
+    // A daemon that started anew may find that somebody else has its ports by now.
+    let is_open = present.listeners != Listeners::Closed;
+    let serves = present.generation.is_some() && !present.owed && is_open;
     let needed = [IdentityValid, ServicesHealthy, VpnJoined, ApiServing];
     let ready = serves && !needed.into_iter().any(fails);
     // A node stays in the VPN without its server: worth saying, but nothing that serves has ended.

@@ -62,6 +62,11 @@ pub fn front() -> String {
     std::env::var("FRONT").unwrap_or_else(|_| "nginx".to_owned())
 }
 
+/// Whether that is nginx: a process and a file of its own.
+pub fn has_nginx() -> bool {
+    front() == "nginx"
+}
+
 impl Plan {
     /// A mesh machine whose guest agent is at `socket`, whose calls all go to `gateway`, and that serves
     /// `backends` as (name, server_name, upstream).
@@ -134,6 +139,12 @@ level = "info"
             host: Some(host.inside.clone()),
             contained: false,
         }
+    }
+
+    /// nginx is the front, whatever `FRONT` says: for what only a program beside the daemon shows.
+    pub fn insist_on_nginx(&mut self) {
+        let front = format!("front = \"{}\"", front());
+        self.toml = self.toml.replace(&front, "front = \"nginx\"");
     }
 
     /// Writes `vpc.toml` and starts `up`, without waiting for anything.
