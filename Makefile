@@ -4,7 +4,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack-vpc/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test examples screenshots bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image image-test picture clean
+.PHONY: help setup build demo test test-builtin examples screenshots bench bench-reconcile edits soak soak-streams shipped shipped-reconcile bench-registry bench-vpn fuzz kills faults properties run fmt lint ci image image-test picture clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test: setup ## run every test, with all of these for real
 	cargo test --locked
 	FRONT=builtin cargo test --locked --test streams
 	FRONT=builtin cargo test --locked --test e2e -- $(EITHER_FRONT)
+
+test-builtin: setup ## run every test of whole machines with the built-in front
+	FRONT=builtin cargo test --locked --test e2e --test streams --test vpn --test kills
+	FRONT=builtin cargo test --locked --test examples -- --include-ignored
 
 examples: setup ## run everything in examples/, the etcd cluster of three machines too
 	cargo test --locked --test examples -- --include-ignored

@@ -9,20 +9,22 @@ use dstack_vpc::reconcile::status::ConditionKind::{Configured, Degraded, Ready};
 use dstack_vpc::reconcile::status::Drift;
 
 use crate::common::http::get;
-use crate::common::machine::{Machine, holds};
+use crate::common::machine::{Machine, has_nginx, holds};
 use crate::common::pair::Pair;
 use crate::common::run;
 
 /// The timer would put it right after 30 s; events have to do it well before that.
 const SOON: Duration = Duration::from_secs(15);
 
-const NGINX: &str = "nginx/nginx.conf";
-
 /// What somebody does in the state directory.
 type Deed = fn(&Machine);
 
 fn rendered(machine: &Machine) -> std::path::PathBuf {
-    machine.state.current().join(NGINX)
+    let file = match has_nginx() {
+        true => "nginx/nginx.conf",
+        false => "supervisor/supervisord.conf",
+    };
+    machine.state.current().join(file)
 }
 
 fn edited(machine: &Machine) {
@@ -45,7 +47,7 @@ fn opened(machine: &Machine) {
 }
 
 fn added(machine: &Machine) {
-    fs::write(machine.state.current().join("nginx/more.conf"), "# more\n").unwrap();
+    fs::write(rendered(machine).with_file_name("more.conf"), "# more\n").unwrap();
 }
 
 fn point(machine: &Machine, target: &Path) {
@@ -102,7 +104,8 @@ fn whatever_is_done_to_what_is_live_is_put_right_counted_and_told() {
         server
             .edit(|toml| toml.replace("probe_timeout = \"3s\"", "probe_timeout = \"4s\""))
             .await;
-        let good = fs::read(rendered(server)).unwrap();
+        let mode = || fs::metadata(rendered(server)).unwrap().permissions().mode() & 0o7777;
+        let (good, its_mode) = (fs::read(rendered(server)).unwrap(), mode());
         for (name, deed, kind) in DEEDS {
             let before = server.status().await.expect("the daemon answers");
             let counted = before.counters.drift.get(&kind).copied().unwrap_or(0);
@@ -114,8 +117,7 @@ fn whatever_is_done_to_what_is_live_is_put_right_counted_and_told() {
             let status = server.until(SOON, name, repaired).await;
             println!("{name}: put right after {:?}", begun.elapsed());
             assert_eq!(fs::read(rendered(server)).unwrap(), good, "{name}");
-            let mode = fs::metadata(rendered(server)).unwrap().permissions().mode();
-            assert_eq!(mode & 0o7777, 0o644, "{name}");
+            assert_eq!(mode(), its_mode, "{name}");
             assert!(server.state.current().is_symlink(), "{name}");
             let is_well = holds(&status, Ready) && holds(&status, Configured) && !holds(&status, Degraded);
             assert!(is_well && !status.owed, "{name}: {status:#?}");

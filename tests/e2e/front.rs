@@ -1,15 +1,21 @@
 //! From one front to the other and back, on the same ports.
 
+use std::fs::File;
 use std::net::TcpListener;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dstack_vpc::reconcile::status::ConditionKind::Configured;
 
-use crate::common::http::{With, get};
+use crate::common::agent::Agent;
+use crate::common::backend::Backend;
+use crate::common::http::{self, With, get};
 use crate::common::load::Load;
-use crate::common::machine::{EDIT, Machine, front as first, holds};
+use crate::common::machine::{EDIT, Machine, Plan, front as first, holds};
 use crate::common::pair::Pair;
-use crate::common::{SERVER_APP, poll, run};
+use crate::common::ports::Port;
+use crate::common::process::Watchdog;
+use crate::common::{SERVER_APP, binary, poll, run};
 
 const FRONTS: [&str; 2] = ["nginx", "builtin"];
 
@@ -98,6 +104,47 @@ fn a_front_that_is_not_installed_takes_no_port() {
         );
         let reply = pair.client.call(get("/who").to_app(SERVER_APP)).await.unwrap();
         assert_eq!(reply.status, 200, "{}", reply.text());
+    });
+}
+
+/// Neither nginx nor supervisord nor anything else: the daemon is all that runs.
+#[test]
+fn the_binary_alone_is_in_the_mesh() {
+    run(async {
+        let (agent, backend, nowhere) = (
+            Agent::start().await,
+            Backend::start("alone").await,
+            Port::reserve(),
+        );
+        let backends = [("default", "_", backend.addr())];
+        let plan = Plan::new(&agent.socket(SERVER_APP), nowhere.addr(), &backends);
+        let front = format!("front = \"{}\"", first());
+        let config = plan.dir.path().join("vpc.toml");
+        let itself = plan
+            .toml
+            .replace(&nowhere.to_string(), &plan.ports.https.to_string());
+        std::fs::write(&config, itself.replace(&front, "front = \"builtin\"")).expect("vpc.toml");
+        let mut daemon = Command::new(binary())
+            .env_clear()
+            .env("PATH", "/nowhere")
+            .args(["--config".as_ref(), config.as_os_str()])
+            .args(["--state-dir".as_ref(), plan.dir.path().join("state").as_os_str()])
+            .arg("run")
+            .stdin(Stdio::null())
+            .stderr(File::create(plan.dir.path().join("log")).expect("a log file"))
+            .spawn()
+            .expect("the daemon");
+        let _watchdog = Watchdog::over(daemon.id());
+        let called = poll(EDIT, async || {
+            let call = get("/alone").to_app(SERVER_APP);
+            let reply = http::send(plan.ports.http.addr(), call).await.ok()?;
+            (reply.status == 200).then(|| reply.json())
+        });
+        let called = called.await;
+        let _ = daemon.kill();
+        let _ = daemon.wait();
+        let log = std::fs::read_to_string(plan.dir.path().join("log")).unwrap_or_default();
+        assert_eq!(called.expect(&log)["backend"], "alone");
     });
 }
 

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::agent::Agent;
-use crate::common::machine::Plan;
+use crate::common::machine::{Plan, has_nginx};
 use crate::common::pair::Pair;
 use crate::common::ports::Port;
 use crate::common::{CLIENT_APP, run};
@@ -46,27 +46,32 @@ fn plan_says_what_would_change_and_exits_2() {
     run(async {
         let pair = Pair::shared().await;
         let machine = &pair.server;
-        let other = machine.dir.path().join("other.toml");
-        let text = fs::read_to_string(&machine.config).unwrap();
-        fs::write(&other, text.replace("reports.local", "renamed.local")).unwrap();
-        let output = std::process::Command::new(crate::common::binary())
-            .args(["--config".as_ref(), other.as_os_str()])
-            .args(["--state-dir".as_ref(), machine.state.root().as_os_str()])
-            .arg("plan")
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(
-            output.status.code(),
-            Some(2),
-            "{text}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        assert!(
-            text.contains("renamed.local") && text.contains("reload"),
-            "{text}"
-        );
+        let plan = |from: &str, to: &str| {
+            let other = machine.dir.path().join("other.toml");
+            let text = fs::read_to_string(&machine.config).unwrap();
+            fs::write(&other, text.replace(from, to)).unwrap();
+            let output = std::process::Command::new(crate::common::binary())
+                .args(["--config".as_ref(), other.as_os_str()])
+                .args(["--state-dir".as_ref(), machine.state.root().as_os_str()])
+                .arg("plan")
+                .output()
+                .unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{text}{error}");
+            text
+        };
+        let text = plan("reports.local", "renamed.local");
+        let by = if has_nginx() { "reload" } else { "update in place" };
+        assert!(text.contains("renamed.local") && text.contains(by), "{text}");
         assert!(!text.contains('\u{1b}'), "no colours in a pipe");
+
+        let fronts = ["nginx", "builtin"].map(|front| format!("front = \"{front}\""));
+        let [now, other] = if has_nginx() { [0, 1] } else { [1, 0] }.map(|at| &fronts[at]);
+        let (http, https) = (&machine.ports.http, &machine.ports.https);
+        let words = format!("for a moment connections to {http} and {https} are refused");
+        let text = plan(now, other);
+        assert!(text.contains(&words), "{text}");
     });
 }
 

@@ -8,7 +8,7 @@ use dstack_vpc::reconcile::status::Status;
 
 use crate::common::SERVER_APP;
 use crate::common::http::{With, get};
-use crate::common::machine::{EDIT, Machine, holds};
+use crate::common::machine::{EDIT, Machine, has_nginx, holds};
 use crate::common::pair::{Pair, REPORTS};
 use crate::common::run;
 
@@ -38,10 +38,11 @@ fn is_held(status: &Status) -> bool {
 
 fn files(machine: &Machine) -> Vec<(String, Vec<u8>)> {
     let names = [
-        "nginx/nginx.conf",
         "supervisor/supervisord.conf",
         "daemon/vpc.toml",
+        "nginx/nginx.conf",
     ];
+    let names = &names[..if has_nginx() { 3 } else { 2 }];
     let read = |name: &&str| std::fs::read(machine.state.current().join(name)).expect("a rendered file");
     names
         .iter()
@@ -167,13 +168,24 @@ fn a_template_is_gone_back_from_as_well() {
         let pair = Pair::start().await;
         let folder = pair.server.config.parent().expect("a folder").join("templates");
         std::fs::create_dir_all(&folder).expect("a folder for templates");
-        let odd = format!("{}\n# odd\n", include_str!("../../templates/nginx.conf.tera"));
-        std::fs::write(folder.join("nginx.conf.tera"), odd).expect("a template");
+        let (file, text) = match has_nginx() {
+            true => (
+                "nginx/nginx.conf",
+                include_str!("../../templates/nginx.conf.tera"),
+            ),
+            false => (
+                "supervisor/supervisord.conf",
+                include_str!("../../templates/supervisord.conf.tera"),
+            ),
+        };
+        let (_, name) = file.split_once('/').expect("a folder");
+        let template = folder.join(format!("{name}.tera"));
+        std::fs::write(template, format!("{text}\n# odd\n")).expect("a template");
         let (code, text) = said(&pair.server.cli(&["apply"]));
         assert_eq!(code, Some(0), "{text}");
         let overridden = |machine: &Machine| {
-            let conf = std::fs::read_to_string(machine.state.current().join("nginx/nginx.conf"));
-            conf.expect("nginx.conf").contains("# odd")
+            let conf = std::fs::read_to_string(machine.state.current().join(file));
+            conf.expect(file).contains("# odd")
         };
         assert!(overridden(&pair.server));
 

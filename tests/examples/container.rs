@@ -6,7 +6,7 @@ use std::path::Path;
 
 use dstack_vpc::agent::discover::SOCKETS;
 
-use crate::common::machine::{Machine, Plan};
+use crate::common::machine::{Machine, Plan, front, has_nginx};
 use crate::common::netns::{Host, Switch};
 use crate::compose::{Compose, Filled, Service};
 use crate::site::{Id, Site};
@@ -54,7 +54,7 @@ pub(crate) fn file(site: &Site, host: &Host, name: &str) -> Plan {
 }
 
 /// What is other here than where the examples are for: the folder of the host's files (there is no `/dstack`), who vouches
-/// for the gateway, and who resolves names.
+/// for the gateway, who resolves names, and the front where `FRONT` names another one.
 fn place(site: &Site, is_server: bool) -> Vec<(String, String)> {
     let mut env = vec![
         (
@@ -63,6 +63,9 @@ fn place(site: &Site, is_server: bool) -> Vec<(String, String)> {
         ),
         ("SSL_CERT_FILE".to_owned(), site.ca()),
     ];
+    if !has_nginx() {
+        env.push(("VPC__MESH__FRONT".to_owned(), front()));
+    }
     if is_server {
         env.push(("VPC__VPN__NAMESERVERS".to_owned(), Switch::ADDRESS.to_string()));
     }

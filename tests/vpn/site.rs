@@ -7,7 +7,7 @@ use dstack_vpc::spec::AgentAddr;
 use tempfile::TempDir;
 
 use crate::common::gateway::{DOMAIN, Gateway};
-use crate::common::machine::Plan;
+use crate::common::machine::{Plan, front};
 use crate::common::netns::{Host, Switch};
 
 /// A data centre.
@@ -79,6 +79,10 @@ impl Site {
             self.agent_socket(&host.name).display(),
             self.dir.path().display()
         );
+        let toml = match toml.split_once("[mesh]\n") {
+            Some((before, after)) => format!("{before}[mesh]\nfront = \"{0}\"\n{after}", front()),
+            None => format!("{toml}\n[mesh]\nfront = \"{}\"\n", front()),
+        };
         let mut plan = Plan::in_host(host, format!("version = 1\n{toml}\n{dstack}"));
         plan.env.push(("SSL_CERT_FILE".to_owned(), self.ca()));
         plan

@@ -51,7 +51,8 @@ async fn line(alone: &Alone, id: &str) -> Json {
 #[test]
 fn each_request_is_one_line_where_that_is_wanted() {
     run(async {
-        let alone = Alone::start(|_| {}).await;
+        // The built-in front would write one as well, see below.
+        let alone = Alone::start(Plan::insist_on_nginx).await;
         let call = |id: &str| get("/quiet").to_app(CLIENT_APP).with("x-request-id", id);
         assert_eq!(alone.proxy(call("quiet-1")).await.status, 200);
         let on = |toml: String| toml.replace("[mesh]\n", "[mesh]\naccess_log = true\n");
