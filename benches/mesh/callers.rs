@@ -1,6 +1,6 @@
 //! Callers of a front with certificates, as many and as quick as this computer lets them be.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,35 +9,48 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dstack_vpc::agent::dev::Issued;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::client::Resumption;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned};
 use rustls_pki_types::ServerName;
 use socket2::SockRef;
 
 use crate::common::CLIENT_APP;
+use crate::common::machine::Machine;
 use crate::common::tls::Caller;
 use crate::compare::Pace;
 use crate::peers::{Answers, Hop, Part};
 use crate::shared::proc;
-use crate::shared::targets::Limit::{AtLeast, AtMost};
+use crate::shared::targets::Limit::AtLeast;
 use crate::shared::targets::Target;
 use crate::stage::{OURS, Stage};
 use crate::turns::{Page, Turns};
 
 /// At once.
-const CALLERS: usize = 16;
-/// Connections that do nothing.
-const IDLE: usize = 10_000;
-/// Open files that a front of ours wants for so many: two each, and some for itself.
-const FILES: u64 = 2 * IDLE as u64 + 1024;
-const MIB: f64 = (1 << 20) as f64;
+pub(crate) const CALLERS: usize = 16;
 
 /// A front that is called.
-struct Called {
-    name: &'static str,
-    addr: SocketAddr,
-    pids: Vec<i32>,
+pub(crate) struct Called {
+    pub(crate) name: &'static str,
+    pub(crate) addr: SocketAddr,
+    pub(crate) pids: Vec<i32>,
+}
+
+impl Called {
+    pub(crate) fn ours(machine: &Machine) -> Self {
+        Self {
+            name: OURS,
+            addr: machine.ports.https.addr(),
+            pids: Part::daemon("", machine).pids,
+        }
+    }
+
+    pub(crate) fn nginx(hop: &Hop) -> Self {
+        Self {
+            name: "nginx",
+            addr: hop.port.addr(),
+            pids: hop.program.part("").pids,
+        }
+    }
 }
 
 /// New connections with client certificates, of callers that come for the first time, and of those that were there before.
@@ -46,18 +59,7 @@ pub(crate) async fn newcomers(stage: &Stage, pace: Pace) -> Result<Page> {
     let backend = Answers::start(&stage.files).await?;
     let ours = stage.serving_with("builtin", backend.plain.addr()).await?;
     let nginx = Hop::front(&stage.files, backend.plain.addr()).await?;
-    let fronts = [
-        Called {
-            name: OURS,
-            addr: ours.ports.https.addr(),
-            pids: Part::daemon("", &ours).pids,
-        },
-        Called {
-            name: "nginx",
-            addr: nginx.port.addr(),
-            pids: nginx.program.part("").pids,
-        },
-    ];
+    let fronts = [Called::ours(&ours), Called::nginx(&nginx)];
     let mut page = Page::new(
         "New connections of peers",
         &format!(
@@ -150,112 +152,7 @@ fn crowd(front: &Called, issued: &Issued, resumes: bool, long: Duration) -> Resu
     })
 }
 
-/// What connections cost that had one request and wait for the next.
-pub(crate) async fn idle(stage: &Stage) -> Result<Page> {
-    let count = room()?;
-    let backend = Answers::start(&stage.files).await?;
-    let mut page = Page::new(
-        "Idle connections of peers",
-        &format!(
-            "{count} TLS 1.3 connections with client certificates that had one request and stay open, with a front that has done nothing \
-             else before."
-        ),
-        &["", "RSS before, MiB", "RSS with them, MiB", "KiB each"],
-    );
-    for name in [OURS, "nginx"] {
-        eprintln!("bench: idle connections, {name}");
-        let (ours, nginx);
-        let front = if name == OURS {
-            ours = stage.serving_with("builtin", backend.plain.addr()).await?;
-            Called {
-                name,
-                addr: ours.ports.https.addr(),
-                pids: Part::daemon("", &ours).pids,
-            }
-        } else {
-            nginx = Hop::front(&stage.files, backend.plain.addr()).await?;
-            Called {
-                name,
-                addr: nginx.port.addr(),
-                pids: nginx.program.part("").pids,
-            }
-        };
-        let before = proc::resident(&front.pids) as f64;
-        let open = gather(&front, &stage.agent.issue(CLIENT_APP), count)?;
-        let with = settled(&front);
-        let left = open.iter().filter(|stream| !is_open(stream)).count();
-        ensure!(left == 0, "{name} closed {left} of {count} connections");
-        let mib = |bytes: f64| format!("{:.0}", bytes / MIB);
-        let each = (with - before) / count as f64;
-        page.row(&[
-            name.to_owned(),
-            mib(before),
-            mib(with),
-            format!("{:.1}", each / 1024.0),
-        ]);
-        if name == OURS {
-            let what = format!("memory with {IDLE} idle connections of peers");
-            page.targets.push(Target::new(
-                what,
-                AtMost(150.0, " MiB"),
-                (before + each * IDLE as f64) / MIB,
-            ));
-        }
-    }
-    Ok(page)
-}
-
-/// Connections that both ends have descriptors for, all of them where this user may raise the limit.
-fn room() -> Result<usize> {
-    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let raised = setrlimit(Resource::RLIMIT_NOFILE, FILES, most.max(FILES));
-    let files = match raised {
-        Ok(()) => FILES,
-        Err(_) => now.min(FILES),
-    };
-    // In equal parts.
-    let each = files.saturating_sub(1024) as usize / 2 / CALLERS;
-    ensure!(each > 0, "too few open files: ulimit -n {FILES}");
-    Ok(each * CALLERS)
-}
-
-fn gather(front: &Called, issued: &Issued, count: usize) -> Result<Vec<TcpStream>> {
-    thread::scope(|scope| {
-        let callers: Vec<_> = (0..CALLERS)
-            .map(|_| {
-                scope.spawn(|| -> Result<Vec<TcpStream>> {
-                    let config = config(issued, false);
-                    // What this end knows of TLS is not needed any more.
-                    let open =
-                        (0..count / CALLERS).map(|_| Ok(call(&config, front.addr, "keep-alive")?.sock));
-                    open.collect()
-                })
-            })
-            .collect();
-        let open: Result<Vec<_>> = callers.into_iter().map(joined).collect();
-        Ok(open?.into_iter().flatten().collect())
-    })
-}
-
-/// Resident memory once it does not fall any more: what was for the handshakes and for requests is given back a little later.
-fn settled(front: &Called) -> f64 {
-    let mut least = u64::MAX;
-    loop {
-        thread::sleep(Duration::from_secs(8));
-        let now = proc::resident(&front.pids);
-        if now >= least {
-            return least as f64;
-        }
-        least = now;
-    }
-}
-
-fn is_open(stream: &TcpStream) -> bool {
-    let nothing = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
-    stream.set_nonblocking(true).is_ok() && stream.peek(&mut [0]).is_err_and(nothing)
-}
-
-fn config(issued: &Issued, resumes: bool) -> Arc<ClientConfig> {
+pub(crate) fn config(issued: &Issued, resumes: bool) -> Arc<ClientConfig> {
     let mut config = Caller::with(issued.clone()).config();
     // As our own kind offers it.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -267,7 +164,7 @@ fn config(issued: &Issued, resumes: bool) -> Arc<ClientConfig> {
 }
 
 /// A new connection and a request on it that the front answers by itself.
-fn call(
+pub(crate) fn call(
     config: &Arc<ClientConfig>,
     at: SocketAddr,
     connection: &str,
@@ -291,7 +188,7 @@ fn call(
     Ok(stream)
 }
 
-fn joined<T>(thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+pub(crate) fn joined<T>(thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     thread
         .join()
         .unwrap_or_else(|_| anyhow::bail!("a caller panicked"))

@@ -12,6 +12,7 @@ mod chart;
 #[allow(dead_code, unreachable_pub)]
 mod common;
 mod compare;
+mod idle;
 mod load;
 mod peers;
 mod report;
@@ -87,7 +88,7 @@ async fn run() -> Result<()> {
                 continue;
             }
             "idle" => {
-                report.add_page(callers::idle(&stage).await?);
+                report.add_page(idle::peers(&stage).await?);
                 continue;
             }
             "outbound" => scenes::outbound(&stage, pace).await?,

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -112,13 +113,20 @@ pub(crate) struct Program {
 impl Program {
     /// `template` with each `@NAME@` replaced. Waits for every address among the values.
     pub(crate) async fn nginx(template: &str, values: &[(&str, String)]) -> Result<Self> {
-        Self::start(template, values, |dir, file| {
+        let program = Self::start(template, values, |dir, file| {
             let mut command = Command::new("nginx");
             command.arg("-p").arg(dir).arg("-c").arg(file);
             command.args(["-e", "stderr", "-g", "daemon off; pid nginx.pid;"]);
             command
         })
-        .await
+        .await?;
+        // Its ports are open before its workers are there, one a processor.
+        let workers = thread::available_parallelism()?.get();
+        let all = common::poll(Duration::from_secs(10), async || {
+            (program.part("").pids.len() > workers).then_some(())
+        });
+        all.await.context("nginx has no workers")?;
+        Ok(program)
     }
 
     /// The same for haproxy.
