@@ -91,7 +91,7 @@ section! {
         continue_timeout: Duration = "1s";
         /// The longest head of a request or a response, in KiB.
         header_kib: u16 as Int<16, 1024> = 128;
-        /// The most headers of a request or a response.
+        /// The most headers of a request or a response. Between peers and backends nginx counts their bytes alone.
         headers: u16 as Int<16, 4096> = 100;
         /// Open connections of each listener of the daemon. What is more gets 503 at once, or is closed where the
         /// listener is for TCP. The limit of open files may allow fewer.

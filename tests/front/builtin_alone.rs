@@ -1,8 +1,6 @@
-//! What only the built-in front has: it knows how busy each upstream is, whether it has a certificate, and trailers.
+//! What only the built-in front has: it knows whether it has a certificate, and passes trailers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
@@ -13,60 +11,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::fronts::*;
-use crate::rendered::*;
 use crate::streams::{SOON, data, fed, front};
 
 const BUILTIN: Kind = Kind::Builtin;
-
-/// nginx would give to each in turn.
-#[tokio::test]
-async fn the_upstream_with_the_fewest_requests_is_asked() {
-    let held = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&held);
-    let stuck = serve(move |_| {
-        count.fetch_add(1, Ordering::SeqCst);
-        std::future::pending::<Response<Body>>()
-    })
-    .await;
-    let quick = echo("quick").await;
-    let front = Front::start(BUILTIN, |spec, _| {
-        let upstreams = [stuck, quick].map(|a| a.to_string());
-        spec.backends = vec![backend("default", "_", &upstreams.each_ref().map(String::as_str))];
-    })
-    .await;
-    // On one connection, so that one of its threads has them all.
-    let mut sender = http2(front.tls(Who::App, &[b"h2"]).await).await;
-    let mut waiting = Vec::new();
-    for _ in 0..12 {
-        let before = held.load(Ordering::SeqCst);
-        let request = Request::get("https://x/").body(body("")).unwrap();
-        let mut answer = Box::pin(sender.send_request(request));
-        let arrived = async {
-            while held.load(Ordering::SeqCst) == before {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::select! {
-            answer = &mut answer => drop(text(answer.unwrap()).await),
-            () = arrived => waiting.push(answer),
-            () = tokio::time::sleep(SOON) => panic!("neither asked nor answered"),
-        }
-    }
-    assert!((1..=2).contains(&waiting.len()), "{}", waiting.len());
-}
-
-async fn http2<S>(stream: S) -> hyper::client::conn::http2::SendRequest<Body>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let io = hyper_util::rt::TokioIo::new(stream);
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io)
-            .await
-            .unwrap();
-    tokio::spawn(connection);
-    sender
-}
 
 /// Without one no handshake succeeds, and nothing breaks; with one again, and on a connection from before, all is well.
 #[tokio::test]

@@ -10,7 +10,6 @@ use dstack_vpc::mesh::MeshSettings;
 use dstack_vpc::spec::AllowedApps;
 use hyper::client::conn::http2::SendRequest;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, HandshakeKind, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
@@ -18,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
-use crate::fronts::{Body, Front, Kind, body, client, exchange, get, on_both_fronts, text};
+use crate::fronts::{Body, Front, Kind, body, client, exchange, get, http2, on_both_fronts, text};
 use crate::kit::forgeries::{self, claims, root};
 use crate::kit::pki::{Shape, Signed, app, id};
 use crate::kit::{self, OurSide, THEM, openssl, them};
@@ -203,15 +202,6 @@ async fn ask(stream: TlsStream<TcpStream>, path: &str) -> Response<hyper::body::
     ask_http2(&mut http2(stream).await, path).await
 }
 
-async fn http2(stream: TlsStream<TcpStream>) -> SendRequest<Body> {
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
-    tokio::spawn(connection);
-    sender
-}
-
 async fn ask_http2(sender: &mut SendRequest<Body>, path: &str) -> Response<hyper::body::Incoming> {
     let request = Request::get(format!("https://app.internal{path}"))
         .body(body(""))
@@ -308,6 +298,10 @@ async fn neither_connection_nor_session_outlives_a_list_or_a_root(kind: Kind) {
     for config in &configs {
         assert_eq!(ask(serving.connect(config).await, "/").await.status(), 200);
     }
+    let (leaf, ca) = app(&root, id(THEM));
+    let config = Arc::new(client(shown(&leaf, &ca), &[TLS13], &[HTTP2]));
+    let mut kept = http2(serving.connect(&config).await).await;
+    assert_eq!(ask_http2(&mut kept, "/").await.status(), 200);
     let before = serving
         .connect(&configs[1])
         .await
@@ -344,6 +338,13 @@ async fn neither_connection_nor_session_outlives_a_list_or_a_root(kind: Kind) {
         assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
         assert_eq!(ask(stream, "/").await.status(), 401);
     }
+    // nginx has closed it, with the workers that believed the old root.
+    let request = Request::get("https://app.internal/").body(body("")).unwrap();
+    let kept = kept
+        .send_request(request)
+        .await
+        .map(|answer| answer.status().as_u16());
+    assert_eq!(kept.ok(), (kind == Kind::Builtin).then_some(401));
     assert_eq!(serving.backend.take(), "");
     let theirs = genuine(&new);
     assert_eq!(ask(serving.connect(&theirs).await, "/").await.status(), 200);

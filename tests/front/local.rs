@@ -58,6 +58,11 @@ async fn local_apps_get_the_seven_files_and_the_proxy_gets_the_rest(kind: Kind) 
         "%2e%2e/%2e%2e/identity/000001/key.pem",
         "..\\..\\identity",
         "shared_key%00",
+        "%252e%252e/%252e%252e/identity/000001/key.pem",
+        "..%252f..%252fidentity/000001/key.pem",
+        "..%5c..%5cidentity%5c000001%5ckey.pem",
+        "%c0%ae%c0%ae/%c0%ae%c0%ae/identity/000001/key.pem",
+        "shared_key%2500",
     ] {
         let response = front.http(get("x", &format!("/vpc/0/{name}"))).await;
         let proxied = response.headers().contains_key("x-served-by");
@@ -75,7 +80,7 @@ async fn local_apps_get_the_seven_files_and_the_proxy_gets_the_rest(kind: Kind) 
         *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
         assert_eq!(front.http(request).await.status(), expected, "{method}");
     }
-    // A folder is no file. nginx follows a link, the built-in front does not.
+    // A folder is no file, and nothing is got by a link.
     std::fs::remove_file(vpc.join("server_url")).unwrap();
     std::fs::create_dir(vpc.join("server_url")).unwrap();
     let folder = front.http(get("x", "/vpc/0/server_url")).await.status();
@@ -86,10 +91,21 @@ async fn local_apps_get_the_seven_files_and_the_proxy_gets_the_rest(kind: Kind) 
         vpc.join("instance_id"),
     )
     .unwrap();
-    if kind == Kind::Builtin {
-        let link = front.http(get("x", "/vpc/0/instance_id")).await;
-        assert_eq!(link.status(), 403);
-        assert_eq!(text(link).await, "");
+    let link = front.http(get("x", "/vpc/0/instance_id")).await;
+    assert_eq!(link.status(), 403);
+    assert!(!text(link).await.contains("PRIVATE KEY"));
+    for ours in [vpc.clone(), vpc.parent().unwrap().to_owned()] {
+        let away = front.state.root().join("away");
+        std::fs::rename(&ours, &away).unwrap();
+        symlink(&away, &ours).unwrap();
+        let linked = front.http(get("x", "/vpc/0/shared_key")).await.status();
+        assert!(
+            [403, 404].contains(&linked.as_u16()),
+            "{}: {linked}",
+            ours.display()
+        );
+        std::fs::remove_file(&ours).unwrap();
+        std::fs::rename(&away, &ours).unwrap();
     }
     let gone = front.state.vpc().join("shared_key");
     std::fs::remove_file(gone).unwrap();

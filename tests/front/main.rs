@@ -13,6 +13,7 @@ mod rendered;
 mod builtin_alone;
 mod identity;
 mod ingress;
+mod limits;
 mod local;
 mod nginx_alone;
 mod streams;

@@ -1,25 +1,26 @@
 //! The addresses of a backend: who is asked, who is passed over, and what is sent twice.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::client::conn::http2;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::fronts::*;
 use crate::ingress::served_by;
 use crate::rendered::*;
-use crate::streams::{front, send};
+use crate::streams::{SOON, front, send};
 
 on_both_fronts![
     a_backend_that_is_away_is_said_in_json,
     several_upstreams_share_the_load_and_a_dead_one_is_passed_over,
+    the_upstream_with_the_fewest_requests_is_asked,
+    an_upstream_that_failed_is_left_alone_for_a_while,
     what_may_be_sent_twice_finds_another_upstream_and_nothing_else_does,
     grpc_and_plain_calls_to_one_backend_do_not_meet_on_a_connection,
     a_grpc_call_finds_another_upstream_when_one_is_away,
@@ -28,11 +29,8 @@ on_both_fronts![
 ];
 
 async fn a_backend_that_is_away_is_said_in_json(kind: Kind) {
-    let nobody = free_port().to_string();
-    let front = Front::start(kind, |spec, _| {
-        spec.backends = vec![backend("default", "_", &[&nobody])]
-    })
-    .await;
+    let nobody = free_port();
+    let front = before(kind, &[nobody]).await;
     let response = front.https(Who::App, get("x", "/")).await;
     assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
     assert_eq!(response.headers()["content-type"], "application/json");
@@ -41,18 +39,13 @@ async fn a_backend_that_is_away_is_said_in_json(kind: Kind) {
     assert_eq!(answer["hop"], "backend");
     let told = answer.to_string();
     assert!(
-        !told.contains(&nobody),
+        !told.contains(&nobody.to_string()),
         "where it is is no caller's business: {told}"
     );
 }
 
 async fn several_upstreams_share_the_load_and_a_dead_one_is_passed_over(kind: Kind) {
-    let (one, two, dead) = (echo("one").await, echo("two").await, free_port());
-    let front = Front::start(kind, |spec, _| {
-        let upstreams = [one, two, dead].map(|a| a.to_string());
-        spec.backends = vec![backend("default", "_", &upstreams.each_ref().map(String::as_str))];
-    })
-    .await;
+    let front = before(kind, &[echo("one").await, echo("two").await, free_port()]).await;
     let mut seen = std::collections::BTreeSet::new();
     for method in ["GET", "POST"].repeat(10) {
         let mut request = get("x", "/");
@@ -64,8 +57,77 @@ async fn several_upstreams_share_the_load_and_a_dead_one_is_passed_over(kind: Ki
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["one", "two"]);
 }
 
+async fn the_upstream_with_the_fewest_requests_is_asked(kind: Kind) {
+    let held = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&held);
+    let stuck = serve(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        std::future::pending::<Response<Body>>()
+    })
+    .await;
+    let front = before(kind, &[stuck, echo("quick").await]).await;
+    // On one connection, so that one worker has them all.
+    let mut sender = http2(front.tls(Who::App, &[b"h2"]).await).await;
+    let mut waiting = Vec::new();
+    for _ in 0..12 {
+        let before = held.load(Ordering::SeqCst);
+        let mut answer = Box::pin(sender.send_request(get_http2()));
+        let arrived = async {
+            while held.load(Ordering::SeqCst) == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            answer = &mut answer => drop(text(answer.unwrap()).await),
+            () = arrived => waiting.push(answer),
+            () = tokio::time::sleep(SOON) => panic!("neither asked nor answered"),
+        }
+    }
+    // Each in turn would be six.
+    assert!((1..=2).contains(&waiting.len()), "{}", waiting.len());
+}
+
+/// For ten seconds nobody asks it while there is another one, also where what it was sent is lost.
+async fn an_upstream_that_failed_is_left_alone_for_a_while(kind: Kind) {
+    // The built-in front tries what may be sent twice once more before it goes elsewhere.
+    let gets = if kind == Kind::Builtin { 2 } else { 1 };
+    for (method, asked, is_lost) in [("GET", gets, false), ("POST", 1, true)] {
+        let (failing, heard) = hangs_up().await;
+        let front = before(kind, &[failing, echo("alive").await]).await;
+        let mut sender = http2(front.tls(Who::App, &[b"h2"]).await).await;
+        let (begun, mut lost) = (Instant::now(), 0);
+        for _ in 0..20 {
+            let mut request = get_http2();
+            *request.method_mut() = method.parse().unwrap();
+            lost += usize::from(sender.send_request(request).await.unwrap().status() != 200);
+        }
+        let most = asked * (1 + begun.elapsed().as_secs() as usize / 10);
+        let heard = heard.load(Ordering::SeqCst);
+        assert!(
+            (1..=most).contains(&heard),
+            "{method}: {heard} in {:?}",
+            begun.elapsed()
+        );
+        assert_eq!(lost, if is_lost { heard } else { 0 }, "{method}");
+    }
+}
+
+/// A front with these addresses behind its one backend.
+async fn before(kind: Kind, upstreams: &[SocketAddr]) -> Front {
+    let upstreams: Vec<_> = upstreams.iter().map(ToString::to_string).collect();
+    let upstreams: Vec<_> = upstreams.iter().map(String::as_str).collect();
+    Front::start(kind, |spec, _| {
+        spec.backends = vec![backend("default", "_", &upstreams)];
+    })
+    .await
+}
+
+fn get_http2() -> Request<Body> {
+    Request::get("https://x/").body(body("")).unwrap()
+}
+
 /// An upstream that takes each request and hangs up, counting them.
-async fn hangs_up() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+async fn hangs_up() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (addr, heard) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
     let count = Arc::clone(&heard);
@@ -86,11 +148,7 @@ async fn what_may_be_sent_twice_finds_another_upstream_and_nothing_else_does(kin
         let (first, heard_first) = hangs_up().await;
         let (second, heard_second) = hangs_up().await;
         let heard = || heard_first.load(Ordering::SeqCst) + heard_second.load(Ordering::SeqCst);
-        let front = Front::start(kind, |spec, _| {
-            let upstreams = [first, second].map(|a| a.to_string());
-            spec.backends = vec![backend("default", "_", &upstreams.each_ref().map(String::as_str))];
-        })
-        .await;
+        let front = before(kind, &[first, second]).await;
         let mut request = get("x", "/");
         *request.method_mut() = method.parse().unwrap();
         let response = front.https(Who::App, request).await;
@@ -100,11 +158,7 @@ async fn what_may_be_sent_twice_finds_another_upstream_and_nothing_else_does(kin
 
         // And with one that lives beside them, what may be sent twice arrives.
         let alive = echo("alive").await;
-        let front = Front::start(kind, |spec, _| {
-            let upstreams = [first, second, alive].map(|a| a.to_string());
-            spec.backends = vec![backend("default", "_", &upstreams.each_ref().map(String::as_str))];
-        })
-        .await;
+        let front = before(kind, &[first, second, alive]).await;
         for _ in 0..3 {
             let before = heard();
             let mut request = get("x", "/");
@@ -158,17 +212,10 @@ async fn a_grpc_call_finds_another_upstream_when_one_is_away(kind: Kind) {
         request
     };
     for (away, status) in [(1, "0"), (2, "0"), (0, "14")] {
-        let mut upstreams = vec![free_port().to_string(); away.max(1)];
-        upstreams.extend((away > 0).then(|| alive.to_string()));
-        let upstreams: Vec<_> = upstreams.iter().map(String::as_str).collect();
-        let front = Front::start(kind, |spec, _| {
-            spec.backends = vec![backend("default", "_", &upstreams)];
-        })
-        .await;
-        let stream = front.tls(Who::App, &[b"h2"]).await;
-        let io = TokioIo::new(stream);
-        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
-        tokio::spawn(connection);
+        let mut upstreams = vec![free_port(); away.max(1)];
+        upstreams.extend((away > 0).then_some(alive));
+        let front = before(kind, &upstreams).await;
+        let mut sender = http2(front.tls(Who::App, &[b"h2"]).await).await;
         for _ in 0..4 {
             let response = sender.send_request(call()).await.unwrap();
             assert_eq!(response.headers()["grpc-status"], status, "{upstreams:?}");

@@ -22,6 +22,7 @@ use dstack_vpc::spec::{Gateway, Spec};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper::header::HeaderMap;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -409,6 +410,18 @@ where
         .unwrap();
     tokio::spawn(connection.with_upgrades());
     sender.send_request(request).await.unwrap()
+}
+
+/// For requests over HTTP/2.
+pub async fn http2<S>(stream: S) -> SendRequest<Body>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
 }
 
 pub fn get(host: &str, path: &str) -> Request<Body> {

@@ -236,6 +236,11 @@ fn nginx_reads_numbers(read: &[Directive], spec: &Spec) {
             "large_client_header_buffers",
             &["4".to_owned(), buffers],
         ),
+        (
+            &http.block,
+            "http2_max_concurrent_streams",
+            &[spec.limits.streams.to_string()],
+        ),
     ] {
         assert_eq!(Directive::the_only(block, name).args, expected, "{name}");
     }
@@ -346,7 +351,7 @@ static TEMPLATES: LazyLock<Templates> = LazyLock::new(Templates::builtin);
 static DIRECTIVES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
     let mut names = BTreeSet::new();
     let state = StateDir::new("/s");
-    let text = "role = \"server\"\nallowed_apps = \"any\"\n[server]\nurl = \"https://v\"\n[[backends]]\nupstream = \"a:1\"\n";
+    let text = "role = \"server\"\nallowed_apps = \"any\"\n[server]\nurl = \"https://v\"\n[[backends]]\nupstream = [\"a:1\", \"b:1\"]\n";
     let with_backend = load(Some(&ConfigText::new("", text)), &BTreeMap::new())
         .unwrap()
         .spec;

@@ -349,7 +349,8 @@ impl Passage<'_> {
         }
     }
 
-    /// Another address for a request that may still be sent to one: nothing was sent, or it may be sent twice.
+    /// Another address for a request that may still be sent to one: nothing was sent, or it may be sent twice. Whether it
+    /// may or not, what failed is left alone: it would have the fewest requests of all, and get the next one as well.
     fn elsewhere<'u>(
         &self,
         failure: &Failure,
@@ -357,13 +358,17 @@ impl Passage<'_> {
         tour: &mut balance::Tour<'_, 'u>,
         repeatable: bool,
     ) -> Option<&'u HostPort> {
-        match failure {
-            Failure::Backend(_) => {}
-            Failure::PeerClosed { .. } | Failure::ResponseTimeout { .. } if repeatable => {}
+        let again = match failure {
+            Failure::Backend(_) => true,
+            Failure::PeerClosed { .. } | Failure::ResponseTimeout { .. } => repeatable,
+            Failure::BadResponse { .. } => false,
             _ => return None,
-        }
+        };
         self.inbound.balance.failed(at, failure);
-        tour.next(|at| self.inbound.backends.busy(at))
+        match again {
+            true => tour.next(|at| self.inbound.backends.busy(at)),
+            false => None,
+        }
     }
 }
 
