@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dstack_vpc::mesh::{Forward, Mesh, MeshSettings, TcpBackend};
-use dstack_vpc::names::BackendName;
+use dstack_vpc::names::{BackendName, InstanceId};
 use dstack_vpc::ratls::{PeerVerifier, provider};
-use dstack_vpc::spec::AllowedApps;
+use dstack_vpc::spec::{AllowedApps, Gateway};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -219,6 +219,36 @@ async fn another_app_behind_the_name_gets_nothing() {
     two.end().await;
 }
 
+/// Where no instance is named, the gateway picks one.
+#[tokio::test]
+async fn a_forward_leads_to_the_instance_that_it_names() {
+    let two = Two::start(&[free_port().await], |_, _| {}).await;
+    let acceptor = Certificate::of(&two.root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+    let gateway = Peer::scripted(acceptor, |mut stream, _| async move {
+        let asked = stream.get_ref().1.server_name().unwrap_or("").to_owned();
+        stream.write_all(asked.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let _ = stream.read(&mut [0]).await;
+    })
+    .await;
+    let named: InstanceId = "bb000000000000000000000000000000000000cc".parse().unwrap();
+    for (instance, host) in [(None, them()), (Some(named), named.to_string())] {
+        let mut ours = two.ours.clone();
+        ours.gateway = Some(Gateway::Domain {
+            domain: "apps.localhost".parse().unwrap(),
+            port: gateway.addr.port(),
+        });
+        ours.forwards.get_mut(&db()).unwrap().instance = instance;
+        two.us.mesh.update(ours).await.unwrap();
+        let mut asked = String::new();
+        let mut client = two.connect().await;
+        let reading = client.read_to_string(&mut asked);
+        timeout(SOON, reading).await.expect("an end").unwrap();
+        assert_eq!(asked, format!("{host}-27017s.apps.localhost"));
+    }
+    two.end().await;
+}
+
 /// Each side may stop to speak and still be spoken to, with more under way than any buffer holds.
 #[tokio::test]
 async fn the_end_of_one_direction_is_not_the_end_of_the_other() {
@@ -299,8 +329,15 @@ async fn what_breaks_off_is_no_end() {
 #[tokio::test]
 async fn silence_is_cut_and_what_moves_is_not() {
     let idle = Duration::from_millis(800);
+    // At either end.
+    let ours = |ours: &mut MeshSettings, _: &mut MeshSettings| ours.limits.tcp_idle_timeout = idle;
+    let theirs = |_: &mut MeshSettings, theirs: &mut MeshSettings| theirs.limits.tcp_idle_timeout = idle;
+    tokio::join!(silence_is_cut(idle, ours), silence_is_cut(idle, theirs));
+}
+
+async fn silence_is_cut(idle: Duration, limit: impl FnOnce(&mut MeshSettings, &mut MeshSettings)) {
     let upstream = Upstream::echo().await;
-    let two = Two::start(&[upstream.addr], |ours, _| ours.limits.tcp_idle_timeout = idle).await;
+    let two = Two::start(&[upstream.addr], limit).await;
     let mut client = two.connect().await;
     let begin = Instant::now();
     while begin.elapsed() < idle * 3 {
@@ -316,8 +353,18 @@ async fn silence_is_cut_and_what_moves_is_not() {
 
 #[tokio::test]
 async fn there_are_no_more_sessions_than_allowed() {
+    for calling in [true, false] {
+        let cap = |ours: &mut MeshSettings, theirs: &mut MeshSettings| {
+            let capped = if calling { ours } else { theirs };
+            capped.limits.connections = 2;
+        };
+        no_more_than_two(cap).await;
+    }
+}
+
+async fn no_more_than_two(cap: impl FnOnce(&mut MeshSettings, &mut MeshSettings)) {
     let upstream = Upstream::echo().await;
-    let two = Two::start(&[upstream.addr], |ours, _| ours.limits.connections = 2).await;
+    let two = Two::start(&[upstream.addr], cap).await;
     let (mut one, mut other) = (two.connect().await, two.connect().await);
     assert!(echoes(&mut one, b"a").await && echoes(&mut other, b"b").await);
     assert!(two.refuses().await);

@@ -1,13 +1,14 @@
 //! What a node tells the apps beside it: a few files below `/vpc/0/`.
 
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use bytes::Bytes;
 use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Response, StatusCode};
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
 
 use crate::mesh::reply::{self, Body};
 
@@ -37,8 +38,8 @@ pub(super) async fn answer(method: &Method, folder: &Path, name: &str) -> Respon
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return answer;
     }
-    let path = folder.join(name);
-    let read = tokio::task::spawn_blocking(move || read(&path)).await;
+    let (folder, file) = (folder.to_owned(), name.to_owned());
+    let read = tokio::task::spawn_blocking(move || read(&folder, &file)).await;
     match read.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())) {
         Ok(bytes) => {
             let kind = match name.ends_with(".json") {
@@ -55,14 +56,19 @@ pub(super) async fn answer(method: &Method, folder: &Path, name: &str) -> Respon
     }
 }
 
-/// Only a plain file, and not what a link leads to.
-fn read(path: &Path) -> io::Result<Bytes> {
+/// Only a plain file, and nothing that a link leads to: neither the file nor the two folders above it, which are ours.
+/// Where the state directory is, others may have linked.
+fn read(folder: &Path, name: &str) -> io::Result<Bytes> {
     use std::io::Read;
 
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-        .open(path)?;
+    let folder_flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let state = folder.ancestors().nth(2).unwrap_or(folder);
+    let mut place = open(state, folder_flags, Mode::empty())?;
+    for part in folder.strip_prefix(state).unwrap_or(folder) {
+        place = openat(&place, part, folder_flags | OFlag::O_NOFOLLOW, Mode::empty())?;
+    }
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = File::from(openat(&place, name, flags, Mode::empty())?);
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -79,8 +85,9 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_files_that_are_meant_and_only_as_files() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = folder.path();
+        let state = tempfile::tempdir().unwrap();
+        let dir = &state.path().join("vpc/0");
+        std::fs::create_dir_all(dir).unwrap();
         std::fs::write(dir.join("server_url"), "https://vpn").unwrap();
         std::fs::write(dir.join("tailscale_status.json"), "{}").unwrap();
         std::fs::write(dir.join("other"), "x").unwrap();
@@ -102,5 +109,20 @@ mod tests {
             let answer = answer(&method, dir, name).await;
             assert_eq!(answer.status(), status, "{method} {name}");
         }
+        // Nor where a folder of ours is a link; what is above them may be one.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let linked = elsewhere.path().join("state");
+        symlink(state.path(), &linked).unwrap();
+        let served = async |folder: &Path| answer(&Method::GET, folder, "server_url").await.status();
+        assert_eq!(served(&linked.join("vpc/0")).await, 200);
+        for ours in ["vpc/0", "vpc"] {
+            let (ours, away) = (state.path().join(ours), elsewhere.path().join("away"));
+            std::fs::rename(&ours, &away).unwrap();
+            symlink(&away, &ours).unwrap();
+            assert_eq!(served(dir).await, 403, "{}", ours.display());
+            std::fs::remove_file(&ours).unwrap();
+            std::fs::rename(&away, &ours).unwrap();
+        }
+        assert_eq!(served(dir).await, 200);
     }
 }
