@@ -14,12 +14,13 @@ use rustls_pki_types::{ServerName, UnixTime};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Failure;
 use crate::mesh::socket::Socket;
+use crate::mesh::tally::Meter;
 use crate::names::{Host, HostPort};
 use crate::ratls::still_valid;
 use crate::spec::AgentAddr;
@@ -51,6 +52,30 @@ pub(in crate::mesh) enum Stream {
     Tls(Connected),
     Tcp(Socket),
     Unix(UnixStream),
+}
+
+/// Opens a TLS connection by `deadline`, of which `patience` told the length, and counts how that ended.
+pub(in crate::mesh) async fn peer(
+    endpoint: &Endpoint,
+    config: &Arc<ClientConfig>,
+    meter: &Meter,
+    deadline: Instant,
+    patience: Duration,
+) -> Result<Connected, Failure> {
+    let handshake = meter.handshake();
+    let connecting = timeout_at(deadline, tls(endpoint, Arc::clone(config)));
+    let connected = connecting.await.unwrap_or_else(|_| {
+        Err(Failure::ConnectTimeout {
+            at: endpoint.at.clone(),
+            after: patience,
+        })
+    });
+    handshake.ended(match &connected {
+        Ok(stream) if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
+        Ok(_) => "full",
+        Err(failure) => failure.code().name(),
+    });
+    connected
 }
 
 /// Opens a TLS connection. When this returns, the peer has proved to be whom `config` demands.

@@ -1,18 +1,16 @@
 //! One request over one hop: connect or reuse, send, retry where that is safe, hand the answer back.
 
 use std::io;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::uri::Authority;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use rustls::{ClientConfig, HandshakeKind};
+use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 
 use super::connect::{self, Connected, Endpoint, Stream};
@@ -21,10 +19,11 @@ use super::link::{Broken, Link};
 use super::metered::Metered;
 use super::pool::{Dial, Slot};
 use super::upload::Upload;
+use super::vouch::Vouch;
 use super::{Download, Failure, headers, tunnel};
 use crate::mesh::line::Line;
 use crate::mesh::reply::Body;
-use crate::names::{AppId, HostPort};
+use crate::names::HostPort;
 use crate::spec::Limits;
 
 /// Where a request goes, and how long it may take.
@@ -37,51 +36,6 @@ pub(in crate::mesh) struct Hop {
     pub(in crate::mesh) limits: Limits,
     /// What the next hop is to believe about the caller.
     pub(in crate::mesh) vouch: Option<Vouch>,
-}
-
-/// Headers in which a backend is told who calls: whatever came under these names is replaced.
-#[derive(Clone)]
-pub(in crate::mesh) struct Vouch {
-    app: HeaderValue,
-    client: HeaderValue,
-}
-
-impl Vouch {
-    /// For requests of `app` that come from `client`.
-    pub(in crate::mesh) fn new(app: &AppId, client: IpAddr) -> Option<Self> {
-        Some(Self {
-            app: HeaderValue::try_from(app.to_string()).ok()?,
-            client: HeaderValue::try_from(client.to_string()).ok()?,
-        })
-    }
-
-    fn stamp(&self, headers: &mut HeaderMap) {
-        const APP_ID: HeaderName = HeaderName::from_static("x-dstack-app-id");
-        const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-        const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-        const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-        headers::strip_claims(headers);
-        headers.insert(APP_ID, self.app.clone());
-        headers.insert(FOR, self.list(headers.get_all(&FOR)));
-        headers.insert(PROTO, HeaderValue::from_static("https"));
-        if let Some(host) = headers.get(header::HOST).cloned() {
-            headers.insert(HOST, host);
-        }
-    }
-
-    /// As nginx does, whoever came before stays in the list.
-    fn list(&self, earlier: header::GetAll<'_, HeaderValue>) -> HeaderValue {
-        let mut list = Vec::new();
-        for earlier in earlier {
-            list.extend_from_slice(earlier.as_bytes());
-            list.extend_from_slice(b", ");
-        }
-        if list.is_empty() {
-            return self.client.clone();
-        }
-        list.extend_from_slice(self.client.as_bytes());
-        HeaderValue::from_maybe_shared(Bytes::from(list)).unwrap_or_else(|_| self.client.clone())
-    }
 }
 
 /// What an HTTP/1.1 request's headers said that were for this hop.
@@ -236,23 +190,14 @@ impl Hop {
         opened.map_err(|error| Failure::exchange(self.far, self.at(), &error))
     }
 
-    /// Opens a connection to the peer, and counts how that ended.
+    /// Opens a connection to the peer.
     pub(in crate::mesh) async fn handshake(
         &self,
         endpoint: &Endpoint,
         config: &Arc<ClientConfig>,
         deadline: Instant,
     ) -> Result<Connected, Failure> {
-        let handshake = self.slot.meter.handshake();
-        let connected = self
-            .in_time(deadline, connect::tls(endpoint, Arc::clone(config)))
-            .await;
-        handshake.ended(match &connected {
-            Ok(stream) if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
-            Ok(_) => "full",
-            Err(failure) => failure.code().name(),
-        });
-        connected
+        connect::peer(endpoint, config, &self.slot.meter, deadline, self.connect_timeout).await
     }
 
     /// Until when a connection has to be made.

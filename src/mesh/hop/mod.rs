@@ -15,15 +15,17 @@ mod pool;
 pub(in crate::mesh) mod request_id;
 mod tunnel;
 mod upload;
+mod vouch;
 
 use std::time::Duration;
 
 pub(in crate::mesh) use connect::Endpoint;
 pub(in crate::mesh) use download::Download;
 pub(in crate::mesh) use failure::{Failure, Far};
-pub(in crate::mesh) use forward::{Hop, Vouch, address, repeatable};
+pub(in crate::mesh) use forward::{Hop, address, repeatable};
 pub(in crate::mesh) use pool::{Dial, Pool, Slot};
 pub(in crate::mesh) use upload::{Progress, Upload};
+pub(in crate::mesh) use vouch::Vouch;
 
 /// How often idle connections are looked at.
 pub(in crate::mesh) const HOUSEKEEPING: Duration = Duration::from_secs(5);

@@ -16,9 +16,9 @@ use std::time::Instant;
 use hyper::body::Incoming;
 use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode, Version};
-use rustls::{ClientConfig, HandshakeKind};
+use rustls::ClientConfig;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time;
 
 use super::access::{Entry, Way};
 use super::hop::{
@@ -174,19 +174,15 @@ impl Outbound {
         let settings = self.shared.settings.load_full();
         let (endpoint, config) = self.era(&settings).stream(target)?;
         let meter = self.pen.target(target.app);
-        let handshake = meter.handshake();
-        let after = settings.connect_timeout;
-        let connected = timeout(after, connect::tls(&endpoint, config)).await;
-        let connected = connected.unwrap_or_else(|_| {
-            let at = endpoint.at.clone();
-            Err(Failure::ConnectTimeout { at, after })
-        });
-        handshake.ended(match &connected {
-            Ok(stream) if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
-            Ok(_) => "full",
-            Err(failure) => failure.code().name(),
-        });
-        Ok((connected?, meter.open()))
+        let patience = settings.connect_timeout;
+        let connecting = connect::peer(
+            &endpoint,
+            &config,
+            &meter,
+            time::Instant::now() + patience,
+            patience,
+        );
+        Ok((connecting.await?, meter.open()))
     }
 
     fn era(&self, settings: &MeshSettings) -> Rc<Era> {
@@ -203,7 +199,7 @@ impl Outbound {
     /// Closes idle connections in time, until the worker ends.
     pub(super) async fn keep_house(self: Rc<Self>) {
         loop {
-            tokio::time::sleep(HOUSEKEEPING).await;
+            time::sleep(HOUSEKEEPING).await;
             let settings = self.shared.settings.load();
             let (idle, limits) = (settings.idle_timeout, &settings.limits);
             self.era(&settings).peers.sweep(idle, limits);
