@@ -333,7 +333,10 @@ fn at_home(mut spec: Spec) -> Spec {
             listen.set_ip([127, 0, 0, 1].into());
         }
     }
-    let hosts = spec.backends.iter_mut().flat_map(|backend| &mut backend.upstream);
+    let hosts = spec
+        .backends
+        .iter_mut()
+        .flat_map(|backend| backend.upstream.iter_mut());
     for upstream in hosts.filter(|upstream| matches!(upstream.host, Host::Name(_))) {
         upstream.host = Host::Ip([127, 0, 0, 1].into());
     }

@@ -59,7 +59,7 @@ async fn consumers(context: &Context, spec: &Spec) -> anyhow::Result<Vec<Checked
         // A taken address is no matter of the configuration: `plan` and `apply` look at that.
         *listen = free_port(*listen).unwrap_or(*listen);
     }
-    for upstream in spec.backends.iter_mut().flat_map(|it| &mut it.upstream) {
+    for upstream in spec.backends.iter_mut().flat_map(|it| it.upstream.iter_mut()) {
         // Nor is a name that is not known here, which those of other containers are not.
         if matches!(upstream.host, Host::Name(_)) {
             upstream.host = Host::Ip(Ipv4Addr::LOCALHOST.into());

@@ -12,12 +12,11 @@ use ipnet::Ipv4Net;
 use url::Url;
 
 use super::document::{Document, document, prefixed};
-use super::lists::Some1;
 use super::numbers::{Count, FileVersion, Int, Patience, Switch, Workers};
 use super::table::{Section, SectionInfo, section};
 use super::types::{AbsolutePath, Folder, HostName, ProgramPath, UserName, WebPage};
 use super::values::*;
-use crate::names::{AppId, BackendName, DeviceName, DnsName, HostPort, InstanceId, NodeName, NodeType};
+use crate::names::{AppId, BackendName, DeviceName, DnsName, InstanceId, NodeName, NodeType};
 
 section! {
     /// What this machine is and who may call it.
@@ -128,7 +127,7 @@ section! {
         /// The Host that selects this backend. "_" is every Host that no other backend names. TCP has no Host.
         server_name: Option<DnsName> as HostName = "_";
         /// Where the backend listens: host:port, or a list of them, balanced and with failover.
-        upstream: Vec<HostPort> as Some1<HostPort> => "127.0.0.1:8080";
+        upstream: Upstream => "127.0.0.1:8080";
         /// App ids that may call this backend. "any" is everyone with a valid certificate.
         allowed_apps: AllowedApps = "any";
     }

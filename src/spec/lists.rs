@@ -6,8 +6,8 @@ use toml::de::DeValue;
 use super::codec::{Codec, Fault, Raw, Shape, quoted};
 use super::problem::MOST_PROBLEMS;
 use super::suggest::did_you_mean;
-use super::values::AllowedApps;
-use crate::names::AppId;
+use super::values::{AllowedApps, Upstream};
+use crate::names::{AppId, HostPort};
 
 /// How the words for a list end.
 pub(super) const OR_A_LIST: &str = ", or a list of such";
@@ -52,33 +52,26 @@ impl<T: Codec> Codec for Vec<T> {
     }
 }
 
-/// One value or more.
-pub(super) struct Some1<T>(std::marker::PhantomData<T>);
-
-impl<T: Codec> Codec for Some1<T> {
-    type Value = Vec<T::Value>;
+impl Codec for Upstream {
+    type Value = Self;
     const SHAPE: Shape = Shape::List;
 
     fn expects() -> String {
-        Vec::<T>::expects()
+        Vec::<HostPort>::expects()
     }
 
     fn schema() -> Json {
-        let item = T::schema();
+        let item = HostPort::schema();
         json!({ "anyOf": [item, { "type": "array", "items": item, "minItems": 1 }] })
     }
 
-    fn read(raw: Raw<'_>) -> Result<Self::Value, Vec<Fault>> {
-        let values = Vec::<T>::read(raw)?;
-        if values.is_empty() {
-            Err(raw.fault(format!("at least one: {}", T::expects()), None))
-        } else {
-            Ok(values)
-        }
+    fn read(raw: Raw<'_>) -> Result<Self, Vec<Fault>> {
+        let none = || raw.fault(format!("at least one: {}", HostPort::expects()), None);
+        Self::new(Vec::<HostPort>::read(raw)?).ok_or_else(none)
     }
 
-    fn toml(value: &Self::Value) -> String {
-        Vec::<T>::toml(value)
+    fn toml(value: &Self) -> String {
+        list(value.iter().map(HostPort::toml))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -43,6 +44,35 @@ impl AllowedApps {
             Self::Any => true,
             Self::Only(apps) => apps.contains(app),
         }
+    }
+}
+
+/// Where a backend listens: at one address or more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream(Vec<HostPort>);
+
+impl Upstream {
+    /// `None` of no address.
+    pub fn new(addresses: Vec<HostPort>) -> Option<Self> {
+        (!addresses.is_empty()).then_some(Self(addresses))
+    }
+
+    pub fn first(&self) -> &HostPort {
+        &self.0[0]
+    }
+}
+
+impl Deref for Upstream {
+    type Target = [HostPort];
+
+    fn deref(&self) -> &[HostPort] {
+        &self.0
+    }
+}
+
+impl DerefMut for Upstream {
+    fn deref_mut(&mut self) -> &mut [HostPort] {
+        &mut self.0
     }
 }
 

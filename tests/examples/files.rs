@@ -188,7 +188,7 @@ fn neighbours(name: &str, compose: &Compose, spec: &Spec) {
         );
     }
     let ours = compose.ours();
-    for upstream in spec.backends.iter().flat_map(|backend| &backend.upstream) {
+    for upstream in spec.backends.iter().flat_map(|backend| backend.upstream.iter()) {
         let Name::Name(host) = &upstream.host else {
             continue;
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use dstack_vpc::mesh::{Forward, Mesh, MeshSettings, TcpBackend};
 use dstack_vpc::names::{BackendName, InstanceId};
 use dstack_vpc::ratls::{PeerVerifier, provider};
-use dstack_vpc::spec::{AllowedApps, Gateway};
+use dstack_vpc::spec::{self, AllowedApps, Gateway};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -86,7 +86,7 @@ impl Two {
         let mut theirs = settings(None);
         let tcp = TcpBackend {
             listen: backend,
-            upstream: upstream.iter().map(|at| (*at).into()).collect(),
+            upstream: spec::Upstream::new(upstream.iter().map(|at| (*at).into()).collect()).unwrap(),
         };
         theirs.tcp_backends.insert(db(), tcp);
         theirs.backends.insert(db(), [id(US)].into_iter().collect());

@@ -30,7 +30,7 @@ pub fn backend(name: &str, server_name: &str, upstream: &[&str]) -> Backend {
         listen: None,
         name: name.parse().unwrap(),
         server_name: (server_name != "_").then(|| server_name.parse().unwrap()),
-        upstream: upstream.iter().map(|u| u.parse().unwrap()).collect(),
+        upstream: Upstream::new(upstream.iter().map(|u| u.parse().unwrap()).collect()).unwrap(),
         allowed_apps: AllowedApps::Any,
     }
 }

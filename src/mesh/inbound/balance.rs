@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::mesh::hop::Failure;
 use crate::names::HostPort;
+use crate::spec::Upstream;
 
 /// How long an address that failed is left alone while there is another one.
 const REST: Duration = Duration::from_secs(10);
@@ -20,13 +21,19 @@ pub(super) struct Balance {
 }
 
 impl Balance {
-    /// The addresses for one request, best first.
-    pub(super) fn tour<'b, 'u>(&'b self, upstream: &'u [HostPort]) -> Tour<'b, 'u> {
-        Tour {
+    /// The addresses for one request, best first: that one, and the others. `busy`: how many requests an address has.
+    pub(super) fn tour<'b, 'u>(
+        &'b self,
+        upstream: &'u Upstream,
+        busy: impl Fn(&HostPort) -> usize,
+    ) -> (&'u HostPort, Tour<'b, 'u>) {
+        let mut tour = Tour {
             balance: self,
             upstream,
             tried: Vec::new(),
-        }
+        };
+        let best = tour.next(busy).unwrap_or(upstream.first());
+        (best, tour)
     }
 
     /// Nothing comes of asking this one for now.
@@ -51,7 +58,7 @@ impl Balance {
 /// The addresses that one request was not sent to yet.
 pub(super) struct Tour<'b, 'u> {
     balance: &'b Balance,
-    upstream: &'u [HostPort],
+    upstream: &'u Upstream,
     tried: Vec<usize>,
 }
 
@@ -62,7 +69,7 @@ impl<'u> Tour<'_, 'u> {
 
     /// The next to ask. Those that failed come last: they are better than nobody.
     pub(super) fn next(&mut self, busy: impl Fn(&HostPort) -> usize) -> Option<&'u HostPort> {
-        if let ([only], []) = (self.upstream, &self.tried[..]) {
+        if let ([only], []) = (&self.upstream[..], &self.tried[..]) {
             self.tried.push(0);
             return Some(only);
         }
@@ -86,10 +93,9 @@ impl<'u> Tour<'_, 'u> {
 mod tests {
     use super::*;
 
-    fn addresses(count: u16) -> Vec<HostPort> {
-        (1..=count)
-            .map(|port| format!("127.0.0.1:{port}").parse().unwrap())
-            .collect()
+    fn addresses(count: u16) -> Upstream {
+        let addresses = (1..=count).map(|port| format!("127.0.0.1:{port}").parse().unwrap());
+        Upstream::new(addresses.collect()).unwrap()
     }
 
     #[tokio::test(start_paused = true)]
@@ -97,8 +103,9 @@ mod tests {
         let (balance, upstream) = (Balance::default(), addresses(3));
         let busy = |at: &HostPort| usize::from(3 - at.port);
         let order = || {
-            let mut tour = balance.tour(&upstream);
-            std::iter::from_fn(|| tour.next(busy).map(|at| at.port)).collect::<Vec<_>>()
+            let (first, mut tour) = balance.tour(&upstream, busy);
+            let others = std::iter::from_fn(|| tour.next(busy).map(|at| at.port));
+            [first.port].into_iter().chain(others).collect::<Vec<_>>()
         };
         assert_eq!(order(), [3, 2, 1]);
         balance.failed(&upstream[2], &Failure::Internal);
@@ -113,7 +120,7 @@ mod tests {
         let (balance, upstream) = (Balance::default(), addresses(3));
         let mut counts = [0; 3];
         for _ in 0..30 {
-            let at = balance.tour(&upstream).next(|_| 0).unwrap();
+            let (at, _) = balance.tour(&upstream, |_| 0);
             counts[usize::from(at.port) - 1] += 1;
         }
         assert_eq!(counts, [10, 10, 10]);

@@ -18,11 +18,22 @@ const REMEMBERED: usize = 128;
 
 /// Who is on the other side of one connection.
 pub(in crate::mesh) struct Caller {
-    /// What backends are told about the caller.
-    vouch: Option<Vouch>,
     /// Whose root the chain led to.
     door: Arc<Door>,
-    standing: Result<VerifiedPeer, Stranger>,
+    standing: Result<Known, Stranger>,
+}
+
+/// Another app, which has proved to be it.
+pub(in crate::mesh) struct Known {
+    peer: VerifiedPeer,
+    /// What backends are told about it.
+    pub(super) vouch: Vouch,
+}
+
+impl Known {
+    pub(super) fn app(&self) -> AppId {
+        self.peer.app_id
+    }
 }
 
 /// Why nobody can say who calls.
@@ -52,20 +63,15 @@ impl Stranger {
 
 impl Caller {
     /// The app that calls, as far as this moment's certificate of ours and this time go.
-    pub(super) fn app(&self, now: &Arc<Door>, time: SystemTime) -> Result<AppId, Stranger> {
-        let peer = self.standing.as_ref().map_err(Clone::clone)?;
+    pub(super) fn known(&self, now: &Arc<Door>, time: SystemTime) -> Result<&Known, Stranger> {
+        let known = self.standing.as_ref().map_err(Clone::clone)?;
         if !Arc::ptr_eq(&self.door, now) && self.door.root() != now.root() {
             return Err(Stranger::OtherRoot);
         }
-        if peer.not_after < time {
+        if known.peer.not_after < time {
             return Err(Stranger::Outlived);
         }
-        Ok(peer.app_id)
-    }
-
-    /// What a backend is told; `None` of a stranger.
-    pub(super) fn vouch(&self) -> Option<Vouch> {
-        self.vouch.clone()
+        Ok(known)
     }
 }
 
@@ -82,21 +88,20 @@ impl Callers {
         let (socket, tls) = accepted.get_ref();
         let address = socket.0.peer_addr();
         let address = address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+        // `::ffff:` is how IPv4 comes to an IPv6 socket.
+        let client = address.to_canonical();
         let standing = match tls.peer_certificates() {
             None | Some([]) => Err(Stranger::Unnamed),
             Some(chain) => self.verify(&door, chain).map_err(Stranger::from),
         };
+        let standing = standing.and_then(|peer| {
+            let vouch = Vouch::new(&peer.app_id, client).ok_or(Stranger::Unnamed)?;
+            Ok(Known { peer, vouch })
+        });
         if let Err(stranger) = &standing {
             tracing::debug!(code = stranger.code().name(), %address, "{stranger}");
         }
-        // `::ffff:` is how IPv4 comes to an IPv6 socket.
-        let client = address.to_canonical();
-        let app = standing.as_ref().ok();
-        Caller {
-            vouch: app.and_then(|peer| Vouch::new(&peer.app_id, client)),
-            door,
-            standing,
-        }
+        Caller { door, standing }
     }
 
     fn verify(

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{self, sleep, timeout};
 
 use super::access::{Entry, Way};
-use super::hop::{Dial, Failure, Far, Hop, Pool, Upload, connect, headers, repeatable, request_id};
+use super::hop::{Dial, Failure, Far, Hop, Pool, Upload, Vouch, connect, headers, repeatable, request_id};
 use super::line::Line;
 use super::reply::{self, Body};
 use super::socket::Socket;
@@ -34,9 +34,10 @@ use super::tally::{Meter, Pen, To};
 use super::{MeshSettings, Shared};
 use crate::identity::Identity;
 use crate::names::{AppId, BackendName, HostPort};
-use balance::Balance;
+use crate::spec::Upstream;
+use balance::{Balance, Tour};
 pub(super) use caller::Caller;
-use caller::Callers;
+use caller::{Callers, Known};
 use door::Door;
 pub(super) use door::{Accepted, Doors};
 use refusal::Ledger;
@@ -141,24 +142,25 @@ impl Inbound {
         let grpc = headers::is_grpc(&parts.headers);
         let entry = settings.access_log.then(|| {
             let route = front.routes.of(&parts.uri, &parts.headers);
-            let way = Way::In(self.app(caller).ok(), route.map(|route| route.backend.clone()));
+            let app = self.known(caller).ok().map(Known::app);
+            let way = Way::In(app, route.map(|route| route.backend.clone()));
             Entry::new(began, &id, way, &parts, body.progress())
         });
         let mut request = Request::from_parts(parts, body);
         let route = self.route(&request, caller, front, &settings);
         let mut failed = None;
         let answer = match route {
-            Ok((route, app)) => {
+            Ok((route, known)) => {
                 request.headers_mut().insert(request_id::NAME, id.clone());
                 let waiting = self.meter.waiting();
                 let passage = |upstream| Passage {
                     inbound: self,
                     settings: &settings,
                     upstream,
-                    caller,
+                    vouch: &known.vouch,
                 };
                 let answer = match &route.leads {
-                    Leads::ToApi => Box::pin(self.api(&mut request, app)).await,
+                    Leads::ToApi => Box::pin(self.api(&mut request, known.app())).await,
                     // A backend that is called with gRPC reads nothing but HTTP/2, whatever the call came over.
                     Leads::To(upstream) if grpc => Box::pin(passage(upstream).grpc(&mut request)).await,
                     Leads::To(upstream) => passage(upstream).http1(&mut request, line).await,
@@ -197,10 +199,10 @@ impl Inbound {
     fn route<'s, B>(
         &self,
         request: &Request<B>,
-        caller: &Caller,
+        caller: &'s Caller,
         front: &'s FrontSettings,
         settings: &MeshSettings,
-    ) -> Result<(&'s Route, AppId), Refusal> {
+    ) -> Result<(&'s Route, &'s Known), Refusal> {
         if request.method() == Method::CONNECT {
             return Err(Failure::Connect.into());
         }
@@ -209,10 +211,10 @@ impl Inbound {
         let backend = route.map(|route| &route.backend);
         let mut ledger = self.ledger.borrow_mut();
         let decisions = ledger.of(backend);
-        let decided = self.app(caller).and_then(|app| {
+        let decided = self.known(caller).and_then(|known| {
             let route = route.ok_or(Refusal::NoBackend)?;
-            may_call(settings, &route.backend, app)?;
-            Ok((route, app))
+            may_call(settings, &route.backend, known.app())?;
+            Ok((route, known))
         });
         match &decided {
             Ok(_) => decisions.allowed.add(1),
@@ -221,17 +223,19 @@ impl Inbound {
         decided
     }
 
-    fn app(&self, caller: &Caller) -> Result<AppId, Refusal> {
+    /// The caller, if it is known who that is.
+    fn known<'c>(&self, caller: &'c Caller) -> Result<&'c Known, Refusal> {
         let door = self.door().ok_or(Refusal::NotServed)?;
-        caller.app(&door, SystemTime::now()).map_err(Refusal::Caller)
+        caller.known(&door, SystemTime::now()).map_err(Refusal::Caller)
     }
 
     /// Whose session of a TCP backend it is, if it may have one.
     pub(super) fn admit(&self, caller: &Caller, backend: &BackendName) -> Result<AppId, Refusal> {
         let settings = self.shared.settings.load();
-        let decided = self
-            .app(caller)
-            .and_then(|app| may_call(&settings, backend, app).map(|()| app));
+        let decided = self.known(caller).and_then(|known| {
+            may_call(&settings, backend, known.app())?;
+            Ok(known.app())
+        });
         let mut ledger = self.ledger.borrow_mut();
         match &decided {
             Ok(_) => ledger.of(Some(backend)).allowed.add(1),
@@ -243,21 +247,20 @@ impl Inbound {
     /// A connection to the first address that takes one; `busy`: how many sessions an address has.
     pub(super) async fn connect<'u>(
         &self,
-        upstream: &'u [HostPort],
+        upstream: &'u Upstream,
         busy: impl Fn(&HostPort) -> usize,
     ) -> Result<(Socket, &'u HostPort), Failure> {
-        let mut tour = self.balance.tour(upstream);
-        let mut last = Failure::Internal;
-        while let Some(at) = tour.next(&busy) {
+        let (mut at, mut tour) = self.balance.tour(upstream, &busy);
+        loop {
             let connected = timeout(CONNECT_TIMEOUT, connect::backend(at)).await;
             let late = |_| Err(Failure::Backend(io::ErrorKind::TimedOut.into()));
-            match connected.unwrap_or_else(late) {
+            let failure = match connected.unwrap_or_else(late) {
                 Ok(socket) => return Ok((socket, at)),
-                Err(failure) => last = failure,
-            }
-            self.balance.failed(at, &last);
+                Err(failure) => failure,
+            };
+            self.balance.failed(at, &failure);
+            at = tour.next(&busy).ok_or(failure)?;
         }
-        Err(last)
     }
 
     /// Closes idle connections when it is time, until the worker ends.
@@ -287,11 +290,17 @@ fn may_call(settings: &MeshSettings, backend: &BackendName, app: AppId) -> Resul
 struct Passage<'p> {
     inbound: &'p Inbound,
     settings: &'p MeshSettings,
-    upstream: &'p [HostPort],
-    caller: &'p Caller,
+    upstream: &'p Upstream,
+    vouch: &'p Vouch,
 }
 
-impl Passage<'_> {
+impl<'p> Passage<'p> {
+    /// The address to begin with, and the others.
+    fn tour(&self) -> (&'p HostPort, Tour<'p, 'p>) {
+        let busy = |at: &HostPort| self.inbound.backends.busy(at);
+        self.inbound.balance.tour(self.upstream, busy)
+    }
+
     fn hop(&self, at: &HostPort) -> Result<Hop, Failure> {
         let limits = &self.settings.limits;
         let dial = || Ok((Dial::Backend(at.clone()), self.inbound.meter.clone()));
@@ -303,7 +312,7 @@ impl Passage<'_> {
             response_timeout: limits.stall_timeout,
             idle_timeout: IDLE_TIMEOUT,
             limits: limits.clone(),
-            vouch: Some(self.caller.vouch().ok_or(Failure::Internal)?),
+            vouch: Some(self.vouch.clone()),
         })
     }
 
@@ -312,9 +321,7 @@ impl Passage<'_> {
         request: &mut Request<Upload>,
         line: &Arc<Line>,
     ) -> Result<Response<Body>, Failure> {
-        let mut tour = self.inbound.balance.tour(self.upstream);
-        let busy = |at: &HostPort| self.inbound.backends.busy(at);
-        let mut at = tour.next(busy).ok_or(Failure::Internal)?;
+        let (mut at, mut tour) = self.tour();
         let mut hop = self.hop(at)?;
         let line = (request.version() < Version::HTTP_2).then_some(line);
         let mut asked = hop.prepare(request, line)?;
@@ -336,9 +343,7 @@ impl Passage<'_> {
     }
 
     async fn grpc(&self, request: &mut Request<Upload>) -> Result<Response<Body>, Failure> {
-        let mut tour = self.inbound.balance.tour(self.upstream);
-        let busy = |at: &HostPort| self.inbound.backends.busy(at);
-        let mut at = tour.next(busy).ok_or(Failure::Internal)?;
+        let (mut at, mut tour) = self.tour();
         loop {
             match self.hop(at)?.forward_http2(request).await {
                 Ok(response) => return Ok(response),
@@ -355,7 +360,7 @@ impl Passage<'_> {
         &self,
         failure: &Failure,
         at: &HostPort,
-        tour: &mut balance::Tour<'_, 'u>,
+        tour: &mut Tour<'_, 'u>,
         repeatable: bool,
     ) -> Option<&'u HostPort> {
         let again = match failure {

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use hyper::Uri;
 use hyper::header::{HOST, HeaderMap};
 
-use crate::names::{BackendName, DnsName, HostPort};
+use crate::names::{BackendName, DnsName};
+use crate::spec::Upstream;
 
 /// Everything the built-in front needs besides what the other listeners need.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,8 +43,8 @@ pub struct Route {
 /// Where requests go.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Leads {
-    /// To one of these addresses; there is at least one.
-    To(Vec<HostPort>),
+    /// To one of these addresses.
+    To(Upstream),
     /// To the VPC API of this process.
     ToApi,
 }
@@ -86,7 +87,7 @@ mod tests {
     fn route(name: &str) -> Route {
         Route {
             backend: name.parse().unwrap(),
-            leads: Leads::To(vec!["127.0.0.1:1".parse().unwrap()]),
+            leads: Leads::To(Upstream::new(vec!["127.0.0.1:1".parse().unwrap()]).unwrap()),
         }
     }
 

@@ -21,14 +21,14 @@ use super::{Role, Shared};
 use crate::codes::Code;
 use crate::log;
 use crate::names::{AppId, BackendName, HostPort, InstanceId};
+use crate::spec::Upstream;
 use join::{Scratch, join};
 
 /// A backend that peers reach over TCP. Who may is in [`super::MeshSettings::backends`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct TcpBackend {
     pub listen: SocketAddr,
-    /// At least one.
-    pub upstream: Vec<HostPort>,
+    pub upstream: Upstream,
 }
 
 /// A local port that leads to another app.

@@ -68,7 +68,7 @@ impl Check<'_> {
                     );
                 }
             }
-            for upstream in &backend.upstream {
+            for upstream in backend.upstream.iter() {
                 self.upstream(i, upstream, &listening);
             }
         }
