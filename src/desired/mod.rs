@@ -241,26 +241,7 @@ pub struct ListenerSettings {
 impl ListenerSettings {
     /// Where the daemon listens, by key.
     pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
-        let mut all = vec![("mesh.client_listen", self.mesh.client_listen)];
-        match &self.mesh.front {
-            None => all.push(("mesh.auth_listen", self.mesh.auth_listen)),
-            Some(front) => {
-                all.push(("mesh.http_listen", front.http_listen));
-                all.extend(front.https_listen.map(|addr| ("mesh.https_listen", addr)));
-            }
-        }
-        let tcp = self
-            .mesh
-            .tcp_backends
-            .values()
-            .map(|it| ("backends.listen", it.listen));
-        all.extend(tcp);
-        let forwards = self
-            .mesh
-            .forwards
-            .values()
-            .map(|it| ("forwards.listen", it.listen));
-        all.extend(forwards);
+        let mut all = self.mesh.addresses();
         all.extend(self.api.as_ref().map(|api| ("server.api_listen", api.listen)));
         all.extend(self.metrics.map(|addr| (metrics::KEY, addr)));
         all.extend(self.page.as_ref().map(|page| (page::KEY, page.listen)));

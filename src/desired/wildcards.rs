@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::spec::{Front, Spec};
+use crate::spec::Spec;
 
 /// Every `[::]` of ours that is for IPv6 alone.
 pub(super) fn only_ipv6(spec: &Spec) -> BTreeSet<SocketAddr> {
@@ -18,17 +18,8 @@ pub(super) fn is_wildcard(addr: SocketAddr) -> bool {
 }
 
 fn listening(spec: &Spec) -> Vec<SocketAddr> {
-    let mesh = &spec.mesh;
-    let mut ours = vec![mesh.client_listen, mesh.http_listen, mesh.https_listen];
-    if mesh.front == Front::Nginx {
-        ours.push(mesh.auth_listen);
-    }
-    if spec.role.server {
-        ours.extend([spec.server.api_listen, spec.server.headscale_listen]);
-    }
-    ours.extend(spec.metrics.listen);
-    ours.extend(spec.status.listen);
-    ours.extend(spec.backends.iter().filter_map(|backend| backend.listen));
-    ours.extend(spec.forwards.iter().map(|forward| forward.listen));
-    ours
+    let all = spec.listeners().into_iter();
+    // Whether tailscaled has one is not known yet; `check` keeps the port free for it.
+    let ours = all.filter(|(key, _)| key != "tailscale.proxy_listen");
+    ours.map(|(_, addr)| addr).collect()
 }

@@ -1,6 +1,5 @@
 //! The VPN's addresses beside those of this machine's networks, and the ports that this role takes.
 
-use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
@@ -176,47 +175,20 @@ fn route(row: &str) -> Option<Local> {
 }
 
 fn ports(patient: &Patient<'_>) -> Vec<Finding> {
-    let Spec {
-        role, mesh, server, ..
-    } = patient.spec;
-    let front = match mesh.front {
+    let front = match patient.spec.mesh.front {
         Front::Nginx => "nginx",
         Front::Builtin => "dstack-vpc",
     };
-    let mut listeners: Vec<(Cow<'static, str>, _, _)> = vec![
-        ("mesh.client_listen".into(), mesh.client_listen, "dstack-vpc"),
-        ("mesh.http_listen".into(), mesh.http_listen, front),
-        ("mesh.https_listen".into(), mesh.https_listen, front),
-    ];
-    if mesh.front == Front::Nginx {
-        listeners.push(("mesh.auth_listen".into(), mesh.auth_listen, "dstack-vpc"));
-    }
-    if role.server {
-        let headscale = server.headscale_listen;
-        listeners.push(("server.headscale_listen".into(), headscale, "headscale"));
-        listeners.push(("server.api_listen".into(), server.api_listen, "dstack-vpc"));
-    }
-    if role.node && !with_device(patient.spec, &patient.seen.facts) {
-        let proxy = patient.spec.tailscale.proxy_listen;
-        listeners.extend(proxy.map(|addr| ("tailscale.proxy_listen".into(), addr, "tailscaled")));
-    }
-    let metrics = patient.spec.metrics.listen;
-    listeners.extend(metrics.map(|addr| ("metrics.listen".into(), addr, "dstack-vpc")));
-    let page = patient.spec.status.listen;
-    listeners.extend(page.map(|addr| ("status.listen".into(), addr, "dstack-vpc")));
-    let backends = patient.spec.backends.iter().enumerate();
-    listeners.extend(backends.filter_map(|(i, backend)| {
-        Some((
-            format!("backends[{i}].listen").into(),
-            backend.listen?,
-            "dstack-vpc",
-        ))
-    }));
-    let forwards = patient.spec.forwards.iter().enumerate();
-    listeners
-        .extend(forwards.map(|(i, it)| (format!("forwards[{i}].listen").into(), it.listen, "dstack-vpc")));
     let mut findings = Vec::new();
-    for (key, addr, program) in listeners {
+    let with_device = with_device(patient.spec, &patient.seen.facts);
+    for (key, addr) in patient.spec.listeners() {
+        let program = match &*key {
+            "mesh.http_listen" | "mesh.https_listen" => front,
+            "server.headscale_listen" => "headscale",
+            "tailscale.proxy_listen" if with_device => continue,
+            "tailscale.proxy_listen" => "tailscaled",
+            _ => "dstack-vpc",
+        };
         let Some(holder) = holder_of(addr) else {
             findings.extend(privileged(patient, &key, addr));
             continue;

@@ -78,6 +78,14 @@ pub struct MeshSettings {
     pub access_log: bool,
 }
 
+impl MeshSettings {
+    /// Where it listens, by key.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        let keyed = |role: Role| Some((role.key(), role.addr(self)?));
+        Role::all(self).filter_map(keyed).collect()
+    }
+}
+
 /// A listener could not be opened; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {

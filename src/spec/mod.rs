@@ -8,6 +8,7 @@ mod codec;
 mod document;
 mod effective;
 mod keys;
+mod listeners;
 mod lists;
 mod load;
 mod numbers;

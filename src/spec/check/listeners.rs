@@ -3,8 +3,6 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::super::keys::Spec;
-use super::super::values::Tun;
 use super::Check;
 use crate::names::{Host, HostPort};
 
@@ -12,38 +10,15 @@ use crate::names::{Host, HostPort};
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 impl Check<'_> {
-    /// Every address this role listens on.
+    /// Every address this role listens on, as far as it is known: where an entry of a list could not be read, the places of
+    /// the others are not.
     pub(super) fn listening(&self) -> Vec<(Cow<'static, str>, SocketAddr)> {
-        let Spec {
-            role, mesh, server, ..
-        } = self.spec;
-        let mut all: Vec<(Cow<'static, str>, _)> = vec![
-            ("mesh.client_listen".into(), mesh.client_listen),
-            ("mesh.auth_listen".into(), mesh.auth_listen),
-            ("mesh.http_listen".into(), mesh.http_listen),
-            ("mesh.https_listen".into(), mesh.https_listen),
-        ];
-        if role.server {
-            all.push(("server.headscale_listen".into(), server.headscale_listen));
-            all.push(("server.api_listen".into(), server.api_listen));
+        let mut all = self.spec.listeners();
+        for list in ["backends", "forwards"] {
+            if !self.known(&[list]) {
+                all.retain(|(key, _)| !key.starts_with(list));
+            }
         }
-        all.extend(
-            self.spec
-                .metrics
-                .listen
-                .map(|addr| ("metrics.listen".into(), addr)),
-        );
-        all.extend(self.spec.status.listen.map(|addr| ("status.listen".into(), addr)));
-        if role.node && self.spec.node.tun != Tun::Device {
-            let proxy = self.spec.tailscale.proxy_listen;
-            all.extend(proxy.map(|addr| ("tailscale.proxy_listen".into(), addr)));
-        }
-        // Where one could not be read, the places of the others are not known.
-        let lists = ["backends", "forwards"].map(|list| self.known(&[list]));
-        let backends = self.spec.backends.iter().enumerate().filter(|_| lists[0]);
-        all.extend(backends.filter_map(|(i, it)| Some((format!("backends[{i}].listen").into(), it.listen?))));
-        let forwards = self.spec.forwards.iter().enumerate().filter(|_| lists[1]);
-        all.extend(forwards.map(|(i, it)| (format!("forwards[{i}].listen").into(), it.listen)));
         all
     }
 
@@ -128,11 +103,13 @@ impl Check<'_> {
     }
 }
 
-/// Two sockets that cannot be open at once. `[::]` takes IPv4 too, unless told otherwise.
+/// Two sockets that cannot be open at once. `[::]` takes IPv4 too, unless told otherwise; and it is told by whoever knows
+/// that the other one is open, which is not known of tailscaled before there is a machine.
 fn collide((key, a): (&str, SocketAddr), (other_key, b): (&str, SocketAddr)) -> bool {
+    let of_tailscaled = [key, other_key].contains(&"tailscale.proxy_listen");
     let beside = leaves_ipv4(key, a) && b.is_ipv4() || leaves_ipv4(other_key, b) && a.is_ipv4();
     let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
-    a.port() == b.port() && overlap && !beside
+    a.port() == b.port() && overlap && (of_tailscaled || !beside)
 }
 
 /// `[::]` of the mesh and of nginx is for IPv6 alone where another one listens on IPv4.
