@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use url::Url;
+use url::{Position, Url};
 
 use crate::{ratls, words};
 
@@ -47,10 +47,44 @@ pub(crate) enum Trust {
     Anyone,
 }
 
+/// Why nothing came from a URL: a sentence without it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GetError {
+    #[error("there is no host in it")]
+    NoHost,
+    #[error(transparent)]
+    Request(#[from] hyper::http::Error),
+    #[error(transparent)]
+    Connection(#[from] io::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+}
+
 /// A connection, with TLS or without.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// What `url` answers, and the chain that was shown, as [`secured`] has it.
+pub(crate) async fn get(
+    url: &Url,
+    trust: Trust,
+    limit: usize,
+) -> Result<(StatusCode, Bytes, Vec<CertificateDer<'static>>), GetError> {
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+        return Err(GetError::NoHost);
+    };
+    let request = Request::get(&url[Position::BeforePath..Position::AfterQuery])
+        .header(header::HOST, &url[Position::BeforeHost..Position::AfterPort])
+        .header(header::ACCEPT, "application/json")
+        .body(Full::default())?;
+    let tcp = TcpStream::connect(format!("{host}:{port}")).await?;
+    let (stream, chain) = secured(url, tcp, trust).await?;
+    let (status, body) = exchange(stream, request, limit).await?;
+    Ok((status, body, chain))
+}
 
 /// `tcp` with TLS where `url` says https, and the chain that was shown: leaf first, empty without TLS.
 pub(crate) async fn secured(

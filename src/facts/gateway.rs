@@ -6,16 +6,13 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Request, StatusCode, header};
+use hyper::StatusCode;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::Deserialize;
-use tokio::net::TcpStream;
 use url::Url;
 
 use super::Fact;
-use crate::http::{Trust, exchange, secured};
+use crate::http::{self, Trust};
 use crate::names::{DnsName, NotA};
 use crate::ratls;
 use crate::spec::Gateway;
@@ -73,31 +70,17 @@ pub(super) async fn ask(
 
 /// The domain, and whether the gateway's certificate leads to `root`.
 async fn ask_one(url: &Url, root: Option<&CertificateDer<'static>>) -> Result<(Gateway, bool), AskError> {
-    let unreachable = |why: String| AskError::Unreachable {
+    let mut info = url.clone();
+    info.set_path(&format!("{}/prpc/Info", url.path().trim_end_matches('/')));
+    info.set_query(None);
+    let asked = http::get(&info, Trust::Anyone, MAX_ANSWER).await;
+    let (status, body, chain) = asked.map_err(|why| AskError::Unreachable {
         url: url.clone(),
-        why,
-    };
-    let host = url
-        .host_str()
-        .ok_or_else(|| unreachable("there is no host in it".to_owned()))?;
-    let port = url.port_or_known_default().unwrap_or(USUAL_PORT);
-    let request = Request::get(format!("{}/prpc/Info", url.path().trim_end_matches('/')))
-        .header(header::HOST, format!("{host}:{port}"))
-        .header(header::ACCEPT, "application/json")
-        .body(Full::<Bytes>::default())
-        .map_err(|e| unreachable(e.to_string()))?;
-
-    let tcp = TcpStream::connect(format!("{host}:{port}"))
-        .await
-        .map_err(|e| unreachable(e.to_string()))?;
-    let (stream, chain) = secured(url, tcp, Trust::Anyone)
-        .await
-        .map_err(|e| unreachable(e.to_string()))?;
+        why: why.to_string(),
+    })?;
     let verified = root
         .zip(chain.split_first())
         .is_some_and(|(root, (leaf, others))| ratls::leads_to(leaf, others, root, UnixTime::now()));
-    let answer = exchange(stream, request, MAX_ANSWER).await;
-    let (status, body) = answer.map_err(|e| unreachable(e.to_string()))?;
     Ok((told(url, status, &body)?, verified))
 }
 

@@ -6,18 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Request, StatusCode, header};
+use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::net::TcpStream;
 use url::Url;
 
 use super::derp_map::DerpMap;
 use super::remember::{REMEMBERED, replace_file};
 use super::watch::{Keeper, changed};
 use super::{Fact, Observed, Topic};
-use crate::http::{Trust, exchange, secured};
+use crate::http::{self, Trust};
 use crate::paths::StateDir;
 use crate::spec::{Derp, Spec};
 
@@ -182,33 +180,15 @@ async fn fetch(url: &Url) -> Result<(DerpMap, Bytes), FetchError> {
 }
 
 async fn get(url: &Url) -> Result<Bytes, FetchError> {
-    let unreachable = |why: String| FetchError::Unreachable {
-        url: url.clone(),
-        why,
-    };
-    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-        return Err(unreachable("there is no host in it".to_owned()));
-    };
-    let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
-        .header(
-            header::HOST,
-            &url[url::Position::BeforeHost..url::Position::AfterPort],
-        )
-        .header(header::ACCEPT, "application/json")
-        .body(Full::<Bytes>::default())
-        .map_err(|e| unreachable(e.to_string()))?;
-    let tcp = TcpStream::connect(format!("{host}:{port}"))
-        .await
-        .map_err(|e| unreachable(e.to_string()))?;
-    let (stream, _) = secured(url, tcp, Trust::System)
-        .await
-        .map_err(|e| unreachable(e.to_string()))?;
-    let answer = exchange(stream, request, MAX_ANSWER).await;
-    match answer.map_err(|e| unreachable(e.to_string()))? {
-        (StatusCode::OK, body) => Ok(body),
-        (status, _) => Err(FetchError::Status {
+    match http::get(url, Trust::System, MAX_ANSWER).await {
+        Ok((StatusCode::OK, body, _)) => Ok(body),
+        Ok((status, ..)) => Err(FetchError::Status {
             url: url.clone(),
             status,
+        }),
+        Err(why) => Err(FetchError::Unreachable {
+            url: url.clone(),
+            why: why.to_string(),
         }),
     }
 }
