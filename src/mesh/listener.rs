@@ -198,7 +198,7 @@ impl Accepting {
         // Guards, so that nobody waits for ever should this panic.
         let _done = self.done.drop_guard();
         let closed = self.closed.drop_guard();
-        let door = Door {
+        let gate = Gate {
             crew: self.crew,
             life: Arc::clone(&self.life),
             shared,
@@ -206,8 +206,8 @@ impl Accepting {
         };
         match TcpListener::from_std(self.bound.socket) {
             Ok(socket) => tokio::select! {
-                () = door.accept(&socket) => {}
-                () = door.life.over() => door.accept_waiting(&socket).await,
+                () = gate.accept(&socket) => {}
+                () = gate.life.over() => gate.accept_waiting(&socket).await,
             },
             Err(error) => {
                 tracing::error!(%error, key = self.bound.role.key(), "the listener cannot be polled")
@@ -220,7 +220,8 @@ impl Accepting {
     }
 }
 
-struct Door {
+/// Lets connections in, or sends them away.
+struct Gate {
     crew: Crew,
     life: Arc<Life>,
     shared: Arc<Shared>,
@@ -228,7 +229,7 @@ struct Door {
     full: Cell<bool>,
 }
 
-impl Door {
+impl Gate {
     async fn accept(&self, socket: &TcpListener) {
         loop {
             match socket.accept().await {
