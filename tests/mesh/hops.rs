@@ -12,17 +12,15 @@ use crate::kit::*;
 /// Our side before a peer that, for each request, writes `parts` one after the other and notes what it got.
 async fn answering(parts: &'static [&'static str]) -> (OurSide, Peer, Arc<Mutex<Vec<String>>>) {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
     let heads = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&heads);
-    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+    let peer = Peer::them(&root, move |mut stream, _| {
         let into = Arc::clone(&into);
         async move {
             while let Some(head) = read_head(&mut stream).await {
                 into.lock().unwrap().push(String::from_utf8(head).unwrap());
                 for part in parts {
-                    stream.write_all(part.as_bytes()).await.unwrap();
-                    stream.flush().await.unwrap();
+                    say(&mut stream, part.as_bytes()).await;
                     tokio::task::yield_now().await;
                 }
                 if !parts.concat().contains("ok") {
@@ -74,8 +72,7 @@ async fn interim_responses_come_before_the_answer() {
 #[tokio::test]
 async fn a_flood_of_interim_responses_is_no_answer() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+    let peer = Peer::them(&root, |mut stream, _| async move {
         read_head(&mut stream).await.unwrap();
         let hints = format!("HTTP/1.1 103 Early Hints\r\nlink: {}\r\n\r\n", "a".repeat(1000)).repeat(50);
         while stream.write_all(hints.as_bytes()).await.is_ok() {}
@@ -192,17 +189,16 @@ async fn a_half_closed_client_gets_its_answer() {
 #[tokio::test]
 async fn a_client_that_left_is_not_waited_for_without_end() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
     let (send, mut ends) = tokio::sync::mpsc::unbounded_channel();
-    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+    let peer = Peer::them(&root, move |mut stream, _| {
         let send = send.clone();
         async move {
             read_head(&mut stream).await.unwrap();
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-                .await
-                .unwrap();
-            stream.flush().await.unwrap();
+            say(
+                &mut stream,
+                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+            )
+            .await;
             let _ = stream.read(&mut [0]).await;
             send.send(()).unwrap();
         }
@@ -254,9 +250,8 @@ async fn an_answer_that_breaks_off_shows() {
 #[tokio::test]
 async fn an_upload_that_breaks_off_shows() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
     let (send, mut ends) = tokio::sync::mpsc::unbounded_channel();
-    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+    let peer = Peer::them(&root, move |mut stream, _| {
         let send = send.clone();
         async move {
             let head = read_head(&mut stream).await.unwrap();
@@ -308,11 +303,9 @@ async fn answers_that_have_no_body_leave_no_bytes_behind() {
         ("HEAD", "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"),
     ] {
         let root = Signed::root(&Shape::root());
-        let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-        let peer = Peer::scripted(acceptor, move |mut stream, _| async move {
+        let peer = Peer::them(&root, move |mut stream, _| async move {
             while read_head(&mut stream).await.is_some() {
-                stream.write_all(answer.as_bytes()).await.unwrap();
-                stream.flush().await.unwrap();
+                say(&mut stream, answer.as_bytes()).await;
             }
         })
         .await;

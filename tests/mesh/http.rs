@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::kit::pki::{Shape, Signed, id};
+use crate::kit::pki::{Shape, Signed};
 use crate::kit::*;
 
 /// Our side, and a peer of the right app that answers with what it got.
@@ -18,11 +18,9 @@ async fn echoing() -> (OurSide, Peer) {
 /// Our side, and a peer that reads one head and then writes `bytes`, byte for byte.
 async fn saying(bytes: &'static [u8]) -> (OurSide, Peer) {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, move |mut stream, _| async move {
+    let peer = Peer::them(&root, move |mut stream, _| async move {
         while read_head(&mut stream).await.is_some() {
-            stream.write_all(bytes).await.unwrap();
-            stream.flush().await.unwrap();
+            say(&mut stream, bytes).await;
         }
     });
     let peer = peer.await;
@@ -155,10 +153,9 @@ async fn answers_without_a_body_and_with_an_unknown_length_pass() {
 #[tokio::test]
 async fn trailers_pass_both_ways() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
     let received = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&received);
-    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+    let peer = Peer::them(&root, move |mut stream, _| {
         let into = Arc::clone(&into);
         async move {
             loop {
@@ -171,8 +168,7 @@ async fn trailers_pass_both_ways() {
                 }
                 *into.lock().unwrap() = request;
                 let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 42\r\n\r\n";
-                stream.write_all(answer).await.unwrap();
-                stream.flush().await.unwrap();
+                say(&mut stream, answer).await;
             }
         }
     })
@@ -196,23 +192,20 @@ async fn trailers_pass_both_ways() {
 #[tokio::test]
 async fn an_expectation_waits_for_the_peer() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+    let peer = Peer::them(&root, |mut stream, _| async move {
         let head = String::from_utf8(read_head(&mut stream).await.unwrap()).unwrap();
         assert!(head.contains("expect: 100-continue"), "{head}");
         // Nothing of the body may come before we ask for it.
         let early = tokio::time::timeout(Duration::from_millis(200), stream.read_u8()).await;
         assert!(early.is_err(), "the body came unasked");
-        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
-        stream.flush().await.unwrap();
+        say(&mut stream, b"HTTP/1.1 100 Continue\r\n\r\n").await;
         let mut body = [0; 5];
         stream.read_exact(&mut body).await.unwrap();
         stream
             .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
             .await
             .unwrap();
-        stream.write_all(&body).await.unwrap();
-        stream.flush().await.unwrap();
+        say(&mut stream, &body).await;
     })
     .await;
     let us = OurSide::start(&root, settings(peer.gateway())).await;
@@ -358,21 +351,16 @@ async fn what_could_be_read_in_two_ways_is_refused() {
 async fn a_body_that_the_peer_does_not_read_never_becomes_the_next_request() {
     // Answers at once, before the body, and notes what comes on each connection.
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
     let heads = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&heads);
-    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+    let peer = Peer::them(&root, move |mut stream, _| {
         let into = Arc::clone(&into);
         async move {
             while let Some(head) = read_head(&mut stream).await {
                 into.lock()
                     .unwrap()
                     .push(String::from_utf8_lossy(&head).into_owned());
-                stream
-                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-                    .await
-                    .unwrap();
-                stream.flush().await.unwrap();
+                say(&mut stream, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
             }
         }
     })

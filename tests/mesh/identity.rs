@@ -1,7 +1,6 @@
 //! Nobody but the target app receives anything, whatever it shows.
 
 use dstack_vpc::spec::Gateway;
-use tokio::io::AsyncWriteExt;
 
 use crate::kit::pki::{Shape, Signed, id};
 use crate::kit::*;
@@ -82,9 +81,8 @@ async fn without_identity_or_gateway_calls_say_so() {
 #[tokio::test]
 async fn our_own_certificate_is_shown() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
     let root_der = root.der.clone();
-    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+    let peer = Peer::them(&root, move |mut stream, _| {
         let verifier = dstack_vpc::ratls::ClientVerifier::new(root_der.clone());
         async move {
             let chain = stream
@@ -96,8 +94,7 @@ async fn our_own_certificate_is_shown() {
             let caller = verifier.peer(&chain).unwrap().app_id.to_string();
             while read_head(&mut stream).await.is_some() {
                 let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n{caller}");
-                stream.write_all(answer.as_bytes()).await.unwrap();
-                stream.flush().await.unwrap();
+                say(&mut stream, answer.as_bytes()).await;
             }
         }
     })
@@ -136,8 +133,7 @@ async fn use_tls_false_checks_and_shows_nothing() {
         let name = stream.get_ref().1.server_name().unwrap_or("").to_owned();
         read_head(&mut stream).await.unwrap();
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
-        stream.write_all(answer.as_bytes()).await.unwrap();
-        stream.flush().await.unwrap();
+        say(&mut stream, answer.as_bytes()).await;
     })
     .await;
     let gateway = Gateway::Domain {

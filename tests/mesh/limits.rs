@@ -7,7 +7,7 @@ use dstack_vpc::spec::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
-use crate::kit::pki::{Shape, Signed, id};
+use crate::kit::pki::{Shape, Signed};
 use crate::kit::*;
 
 /// Our side before a peer that answers what it got, with these limits.
@@ -102,14 +102,9 @@ async fn what_stands_still_is_cut_and_what_moves_is_not() {
 
     // A peer that stops in the middle of its answer.
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+    let peer = Peer::them(&root, |mut stream, _| async move {
         read_head(&mut stream).await.unwrap();
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
-            .await
-            .unwrap();
-        stream.flush().await.unwrap();
+        say(&mut stream, b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf").await;
         assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "our end is closed");
     })
     .await;
@@ -135,18 +130,15 @@ async fn what_stands_still_is_cut_and_what_moves_is_not() {
 async fn an_answer_without_a_known_end_may_take_longer_than_a_head() {
     let header = Duration::from_millis(300);
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, move |mut stream, _| async move {
+    let peer = Peer::them(&root, move |mut stream, _| async move {
         read_head(&mut stream).await.unwrap();
         let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         stream.write_all(head).await.unwrap();
         for _ in 0..12 {
             sleep(header / 4).await;
-            stream.write_all(b"1\r\nx\r\n").await.unwrap();
-            stream.flush().await.unwrap();
+            say(&mut stream, b"1\r\nx\r\n").await;
         }
-        stream.write_all(b"0\r\n\r\n").await.unwrap();
-        stream.flush().await.unwrap();
+        say(&mut stream, b"0\r\n\r\n").await;
         sleep(header * 4).await;
     })
     .await;

@@ -254,14 +254,9 @@ async fn a_wildcard_leaves_ipv4_to_whoever_is_beside_it() {
 #[tokio::test]
 async fn a_drain_lets_calls_end_and_then_cuts() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+    let peer = Peer::them(&root, |mut stream, _| async move {
         let head = String::from_utf8(read_head(&mut stream).await.unwrap()).unwrap();
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nsl")
-            .await
-            .unwrap();
-        stream.flush().await.unwrap();
+        say(&mut stream, b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nsl").await;
         let pause = if head.contains("/slow") { 300 } else { 60_000 };
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let _ = stream.write_all(b"ow").await;

@@ -29,8 +29,7 @@ async fn mortal(root: &Signed, lives: &'static [usize]) -> (Peer, Arc<Mutex<Vec<
                     return;
                 }
                 left -= 1;
-                stream.write_all(OK).await.unwrap();
-                stream.flush().await.unwrap();
+                say(&mut stream, OK).await;
             }
         }
     });
@@ -102,8 +101,7 @@ async fn a_broken_answer_shows_as_broken() {
         &b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"[..],
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
     ] {
-        let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-        let peer = Peer::scripted(acceptor, move |mut stream, _| async move {
+        let peer = Peer::them(&root, move |mut stream, _| async move {
             read_head(&mut stream).await.unwrap();
             stream.write_all(half).await.unwrap();
             stream.shutdown().await.unwrap();
@@ -119,10 +117,9 @@ async fn a_broken_answer_shows_as_broken() {
         us.mesh.shutdown().await;
     }
     // Part of a head on a reused connection: no retry.
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
     let requests = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&requests);
-    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+    let peer = Peer::them(&root, move |mut stream, _| {
         let counter = Arc::clone(&counter);
         async move {
             while read_head(&mut stream).await.is_some() {
@@ -131,8 +128,7 @@ async fn a_broken_answer_shows_as_broken() {
                     stream.shutdown().await.unwrap();
                     return;
                 }
-                stream.write_all(OK).await.unwrap();
-                stream.flush().await.unwrap();
+                say(&mut stream, OK).await;
             }
         }
     })
@@ -148,15 +144,10 @@ async fn a_broken_answer_shows_as_broken() {
 #[tokio::test]
 async fn bytes_nobody_asked_for_poison_only_their_connection() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+    let peer = Peer::them(&root, |mut stream, _| async move {
         while read_head(&mut stream).await.is_some() {
             stream.write_all(OK).await.unwrap();
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
-                .await
-                .unwrap();
-            stream.flush().await.unwrap();
+            say(&mut stream, b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil").await;
         }
     })
     .await;
@@ -173,15 +164,13 @@ async fn bytes_nobody_asked_for_poison_only_their_connection() {
 #[tokio::test]
 async fn a_reused_connection_keeps_time_for_each_request() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+    let peer = Peer::them(&root, |mut stream, _| async move {
         for round in 0.. {
             if read_head(&mut stream).await.is_none() || round == 4 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
-            stream.write_all(OK).await.unwrap();
-            stream.flush().await.unwrap();
+            say(&mut stream, OK).await;
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     })
@@ -217,8 +206,7 @@ async fn a_peer_that_restarts_is_found_again() {
                 let (stream, _) = listener.accept().await.unwrap();
                 let mut stream = acceptor.accept(stream).await.unwrap();
                 while read_head(&mut stream).await.is_some() {
-                    stream.write_all(OK).await.unwrap();
-                    stream.flush().await.unwrap();
+                    say(&mut stream, OK).await;
                 }
             }
         }

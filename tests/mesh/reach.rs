@@ -13,8 +13,7 @@ use crate::kit::*;
 #[tokio::test]
 async fn silence_ends_in_504() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+    let peer = Peer::them(&root, |mut stream, _| async move {
         let mut sink = Vec::new();
         let _ = stream.read_to_end(&mut sink).await;
     })
@@ -102,13 +101,11 @@ async fn what_cannot_be_reached_is_told_apart() {
 #[tokio::test]
 async fn the_domain_form_names_the_target() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+    let peer = Peer::them(&root, |mut stream, _| async move {
         let name = stream.get_ref().1.server_name().unwrap_or("").to_owned();
         while read_head(&mut stream).await.is_some() {
             let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
-            stream.write_all(answer.as_bytes()).await.unwrap();
-            stream.flush().await.unwrap();
+            say(&mut stream, answer.as_bytes()).await;
         }
     })
     .await;
@@ -136,8 +133,7 @@ async fn the_next_address_is_tried_and_ipv6_works() {
     let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
     let peer = Peer::scripted_at("[::1]:0", acceptor, |mut stream, _| async move {
         read_head(&mut stream).await.unwrap();
-        stream.write_all(OK).await.unwrap();
-        stream.flush().await.unwrap();
+        say(&mut stream, OK).await;
     })
     .await;
     let by_name = Gateway::Domain {

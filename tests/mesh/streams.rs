@@ -15,18 +15,15 @@ async fn tunnelling(root: &Signed) -> Peer {
         let refuses = !head.contains("upgrade: websocket") || !head.contains("connection: upgrade");
         if refuses || !head.contains("sec-websocket-key: k") {
             let answer = b"HTTP/1.1 426 Upgrade Required\r\nupgrade: websocket\r\ncontent-length: 0\r\n\r\n";
-            stream.write_all(answer).await.unwrap();
-            stream.flush().await.unwrap();
+            say(&mut stream, answer).await;
             return;
         }
         let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                       Sec-WebSocket-Accept: a\r\n\r\nfirst";
-        stream.write_all(answer.as_bytes()).await.unwrap();
-        stream.flush().await.unwrap();
+        say(&mut stream, answer.as_bytes()).await;
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-            stream.write_all(&buffer[..count]).await.unwrap();
-            stream.flush().await.unwrap();
+            say(&mut stream, &buffer[..count]).await;
         }
         let _ = stream.write_all(b"last").await;
         let _ = stream.shutdown().await;
@@ -132,20 +129,17 @@ async fn a_tunnel_outlives_the_move_of_its_listener() {
 #[tokio::test]
 async fn events_arrive_one_by_one() {
     let root = Signed::root(&Shape::root());
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, |mut stream, _| async move {
+    let peer = Peer::them(&root, |mut stream, _| async move {
         read_head(&mut stream).await.unwrap();
         let head =
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
         stream.write_all(head).await.unwrap();
         for _ in 0..5 {
-            stream.write_all(b"9\r\ndata: x\n\n\r\n").await.unwrap();
-            stream.flush().await.unwrap();
+            say(&mut stream, b"9\r\ndata: x\n\n\r\n").await;
             // The next one only after the client has this one.
             assert_eq!(stream.read_u8().await.unwrap(), b'n');
         }
-        stream.write_all(b"0\r\n\r\n").await.unwrap();
-        stream.flush().await.unwrap();
+        say(&mut stream, b"0\r\n\r\n").await;
     })
     .await;
     let us = OurSide::start(&root, settings(peer.gateway())).await;
@@ -166,8 +160,7 @@ async fn events_arrive_one_by_one() {
 async fn a_client_that_leaves_takes_its_upload_and_download_along() {
     let root = Signed::root(&Shape::root());
     let (ends, mut ended) = tokio::sync::mpsc::unbounded_channel();
-    let acceptor = Certificate::of(&root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
-    let peer = Peer::scripted(acceptor, move |mut stream, _| {
+    let peer = Peer::them(&root, move |mut stream, _| {
         let ends = ends.clone();
         async move {
             let head = String::from_utf8(read_head(&mut stream).await.unwrap()).unwrap();

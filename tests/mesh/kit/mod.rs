@@ -27,7 +27,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use pki::{Signed, app, id};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -174,6 +174,16 @@ impl Peer {
         Self::scripted_at("127.0.0.1:0", acceptor, script).await
     }
 
+    /// The app that is called, as all clients take it to be.
+    pub async fn them<F, S>(root: &Signed, script: F) -> Self
+    where
+        F: Fn(TlsStream<TcpStream>, usize) -> S + Clone + Send + 'static,
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let acceptor = Certificate::of(root, id(THEM)).acceptor(rustls::ALL_VERSIONS, &[]);
+        Self::scripted(acceptor, script).await
+    }
+
     pub async fn scripted_at<F, S>(listen: &str, acceptor: TlsAcceptor, script: F) -> Self
     where
         F: Fn(TlsStream<TcpStream>, usize) -> S + Clone + Send + 'static,
@@ -223,6 +233,12 @@ impl Peer {
         })
         .await
     }
+}
+
+/// At once: TLS keeps what is not flushed.
+pub async fn say(stream: &mut (impl AsyncWrite + Unpin), bytes: impl AsRef<[u8]>) {
+    stream.write_all(bytes.as_ref()).await.unwrap();
+    stream.flush().await.unwrap();
 }
 
 pub fn answer(body: impl Into<Bytes>) -> Answer {
