@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::causes::{Change, List, Place};
+use super::document::{Change, List, Place};
 use crate::spec::{AllowedApps, Backend, Forward, Protocol, Role, ServerUrl, Spec};
 
 /// More apps than these are counted.

@@ -2,6 +2,7 @@
 
 mod causes;
 mod changes;
+mod document;
 mod effects;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
