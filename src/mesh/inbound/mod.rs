@@ -9,6 +9,7 @@ mod balance;
 mod caller;
 mod door;
 mod files;
+mod passage;
 mod refusal;
 mod routes;
 
@@ -21,12 +22,12 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::future::LocalBoxFuture;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 use tokio::time::{self, sleep, timeout};
 
 use super::access::{Entry, Way};
-use super::hop::{Dial, Failure, Far, Hop, Pool, Upload, Vouch, connect, headers, repeatable, request_id};
+use super::hop::{Failure, Pool, Upload, connect, headers, request_id};
 use super::line::Line;
 use super::reply::{self, Body};
 use super::socket::Socket;
@@ -35,11 +36,12 @@ use super::{MeshSettings, Shared};
 use crate::identity::Identity;
 use crate::names::{AppId, BackendName, HostPort};
 use crate::spec::Upstream;
-use balance::{Balance, Tour};
+use balance::Balance;
 pub(super) use caller::Caller;
 use caller::{Callers, Known};
 use door::Door;
 pub(super) use door::{Accepted, Doors};
+use passage::Passage;
 use refusal::Ledger;
 pub(super) use refusal::Refusal;
 pub use routes::{FrontSettings, Leads, Route, Routes};
@@ -283,97 +285,6 @@ fn may_call(settings: &MeshSettings, backend: &BackendName, app: AppId) -> Resul
     match allowed.is_some_and(|allowed| allowed.allows(&app)) {
         true => Ok(()),
         false => Err(Refusal::NotAllowed(app)),
-    }
-}
-
-/// One request's way to one of the addresses of its backend.
-struct Passage<'p> {
-    inbound: &'p Inbound,
-    settings: &'p MeshSettings,
-    upstream: &'p Upstream,
-    vouch: &'p Vouch,
-}
-
-impl<'p> Passage<'p> {
-    /// The address to begin with, and the others.
-    fn tour(&self) -> (&'p HostPort, Tour<'p, 'p>) {
-        let busy = |at: &HostPort| self.inbound.backends.busy(at);
-        self.inbound.balance.tour(self.upstream, busy)
-    }
-
-    fn hop(&self, at: &HostPort) -> Result<Hop, Failure> {
-        let limits = &self.settings.limits;
-        let dial = || Ok((Dial::Backend(at.clone()), self.inbound.meter.clone()));
-        Ok(Hop {
-            far: Far::Backend,
-            slot: self.inbound.backends.slot(at, dial)?,
-            connect_timeout: CONNECT_TIMEOUT,
-            // As nginx does: a backend may think for as long as a message may stand still.
-            response_timeout: limits.stall_timeout,
-            idle_timeout: IDLE_TIMEOUT,
-            limits: limits.clone(),
-            vouch: Some(self.vouch.clone()),
-        })
-    }
-
-    async fn http1(
-        &self,
-        request: &mut Request<Upload>,
-        line: &Arc<Line>,
-    ) -> Result<Response<Body>, Failure> {
-        let (mut at, mut tour) = self.tour();
-        let mut hop = self.hop(at)?;
-        let line = (request.version() < Version::HTTP_2).then_some(line);
-        let mut asked = hop.prepare(request, line)?;
-        loop {
-            let spare = tour.has_more().then(|| repeatable(request)).flatten();
-            let failure = match hop.carry(request, &mut asked).await {
-                Ok(response) => return Ok(response),
-                Err(failure) => failure,
-            };
-            let Some(next) = self.elsewhere(&failure, at, &mut tour, spare.is_some()) else {
-                return Err(failure);
-            };
-            if let (Some(spare), false) = (spare, matches!(failure, Failure::Backend(_))) {
-                *request = spare;
-            }
-            at = next;
-            hop = self.hop(at)?;
-        }
-    }
-
-    async fn grpc(&self, request: &mut Request<Upload>) -> Result<Response<Body>, Failure> {
-        let (mut at, mut tour) = self.tour();
-        loop {
-            match self.hop(at)?.forward_http2(request).await {
-                Ok(response) => return Ok(response),
-                Err(failure) => {
-                    at = self.elsewhere(&failure, at, &mut tour, false).ok_or(failure)?;
-                }
-            }
-        }
-    }
-
-    /// Another address for a request that may still be sent to one: nothing was sent, or it may be sent twice. Whether it
-    /// may or not, what failed is left alone: it would have the fewest requests of all, and get the next one as well.
-    fn elsewhere<'u>(
-        &self,
-        failure: &Failure,
-        at: &HostPort,
-        tour: &mut Tour<'_, 'u>,
-        repeatable: bool,
-    ) -> Option<&'u HostPort> {
-        let again = match failure {
-            Failure::Backend(_) => true,
-            Failure::PeerClosed { .. } | Failure::ResponseTimeout { .. } => repeatable,
-            Failure::BadResponse { .. } => false,
-            _ => return None,
-        };
-        self.inbound.balance.failed(at, failure);
-        match again {
-            true => tour.next(|at| self.inbound.backends.busy(at)),
-            false => None,
-        }
     }
 }
 
