@@ -11,10 +11,12 @@ mod kit;
 mod rendered;
 
 mod builtin_alone;
+mod entrances;
 mod identity;
 mod ingress;
 mod limits;
 mod local;
 mod nginx_alone;
+mod peer;
 mod streams;
 mod upstreams;
