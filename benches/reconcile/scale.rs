@@ -48,26 +48,22 @@ pub(crate) async fn run(page: &mut Page, stage: &Stage) -> Result<()> {
         lines.push(measure(stage, backends).await?);
     }
     // What is ours alone is to grow no faster than the backends; what nginx takes with them is nginx's.
-    let columns: [(&str, Whose, Column); 13] = [
+    let columns: [(&str, Whose, Column); 11] = [
         ("`render`", Whose::Ours, |line| line.steps[0]),
         ("`plan`", Whose::Ours, |line| line.steps[1]),
-        ("`check`", Whose::Both, |line| line.steps[2]),
-        ("nginx alone: `nginx -t`", Whose::Nginx, |line| line.nginx_check),
-        ("`check`, beyond nginx's", Whose::Ours, |line| {
-            line.steps[2] - line.nginx_check
-        }),
         ("nothing to do", Whose::Ours, |line| line.nothing),
-        ("edit: first new answer", Whose::Both, |line| line.ours.0),
-        ("edit: verified", Whose::Both, |line| line.ours.1),
-        ("nginx alone: first new answer", Whose::Nginx, |line| line.alone.0),
-        ("nginx alone: no old worker", Whose::Nginx, |line| line.alone.1),
-        ("edit verified, beyond nginx's reload", Whose::Ours, |line| {
-            line.ours.1 - line.alone.1
-        }),
-        ("built-in front: first new answer", Whose::Ours, |line| {
+        ("built-in front, edit: first new answer", Whose::Ours, |line| {
             line.built_in.0
         }),
-        ("built-in front: verified", Whose::Ours, |line| line.built_in.1),
+        ("built-in front, edit: verified", Whose::Ours, |line| {
+            line.built_in.1
+        }),
+        ("`check`", Whose::Both, |line| line.steps[2]),
+        ("edit: first new answer", Whose::Both, |line| line.ours.0),
+        ("edit: verified", Whose::Both, |line| line.ours.1),
+        ("nginx alone: `nginx -t`", Whose::Nginx, |line| line.nginx_check),
+        ("nginx alone: first new answer", Whose::Nginx, |line| line.alone.0),
+        ("nginx alone: no old worker", Whose::Nginx, |line| line.alone.1),
     ];
     let [_, few, many] = &lines[..] else {
         unreachable!("three sizes")
