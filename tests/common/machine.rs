@@ -1,11 +1,10 @@
 //! One machine: `dstack-vpc up` with everything below it, started, asked, edited and ended.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::http::{self, Reply};
+use super::launch::Launch;
 use super::netns::{Host, Namespace};
 use super::poll;
 use super::ports::Port;
@@ -406,76 +406,6 @@ impl Drop for Machine {
         let leaks = self.leaks(&Secrets::of(self.state.root()));
         self.end();
         assert!(leaks.is_empty(), "{leaks:#?}");
-    }
-}
-
-/// How `up` is started, the first time and every other.
-struct Launch {
-    program: PathBuf,
-    user: Option<&'static str>,
-    host: Option<Arc<Namespace>>,
-    env: Vec<(String, String)>,
-    state: PathBuf,
-    config: PathBuf,
-    contained: bool,
-    log: PathBuf,
-}
-
-impl Launch {
-    fn spawn(&self) -> Child {
-        // Appending, like the journal of a container: many processes write to it.
-        let log = File::options()
-            .append(true)
-            .open(&self.log)
-            .expect("the log file");
-        let mut command = match self.user {
-            None => self.command(&self.program),
-            Some(user) => {
-                let mut command = self.command("setpriv");
-                command.args(["--reuid", user, "--regid", "nogroup", "--clear-groups"]);
-                command.arg(&self.program);
-                command
-            }
-        };
-        self.settings(&mut command);
-        command
-            .arg("up")
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("the log file"))
-            .stderr(log)
-            .spawn()
-            .expect("the dstack-vpc binary")
-    }
-
-    /// Where its settings and its state are.
-    fn settings(&self, command: &mut Command) {
-        match self.contained {
-            true => {
-                let path = std::env::var_os("PATH").unwrap_or_default();
-                command.env_clear().env("PATH", path);
-                command.envs(self.env.iter().map(|(name, value)| (name, value)));
-            }
-            false => {
-                command.args(["--config".as_ref(), self.config.as_os_str()]);
-            }
-        }
-        command.args(["--state-dir".as_ref(), self.state.as_os_str()]);
-    }
-
-    /// `program` where the machine is. It becomes that program by exec: its pid is that of the child.
-    fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        match &self.host {
-            None => Command::new(program),
-            Some(host) => host.command(program),
-        }
-    }
-
-    async fn connect(&self, addr: SocketAddr) -> std::io::Result<TcpStream> {
-        match &self.host {
-            None => TcpStream::connect(addr).await,
-            Some(host) => host.connect(addr).await,
-        }
     }
 }
 

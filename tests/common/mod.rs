@@ -7,6 +7,7 @@ pub mod backend;
 pub mod etcd;
 pub mod gateway;
 pub mod http;
+mod launch;
 pub mod load;
 pub mod machine;
 pub mod memory;
