@@ -54,7 +54,7 @@ pub(in crate::mesh) enum Stream {
     Unix(UnixStream),
 }
 
-/// Opens a TLS connection by `deadline`, of which `patience` told the length, and counts how that ended.
+/// Opens a TLS connection as [`tls`] does, and counts how that ended.
 pub(in crate::mesh) async fn peer(
     endpoint: &Endpoint,
     config: &Arc<ClientConfig>,
@@ -63,13 +63,7 @@ pub(in crate::mesh) async fn peer(
     patience: Duration,
 ) -> Result<Connected, Failure> {
     let handshake = meter.handshake();
-    let connecting = timeout_at(deadline, tls(endpoint, Arc::clone(config)));
-    let connected = connecting.await.unwrap_or_else(|_| {
-        Err(Failure::ConnectTimeout {
-            at: endpoint.at.clone(),
-            after: patience,
-        })
-    });
+    let connected = tls(endpoint, config, deadline, patience).await;
     handshake.ended(match &connected {
         Ok(stream) if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
         Ok(_) => "full",
@@ -78,11 +72,24 @@ pub(in crate::mesh) async fn peer(
     connected
 }
 
-/// Opens a TLS connection. When this returns, the peer has proved to be whom `config` demands.
+/// Opens a TLS connection by `deadline`; `patience` is how long that was. When this returns, the peer has proved to be
+/// whom `config` demands.
 pub(in crate::mesh) async fn tls(
     endpoint: &Endpoint,
-    config: Arc<ClientConfig>,
+    config: &Arc<ClientConfig>,
+    deadline: Instant,
+    patience: Duration,
 ) -> Result<Connected, Failure> {
+    let connecting = timeout_at(deadline, shake_hands(endpoint, Arc::clone(config)));
+    connecting.await.unwrap_or_else(|_| {
+        Err(Failure::ConnectTimeout {
+            at: endpoint.at.clone(),
+            after: patience,
+        })
+    })
+}
+
+async fn shake_hands(endpoint: &Endpoint, config: Arc<ClientConfig>) -> Result<Connected, Failure> {
     let at = &endpoint.at;
     let tcp = tcp(at).await?;
     let connector = TlsConnector::from(config);

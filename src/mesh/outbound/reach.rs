@@ -1,10 +1,9 @@
 //! Whether the app that a forward leads to lets us in, tried once by somebody who has no listeners.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::tls::Credentials;
 use super::{Failure, Target, connect};
@@ -31,10 +30,8 @@ pub(crate) async fn reach(
     let endpoint = Target::proven(app, instance, port)
         .endpoint(gateway)
         .map_err(words)?;
-    let connecting = timeout(patience, connect::tls(&endpoint, Arc::clone(&config))).await;
-    let at = endpoint.at.clone();
-    let timed_out = |_| Err(Failure::ConnectTimeout { at, after: patience });
-    let mut peer = connecting.unwrap_or_else(timed_out).map_err(words)?;
+    let connecting = connect::tls(&endpoint, &config, Instant::now() + patience, patience);
+    let mut peer = connecting.await.map_err(words)?;
     // A client has shaken hands before the other side has looked at who it is.
     match timeout(SECOND_THOUGHTS, peer.read(&mut [0])).await {
         Ok(Ok(0) | Err(_)) => Err(
