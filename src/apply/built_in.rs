@@ -1,4 +1,4 @@
-//! What the daemon serves itself: the mesh, the VPC API, the metrics and the status page, changed in place and all or nothing.
+//! What the daemon serves itself: the mesh, the VPC API, the metrics and the status page, changed in place.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use super::real::Own;
 use crate::api::{Api, ApiSettings, ApiStatus};
 use crate::desired::ListenerSettings;
 use crate::listen::{Listeners, Site};
-use crate::mesh::{Mesh, MeshSettings};
+use crate::mesh::{BindError, Mesh, MeshSettings};
 use crate::metrics::{self, ApiSide, Gather};
 use crate::names::BackendName;
 use crate::page::{self, Page};
@@ -66,13 +66,13 @@ impl BuiltIn {
         open.tell_of_api();
         if let Err(error) = open.open_optional(settings).await {
             open.close().await;
-            return Err(error);
+            return Err(error.to_string());
         }
         Ok(open)
     }
 
     /// What only some want. A listener that is no longer wanted is left to [`BuiltIn::settle`].
-    async fn open_optional(&mut self, settings: &ListenerSettings) -> Result<(), String> {
+    async fn open_optional(&mut self, settings: &ListenerSettings) -> Result<(), BindError> {
         self.metrics.open(settings.metrics).await?;
         let (page, listener) = &mut self.page;
         if let Some(wanted) = &settings.page {
@@ -80,6 +80,13 @@ impl BuiltIn {
             page.answer_to(wanted.names.clone());
         }
         Ok(())
+    }
+
+    /// Closes at once what only some want where it is wanted no longer.
+    async fn leave_optional(&self, settings: &ListenerSettings) {
+        self.metrics.leave(settings.metrics).await;
+        let page = settings.page.as_ref().map(|page| page.listen);
+        self.page.1.leave(page).await;
     }
 
     fn tell_of_api(&self) {
@@ -103,6 +110,7 @@ impl BuiltIn {
         self.api.as_ref().map(Api::status)
     }
 
+    /// On an error a part of it may be done: going back is another update.
     pub(super) async fn update(
         &mut self,
         settings: &ListenerSettings,
@@ -119,11 +127,26 @@ impl BuiltIn {
             }
             self.tell_of_api();
         }
-        self.open_optional(settings).await?;
+        let opened = self.open_optional(settings).await;
+        // What one of them wants the other may be about to give up.
+        let is_too_soon = opened.as_ref().is_err_and(is_ours);
+        if !is_too_soon {
+            opened.map_err(|error| error.to_string())?;
+        }
         // Until it has reloaded, and afterwards for requests on connections that an old worker had accepted, nginx asks
         // by the old names: a backend that goes is known until the next change. Nobody else asks.
         let both = with_former(settings, self.goal.mesh.backends.clone());
-        self.mesh.update(both).await.map_err(|error| error.to_string())?;
+        let mut updated = self.mesh.update(both.clone()).await;
+        if updated.as_ref().is_err_and(is_ours) {
+            self.leave_optional(settings).await;
+            updated = self.mesh.update(both).await;
+        }
+        updated.map_err(|error| error.to_string())?;
+        if is_too_soon {
+            self.mesh.make_room().await;
+            let opened = self.open_optional(settings).await;
+            opened.map_err(|error| error.to_string())?;
+        }
         self.goal.clone_from(settings);
         Ok(())
     }
@@ -137,6 +160,8 @@ impl BuiltIn {
     /// want the addresses.
     pub(super) async fn make_room(&self) {
         self.mesh.make_room().await;
+        let goal = self.goal.clone();
+        self.leave_optional(&goal).await;
     }
 
     /// Lets go of what only the former state needed.
@@ -190,14 +215,20 @@ impl Optional {
     }
 
     /// Opens it or moves it; that it is not wanted is heeded by [`Optional::settle`].
-    async fn open(&mut self, wanted: Option<SocketAddr>) -> Result<(), String> {
+    async fn open(&mut self, wanted: Option<SocketAddr>) -> Result<(), BindError> {
         let Some(addr) = wanted else { return Ok(()) };
         match &mut self.open {
-            Some(open) if open.addr() == addr => Ok(()),
+            Some(open) if open.is_at(addr) => Ok(()),
             Some(open) => open.move_to(addr).await,
             None => Listeners::start(addr, self.site.clone()).map(|open| self.open = Some(open)),
         }
-        .map_err(|error| error.to_string())
+    }
+
+    /// Listens nowhere but where it is wanted, from now on.
+    async fn leave(&self, wanted: Option<SocketAddr>) {
+        if let Some(open) = &self.open {
+            open.leave(wanted).await;
+        }
     }
 
     async fn settle(&mut self, wanted: bool) {
@@ -210,6 +241,15 @@ impl Optional {
             (_, None) => {}
         }
     }
+}
+
+/// Whether it is this process that has the address.
+fn is_ours(error: &BindError) -> bool {
+    let BindError::Taken { holder, .. } = error else {
+        return false;
+    };
+    let process = holder.as_ref().and_then(|holder| holder.process.as_ref());
+    process.is_some_and(|(pid, _)| *pid == std::process::id())
 }
 
 /// The new settings, and who may call what goes with them.

@@ -135,6 +135,19 @@ impl Listeners {
         opened
     }
 
+    /// Whether it listens there.
+    pub(crate) fn is_at(&self, addr: SocketAddr) -> bool {
+        self.live.addr == addr && !self.live.stop.is_cancelled()
+    }
+
+    /// Where it is not `wanted` nobody listens when this returns; what was accepted goes on.
+    pub(crate) async fn leave(&self, wanted: Option<SocketAddr>) {
+        let all = self.left.iter().chain([&self.live]);
+        for listener in all.filter(|it| Some(it.addr) != wanted) {
+            listener.close().await;
+        }
+    }
+
     /// What was moved away from accepts nothing more.
     pub(crate) fn retire(&mut self) {
         self.left.iter().for_each(|listener| listener.stop.cancel());

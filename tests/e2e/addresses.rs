@@ -118,6 +118,16 @@ fn a_listener_changes_its_address_and_keeps_its_port() {
             .await;
         assert!(holds(&status, Configured), "{status:#?}");
         assert!(is_served(at("127.0.0.2")).await && is_served(at("[::1]")).await);
+        // The same with what is no part of the mesh.
+        let metrics = format!("\n[metrics]\nlisten = \"127.0.0.1:{port}\"\n");
+        let status = client.edit(|toml| toml + &metrics).await;
+        assert!(holds(&status, Configured), "{status:#?}");
+        assert!(is_served(at("[::1]")).await && TcpStream::connect(at("127.0.0.2")).await.is_err());
+        let page = send(at("127.0.0.1"), get("/metrics")).await;
+        assert!(page.expect("an answer").text().contains("dstack_vpc_generation"));
+        let status = client.edit(|toml| toml.replace(&metrics, "")).await;
+        assert!(holds(&status, Configured), "{status:#?}");
+        assert!(is_served(at("127.0.0.1")).await && is_served(at("[::1]")).await);
         for _ in 0..2 {
             pair.default.release();
         }
