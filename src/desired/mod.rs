@@ -24,6 +24,7 @@ pub(crate) use self::nginx::FILE as NGINX;
 pub use self::settings::backends;
 pub(crate) use self::settings::with_device;
 pub use self::templates::{RenderError, Templates};
+pub(crate) use self::wildcards::{is_wildcard, only_ipv6};
 use crate::api::ApiSettings;
 use crate::facts::{Fact, Facts, Installed, Programs};
 use crate::mesh::MeshSettings;

@@ -6,14 +6,14 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use crate::spec::Spec;
 
 /// Every `[::]` of ours that is for IPv6 alone.
-pub(super) fn only_ipv6(spec: &Spec) -> BTreeSet<SocketAddr> {
+pub(crate) fn only_ipv6(spec: &Spec) -> BTreeSet<SocketAddr> {
     let ours = listening(spec);
     let taken = |port| ours.iter().any(|other| other.is_ipv4() && other.port() == port);
     let wildcards = ours.iter().filter(|addr| is_wildcard(**addr) && addr.port() != 0);
     wildcards.filter(|addr| taken(addr.port())).copied().collect()
 }
 
-pub(super) fn is_wildcard(addr: SocketAddr) -> bool {
+pub(crate) fn is_wildcard(addr: SocketAddr) -> bool {
     addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
 }
 

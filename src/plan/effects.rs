@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::document::{Change, List, Place};
+use crate::desired::{is_wildcard, only_ipv6};
 use crate::spec::{AllowedApps, Backend, Forward, Protocol, Role, ServerUrl, Spec};
 
 /// More apps than these are counted.
@@ -38,7 +39,7 @@ pub(super) fn effect(change: &Change, old: &Spec, new: &Spec) -> Option<Effect> 
             of: Some(place), key, ..
         } => match place.list {
             List::Backends => of_backend(key, backend(old, place)?, backend(new, place)?, new),
-            List::Forwards => of_forward(key, forward(old, place)?),
+            List::Forwards => of_forward(key, forward(old, place)?, forward(new, place)?, new),
         },
         Change::Value { key, .. } => of_key(key, old, new),
     }
@@ -54,11 +55,41 @@ fn forward<'s>(spec: &'s Spec, place: &Place) -> Option<&'s Forward> {
     forwards.find(|it| format!("\"{}\"", it.name) == place.name)
 }
 
-/// Of a TCP listener that goes.
+/// Of a listener that goes.
 fn closed(who: &str, listen: SocketAddr) -> Option<Effect> {
     breaks(format!(
         "{who} are refused at {listen} from now on; open sessions go on"
     ))
+}
+
+/// Of a listener that goes elsewhere; `open` is what becomes of what is open.
+fn moved(who: &str, old: SocketAddr, new: SocketAddr, spec: &Spec, open: &str) -> Option<Effect> {
+    match given_up(old, Some(new), spec) {
+        Some(place) => breaks(format!("{who} are refused {place} from now on; open {open}")),
+        None => harmless(format!(
+            "{who} are served at {old} as before, and elsewhere at that port, too"
+        )),
+    }
+}
+
+/// Where one that listened at `old` can be reached no longer; `None`: it can everywhere.
+fn given_up(old: SocketAddr, new: Option<SocketAddr>, spec: &Spec) -> Option<String> {
+    let Some(new) = new.filter(|new| new.port() == old.port()) else {
+        return Some(format!("at {old}"));
+    };
+    let takes_both = is_wildcard(new) && !only_ipv6(spec).contains(&new);
+    let is_any = |addr: SocketAddr| addr.ip().is_unspecified();
+    match (is_any(old), is_any(new)) {
+        _ if takes_both => None,
+        (false, true) if old.is_ipv4() == new.is_ipv4() => None,
+        (true, false) if is_wildcard(old) || old.is_ipv4() == new.is_ipv4() => Some(format!(
+            "at every address of port {} but {}",
+            old.port(),
+            new.ip()
+        )),
+        (true, true) if is_wildcard(old) => Some(format!("at every IPv6 address of port {}", old.port())),
+        _ => Some(format!("at {old}")),
+    }
 }
 
 /// Of a fact that is another one now.
@@ -85,30 +116,48 @@ fn of_key(key: &str, old: &Spec, new: &Spec) -> Option<Effect> {
             })
         }
         "dstack.gateway_domain" => harmless("calls to other apps take the new way from the next one on"),
-        "mesh.http_listen" => breaks(format!(
-            "local apps are refused at {} from now on; open requests may finish",
-            old.mesh.http_listen
-        )),
-        "mesh.client_listen" => breaks(format!(
-            "local apps that call the proxy without nginx are refused at {} from now on; open requests may finish",
-            old.mesh.client_listen
-        )),
-        "mesh.https_listen" => breaks(format!(
-            "peers are refused at {} from now on; open connections may finish",
-            old.mesh.https_listen
-        )),
+        "mesh.http_listen" => {
+            let who = "local apps";
+            moved(
+                who,
+                old.mesh.http_listen,
+                new.mesh.http_listen,
+                new,
+                "requests may finish",
+            )
+        }
+        "mesh.client_listen" => {
+            let who = "local apps that call the proxy without nginx";
+            moved(
+                who,
+                old.mesh.client_listen,
+                new.mesh.client_listen,
+                new,
+                "requests may finish",
+            )
+        }
+        "mesh.https_listen" => {
+            let who = "peers";
+            moved(
+                who,
+                old.mesh.https_listen,
+                new.mesh.https_listen,
+                new,
+                "connections may finish",
+            )
+        }
         "mesh.front" => breaks(format!(
             "for a moment connections to {} and {} are refused; what is open may finish",
             new.mesh.http_listen, new.mesh.https_listen
         )),
-        "metrics.listen" => breaks(format!(
-            "the metrics can be read at {} no longer",
-            old.metrics.listen?
-        )),
-        "status.listen" => breaks(format!(
-            "the status page can be seen at {} no longer",
-            old.status.listen?
-        )),
+        "metrics.listen" => {
+            let place = given_up(old.metrics.listen?, new.metrics.listen, new)?;
+            breaks(format!("the metrics can be read {place} no longer"))
+        }
+        "status.listen" => {
+            let place = given_up(old.status.listen?, new.status.listen, new)?;
+            breaks(format!("the status page can be seen {place} no longer"))
+        }
         "server.url" if server => new_url(),
         "server.headscale_listen" if server => match new.server.url {
             ServerUrl::Auto if old.server.headscale_listen.port() != new.server.headscale_listen.port() => {
@@ -190,7 +239,9 @@ fn of_backend(key: &str, old: &Backend, new: &Backend, all: &Spec) -> Option<Eff
     let tcp = new.protocol == Protocol::Tcp;
     match key {
         "server_name" | "protocol" => withdrawn(old, all),
-        "listen" if tcp && old.protocol == new.protocol => withdrawn(old, all),
+        "listen" if tcp && old.protocol == new.protocol => {
+            moved("peers", old.listen?, new.listen?, all, "sessions go on")
+        }
         "allowed_apps" if tcp => {
             let refusal = "a closed connection";
             let effect = apps("this backend", refusal, &old.allowed_apps, &new.allowed_apps)?;
@@ -204,9 +255,9 @@ fn of_backend(key: &str, old: &Backend, new: &Backend, all: &Spec) -> Option<Eff
     }
 }
 
-fn of_forward(key: &str, old: &Forward) -> Option<Effect> {
+fn of_forward(key: &str, old: &Forward, new: &Forward, all: &Spec) -> Option<Effect> {
     match key {
-        "listen" => closed("local apps", old.listen),
+        "listen" => moved("local apps", old.listen, new.listen, all, "sessions go on"),
         "target_app" | "target_port" | "target_instance" => {
             harmless("new sessions go there; those that are open stay where they are")
         }
@@ -262,6 +313,55 @@ fn apps(what: &str, refusal: &str, old: &AllowedApps, new: &AllowedApps) -> Opti
                 )),
                 false => breaks(format!("{}: {refusal} from {what} from now on", name(lost))),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::spec::{ConfigText, load};
+
+    #[test]
+    fn nobody_is_refused_where_the_new_address_takes_the_old_one_in() {
+        let spec = |more: &str| {
+            let text = format!("[mesh]\nhttp_listen = \"[::]:9\"\n{more}");
+            load(Some(&ConfigText::new("vpc.toml", text)), &BTreeMap::new())
+                .unwrap()
+                .spec
+        };
+        let (alone, beside) = (spec(""), spec("[metrics]\nlisten = \"127.0.0.1:9\"\n"));
+        for (old, new, spec, place) in [
+            ("0.0.0.0:9", "0.0.0.0:8", &alone, "at 0.0.0.0:9"),
+            (
+                "0.0.0.0:9",
+                "127.0.0.1:9",
+                &alone,
+                "at every address of port 9 but 127.0.0.1",
+            ),
+            (
+                "[::]:9",
+                "127.0.0.1:9",
+                &alone,
+                "at every address of port 9 but 127.0.0.1",
+            ),
+            ("[::]:9", "[::1]:9", &alone, "at every address of port 9 but ::1"),
+            ("[::]:9", "0.0.0.0:9", &alone, "at every IPv6 address of port 9"),
+            ("0.0.0.0:9", "[::1]:9", &alone, "at 0.0.0.0:9"),
+            ("127.0.0.1:9", "127.0.0.2:9", &alone, "at 127.0.0.1:9"),
+            ("127.0.0.1:9", "0.0.0.0:9", &alone, ""),
+            ("127.0.0.1:9", "[::1]:9", &alone, "at 127.0.0.1:9"),
+            ("127.0.0.1:9", "[::]:9", &alone, ""),
+            ("0.0.0.0:9", "[::]:9", &alone, ""),
+            ("[::1]:9", "[::]:9", &beside, ""),
+            // There `[::]` is for IPv6 alone.
+            ("0.0.0.0:9", "[::]:9", &beside, "at 0.0.0.0:9"),
+            ("127.0.0.2:9", "[::]:9", &beside, "at 127.0.0.2:9"),
+        ] {
+            let said = given_up(old.parse().unwrap(), Some(new.parse().unwrap()), spec);
+            assert_eq!(said.unwrap_or_default(), place, "{old} to {new}");
         }
     }
 }
