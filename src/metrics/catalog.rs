@@ -138,7 +138,7 @@ metrics! { RECONCILE:
     CONFIG Gauge "dstack_vpc_config_generation" ,
         "Versions of vpc.toml and its templates since the daemon started, the last reconciled one included";
     DRIFT Counter "dstack_vpc_reconcile_drift_repaired"
-        ["kind": "`edited`, `deleted`, `link`, `added`: a rendered file; `current`: the link to them; `program`: one that ended by itself"],
+        ["kind": "`edited`, `deleted`, `link`, `mode`, `added`: a rendered file; `current`: the link to them; `program`: one that ended by itself"],
         "What was other than it had been left, and was put right";
     STARTED Counter "dstack_vpc_reconcile_programs_started" ,
         "Programs that did not run and were started";

@@ -256,3 +256,103 @@ fn process(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::metrics::page::Format;
+    use crate::reconcile::status::{Condition, ConditionKind, Counters, Truth};
+
+    /// What is told of reconciles, and nothing else.
+    #[derive(Debug)]
+    struct Reconciles(Sources);
+
+    impl Collector for Reconciles {
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            reconcile(&mut Page(encoder), &self.0.status.borrow(), &self.0)
+        }
+    }
+
+    #[test]
+    fn every_outcome_has_a_series_of_its_own() {
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let mut status = Status {
+            owed: true,
+            counters: Counters {
+                reconciles: 1,
+                applied: 2,
+                refused: 3,
+                rolled_back: 4,
+                failed: 5,
+                drift: Drift::ALL.into_iter().zip(20..).collect(),
+                programs_started: 6,
+                confirmed: 7,
+                not_confirmed: 8,
+                gone_back: 9,
+            },
+            ..Status::default()
+        };
+        status.conditions.push(Condition {
+            kind: ConditionKind::VpnJoined,
+            status: Truth::True,
+            reason: String::new(),
+            message: String::new(),
+            since: at,
+        });
+        let page = |status: &Status| {
+            let sources = Sources {
+                status: watch::channel(status.clone()).1,
+                observed: watch::channel(Observed::default()).1,
+                reconciles: Arc::default(),
+            };
+            Format::OpenMetrics.page(Reconciles(sources)).unwrap()
+        };
+        let changes = |outcome: &str| format!("reconcile_changes_total{{outcome=\"{outcome}\"}}");
+        let decisions = |it: &str| format!("rollout_decisions_total{{decision=\"{it}\"}}");
+        let text = page(&status);
+        for (series, value) in [
+            ("reconcile_owed".to_owned(), 1.0),
+            ("reconciles_total".to_owned(), 1.0),
+            (changes("applied"), 2.0),
+            (changes("refused"), 3.0),
+            (changes("rolled_back"), 4.0),
+            (changes("failed"), 5.0),
+            ("reconcile_programs_started_total".to_owned(), 6.0),
+            (decisions("confirmed"), 7.0),
+            (decisions("not_confirmed"), 8.0),
+            (decisions("gone_back"), 9.0),
+            ("condition{type=\"VpnJoined\"}".to_owned(), 1.0),
+            ("rollout_held".to_owned(), 0.0),
+            ("rollout_unconfirmed".to_owned(), 0.0),
+        ] {
+            let line = format!("dstack_vpc_{series} ");
+            let mut found = text.lines().filter_map(|it| it.strip_prefix(&line));
+            assert_eq!(
+                found.next().and_then(|it| it.parse().ok()),
+                Some(value),
+                "{series}\n{text}"
+            );
+        }
+        for (kind, count) in Drift::ALL.into_iter().zip(20..) {
+            let line = format!("drift_repaired_total{{kind=\"{}\"}} {count}\n", kind.name());
+            assert!(text.contains(&line), "{line}{text}");
+        }
+
+        let rollout = |it: serde_json::Value| serde_json::from_value(it).unwrap();
+        let held = json!({"generation": 1, "since": at, "why": "", "input": ""});
+        status.rollout = rollout(json!({ "held": held }));
+        let text = page(&status);
+        assert!(
+            text.contains("rollout_held 1") && text.contains("rollout_unconfirmed 0"),
+            "{text}"
+        );
+        status.rollout = rollout(json!({"unconfirmed": {"back_to": 1, "until": at}}));
+        let text = page(&status);
+        assert!(
+            text.contains("rollout_held 0") && text.contains("rollout_unconfirmed 1"),
+            "{text}"
+        );
+    }
+}

@@ -227,3 +227,35 @@ impl Source {
 fn digest(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_emptied_file_is_believed_after_a_second() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vpc.toml");
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        let mut source = Source::new(Some(path.clone()), BTreeMap::new());
+        let mut keep = || {
+            let loaded = source.now().unwrap();
+            (loaded.spec.reconcile.keep, source.look_again().is_some())
+        };
+        write("[reconcile]\nkeep = 7\n");
+        assert_eq!(keep(), (7, false));
+        // It is about to be written.
+        write("");
+        assert_eq!(keep(), (7, true));
+        write("[reconcile]\nkeep = 8\n");
+        assert_eq!(keep(), (8, false));
+        // Nothing comes.
+        write(" \n");
+        assert_eq!(keep(), (8, true));
+        tokio::time::advance(EMPTIED / 2).await;
+        assert_eq!(keep(), (8, true));
+        tokio::time::advance(EMPTIED / 2).await;
+        let default = Spec::default().reconcile.keep;
+        assert_eq!(keep(), (default, false));
+    }
+}

@@ -245,11 +245,17 @@ impl Machine {
     pub fn cli(&self, args: &[&str]) -> Output {
         let mut command = self.launch.command(&self.launch.program);
         self.launch.settings(&mut command);
-        command
+        let output = command
             .args(args)
             .stdin(Stdio::null())
             .output()
-            .expect("the dstack-vpc binary")
+            .expect("the dstack-vpc binary");
+        // As every file at the end.
+        let secrets = Secrets::of(self.state.root());
+        let said = [&output.stdout[..], &output.stderr[..]].concat();
+        let leaks = secrets.in_text(&format!("what {args:?} says"), &String::from_utf8_lossy(&said));
+        assert!(leaks.is_empty(), "{leaks:#?}");
+        output
     }
 
     /// Changes `vpc.toml` the way editors do, and waits until the daemon has settled on it: live or refused.

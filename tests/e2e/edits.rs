@@ -214,7 +214,10 @@ fn what_cannot_go_live_leaves_the_old_serving() {
                 .edit(|toml| toml.replace(&free.to_string(), &taken.to_string()))
                 .await;
             assert!(!holds(&status, Configured), "{status:#?}");
-            assert!(holds(&status, Degraded), "{status:#?}");
+            assert!(
+                holds(&status, Degraded) && status.next_retry.is_some(),
+                "{status:#?}"
+            );
             let error = status.last_error.expect("an error").message;
             let (port, me) = (taken.number().to_string(), std::process::id().to_string());
             assert!(

@@ -3,14 +3,14 @@
 use std::process::Output;
 use std::time::Duration;
 
+use dstack_vpc::apply::{Real, generation};
 use dstack_vpc::reconcile::status::ConditionKind::{Configured, Degraded, Ready};
-use dstack_vpc::reconcile::status::Status;
+use dstack_vpc::reconcile::status::{Event, Status};
 
-use crate::common::SERVER_APP;
 use crate::common::http::{With, get};
 use crate::common::machine::{EDIT, Machine, has_nginx, holds};
 use crate::common::pair::{Pair, REPORTS};
-use crate::common::run;
+use crate::common::{SERVER_APP, poll, run};
 
 /// The edit of these tests: the caller is shut out of one backend.
 fn shut_out(toml: String) -> String {
@@ -195,5 +195,75 @@ fn a_template_is_gone_back_from_as_well() {
         let status = pair.server.status().await.expect("the daemon answers");
         assert_eq!(status.counters.gone_back, 1, "{status:#?}");
         assert_eq!(pair.call(get("/")).await.status, 200);
+    });
+}
+
+#[test]
+fn a_generation_is_kept_while_it_is_needed_and_any_kept_one_can_be_gone_back_to() {
+    run(async {
+        let pair = Pair::start_with(|_, server| {
+            server.toml = server.toml.replace("[reconcile]\n", "[reconcile]\nkeep = 2\n");
+        })
+        .await;
+        let server = &pair.server;
+        // Its Host is another one each time, which is nginx's affair, too.
+        let rename = |toml: String, from: &str, to: &str| toml.replace(from, to);
+        let kept = async |wanted: &[u32]| {
+            let all = || generation::all(&Real::new(&server.state, None), &server.state);
+            let found = poll(EDIT, async || (all().ok()? == wanted).then_some(())).await;
+            assert!(found.is_some(), "{:?} and not {wanted:?}", all());
+        };
+        let first = server.until_ready().await.generation.expect("a generation");
+        server.edit(|toml| rename(toml, REPORTS, "b.local")).await;
+        let good = first + 1;
+        let wanted = files(server);
+        server.save(|toml| rename(toml, "b.local", "c.local")).await;
+        let (code, text) = said(&server.cli(&["apply", "--confirm", "5m"]));
+        assert_eq!(code, Some(0), "{text}");
+        let unconfirmed = |status: &Status| status.rollout.unconfirmed.as_ref().map(|it| it.back_to);
+        let status = server.status().await.expect("the daemon answers");
+        // The edit may have been live before anybody asked for a trial: the way back leads to the same one.
+        assert_eq!(unconfirmed(&status), Some(good), "{status:#?}");
+        for (from, to) in [("c.local", "d.local"), ("d.local", "e.local")] {
+            server.edit(|toml| rename(toml, from, to)).await;
+        }
+        kept(&[good, good + 2, good + 3]).await;
+        let (_, text) = said(&server.cli(&["status"]));
+        let (_, rest) = text
+            .split_once("wants `dstack-vpc confirm` within ")
+            .expect("a countdown");
+        let (seconds, _) = rest.split_once("s,").expect("seconds");
+        let left: u32 = seconds.parse().expect("a number");
+        assert!((200..=300).contains(&left), "{left}");
+
+        let (code, text) = said(&server.cli(&["rollback", &good.to_string()]));
+        assert_eq!(code, Some(0), "{text}");
+        let status = server.status().await.expect("the daemon answers");
+        assert_eq!(status.generation, Some(good), "the kept one is used as it is");
+        assert!(is_held(&status) && unconfirmed(&status).is_none(), "{status:#?}");
+        assert_eq!(files(server), wanted);
+        let reply = pair.call(get("/").with("host", "b.local")).await;
+        assert_eq!(reply.json()["backend"], "reports", "{}", reply.text());
+
+        // Nothing needs it any more as soon as another one serves.
+        let (code, text) = said(&server.cli(&["apply"]));
+        assert_eq!(code, Some(0), "{text}");
+        kept(&[good + 3, good + 4]).await;
+
+        let lines = server.cli(&["history", "--json"]).stdout;
+        let lines = String::from_utf8(lines).expect("text");
+        let events: Vec<Event> = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("an event"))
+            .collect();
+        let back = events.iter().find(|event| event.cause.contains("rollback"));
+        let back = back.unwrap_or_else(|| panic!("{events:#?}"));
+        assert_eq!((back.generation, back.outcome.as_str()), (Some(good), "live"));
+        assert!(back.cause.contains(" by "), "{back:?}");
+        let changed = back
+            .detail
+            .contains("(server_name of backend \"reports\" changed)");
+        let reloaded = back.detail.contains("nginx: reload") && back.act_ms > 0;
+        assert!(changed && (reloaded || !has_nginx()), "{back:?}");
     });
 }

@@ -100,6 +100,7 @@ impl<'a> Story<'a> {
         let (status, world) = (&self.status, self.model.world());
         assert_eq!(status.generation, self.current());
         assert_eq!(status.owed, self.is_owed());
+        assert_eq!(status.owed_actions.is_empty(), !status.owed, "{status:#?}");
         let files = status
             .generation
             .map(|number| generation::files(&self.disk(), self.desires.state(), number));

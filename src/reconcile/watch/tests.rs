@@ -373,6 +373,64 @@ async fn a_queue_that_overflows_is_a_reason_to_look() {
     wild.reads(Some("newer")).await;
 }
 
+/// What somebody does in the state directory to the generation that is live.
+type Deed = fn(&Path);
+
+const DEEDS: [(&str, Deed); 7] = [
+    ("edited", |state| {
+        fs::write(state.join("1/nginx/conf"), "foreign").unwrap()
+    }),
+    ("deleted", |state| {
+        fs::remove_file(state.join("1/nginx/conf")).unwrap()
+    }),
+    ("replaced by a link", |state| {
+        fs::write(state.join("elsewhere"), "").unwrap();
+        symlink(state.join("elsewhere"), state.join("new")).unwrap();
+        fs::rename(state.join("new"), state.join("1/nginx/conf")).unwrap();
+    }),
+    ("another mode", |state| {
+        let open = fs::Permissions::from_mode(0o666);
+        fs::set_permissions(state.join("1/nginx/conf"), open).unwrap();
+    }),
+    ("a file added", |state| {
+        fs::write(state.join("1/nginx/more"), "").unwrap()
+    }),
+    ("led elsewhere", |state| swap(state, "2", "current")),
+    ("led nowhere", |state| {
+        fs::remove_file(state.join("current")).unwrap()
+    }),
+];
+
+#[tokio::test]
+async fn whatever_is_done_to_what_is_live_is_heard_of_at_once() {
+    for by in [By::Events, By::Looks] {
+        for (name, deed) in DEEDS {
+            let mut wild = Wild::new(by);
+            let state = wild.home.path().join("state");
+            fs::create_dir_all(state.join("1/nginx")).unwrap();
+            fs::write(state.join("1/nginx/conf"), "ours").unwrap();
+            swap(&state, "1", "current");
+            let made = || Made {
+                link: state.join("current"),
+                target: Some("1".into()),
+                folders: vec![state.join("1"), state.join("1/nginx")],
+            };
+            wild.watch.follow(made());
+            if by == By::Events {
+                // As a switch of our own.
+                swap(&state, "1", "current");
+                assert!(
+                    timeout(QUIET, wild.watch.changed()).await.is_err(),
+                    "nothing was done"
+                );
+            }
+            wild.watch.follow(made());
+            deed(&state);
+            assert!(wild.noticed().await.is_some(), "{name} by {by:?}");
+        }
+    }
+}
+
 /// Runs in a mount namespace of its own.
 fn with_mounts(test: impl AsyncFnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
