@@ -1,15 +1,17 @@
 //! Carrying a plan out: each action in its order, and then the proof of whom it concerns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::journal::Journal;
 use super::machine::Machine;
 use super::preflight::nginx_pid;
 use super::{Failure, Order};
 use crate::desired::{ListenerSettings, Probe, Program};
+use crate::paths::StateDir;
 use crate::plan::{self, ActionKind, Plan, Present, Service, ServiceState};
 
 /// How long a program that is just starting may take to show that it has read its file.
@@ -27,40 +29,32 @@ pub(super) struct Goal<'a> {
 
 /// `done` has been done already.
 pub(super) async fn carry_out<M: Machine>(
-    machine: &M,
+    (machine, state): (&M, &StateDir),
     plan: &Plan,
     present: &Present,
     goal: &Goal<'_>,
     order: &Order,
     done: Option<ActionKind>,
 ) -> Result<(), Failure> {
-    let due = || {
-        let kinds = plan.actions.iter().map(|action| action.kind);
-        kinds.filter(|kind| Some(*kind) != done)
-    };
-    let reload = due().any(|kind| kind == ActionKind::ReloadNginx);
+    let kinds = plan.actions.iter().map(|action| action.kind);
+    let due: Vec<_> = kinds.filter(|kind| Some(*kind) != done).collect();
     let old_workers = match nginx_pid(present) {
-        Some(pid) if reload => machine.workers(pid),
+        Some(pid) if due.contains(&ActionKind::ReloadNginx) => machine.workers(pid),
         _ => Vec::new(),
     };
-    let due: Vec<_> = due().collect();
-    let gives_up_ports = |kind: &ActionKind| {
-        matches!(
-            kind,
-            ActionKind::UpdateSupervisor { .. } | ActionKind::RestartNginx
-        )
+    let gives_up_ports =
+        |kind: &ActionKind| matches!(kind, ActionKind::UpdateSupervisor | ActionKind::RestartNginx);
+    let tell = Tell {
+        machine,
+        state,
+        listeners: goal.listeners,
     };
-    let handed_over = match due.last() {
-        Some(ActionKind::UpdateListeners) => due.iter().rposition(gives_up_ports),
-        _ => None,
-    };
-    for (at, kind) in due.iter().enumerate() {
-        match handed_over {
-            // nginx gives up its ports at once, and then takes its time to finish.
-            Some(its) if its == at => take_over(machine, *kind, goal.listeners).await?,
-            Some(_) if *kind == ActionKind::UpdateListeners => {}
-            _ => act(machine, *kind, goal.listeners).await?,
+    match due.split_last() {
+        // nginx gives up its ports at once, and then takes its time to finish.
+        Some((ActionKind::UpdateListeners, programs)) if programs.iter().any(gives_up_ports) => {
+            tell.take_over(programs).await?;
         }
+        _ => tell.all(&due).await?,
     }
     let (front, headscale) = (
         nginx_should_answer(plan, present),
@@ -87,33 +81,98 @@ pub(super) async fn act<M: Machine>(
     acted.map_err(|words| Failure::Action { target, verb, words })
 }
 
-/// Has nginx give up ports, and opens the listeners that take them as soon as they are free.
-async fn take_over<M: Machine>(
-    machine: &M,
-    update: ActionKind,
-    listeners: &ListenerSettings,
-) -> Result<(), Failure> {
-    let open = || act(machine, ActionKind::UpdateListeners, listeners);
-    if open().await.is_ok() {
-        return act(machine, update, listeners).await;
-    }
-    let is_updated = AtomicBool::new(false);
-    let updating = async {
-        let updated = act(machine, update, listeners).await;
-        is_updated.store(true, Ordering::Relaxed);
-        updated
-    };
-    let opening = async {
-        loop {
-            let is_last = is_updated.load(Ordering::Relaxed);
-            match open().await {
-                Err(_) if !is_last => sleep(TAKE_OVER).await,
-                opened => return opened,
+/// Whom the actions are told to, and what the daemon itself is to serve.
+struct Tell<'a, M> {
+    machine: &'a M,
+    state: &'a StateDir,
+    listeners: &'a ListenerSettings,
+}
+
+impl<M: Machine> Tell<'_, M> {
+    /// One after the other, but for what a program need not be told because it has just been started: `current` leads to
+    /// the new files by then.
+    async fn all(&self, kinds: &[ActionKind]) -> Result<(), Failure> {
+        let is_for_one = |kind: &ActionKind| program(*kind).is_some();
+        let mut started = BTreeSet::new();
+        for kind in kinds {
+            if program(*kind).is_some_and(|program| started.contains(program.name())) {
+                continue;
+            }
+            self.announce(*kind).await?;
+            let may_start = *kind == ActionKind::UpdateSupervisor && kinds.iter().any(is_for_one);
+            let before = if may_start {
+                self.pids().await
+            } else {
+                BTreeMap::new()
+            };
+            act(self.machine, *kind, self.listeners).await?;
+            if !before.is_empty() {
+                let now = self.pids().await.into_iter();
+                let other = now.filter(|(name, pid)| before.get(name).is_some_and(|former| former != pid));
+                started.extend(other.map(|(name, _)| name));
             }
         }
-    };
-    let (updated, opened) = tokio::join!(updating, opening);
-    updated.and(opened)
+        Ok(())
+    }
+
+    /// Has nginx give up ports, and opens the listeners that take them as soon as they are free.
+    async fn take_over(&self, programs: &[ActionKind]) -> Result<(), Failure> {
+        let open = || act(self.machine, ActionKind::UpdateListeners, self.listeners);
+        if open().await.is_ok() {
+            return self.all(programs).await;
+        }
+        let is_told = AtomicBool::new(false);
+        let telling = async {
+            let told = self.all(programs).await;
+            is_told.store(true, Ordering::Relaxed);
+            told
+        };
+        let opening = async {
+            loop {
+                let is_last = is_told.load(Ordering::Relaxed);
+                match open().await {
+                    Err(_) if !is_last => sleep(TAKE_OVER).await,
+                    opened => return opened,
+                }
+            }
+        };
+        let (told, opened) = tokio::join!(telling, opening);
+        told.and(opened)
+    }
+
+    /// Has the journal say what is about to be stopped: should we be killed before it runs again, that is how our own doing
+    /// is told from an operator's.
+    async fn announce(&self, kind: ActionKind) -> Result<(), Failure> {
+        let (target, verb, _) = plan::words(kind);
+        let ends = self.machine.ends(kind).await;
+        let ends = ends.map_err(|words| Failure::Action { target, verb, words })?;
+        if ends.is_empty() {
+            return Ok(());
+        }
+        let mut journal = Journal::read(self.machine, self.state)?;
+        if let Some(journal) = &mut journal
+            && let Some(ended) = &mut journal.ended
+        {
+            ended.extend(ends);
+            journal.write(self.machine, self.state)?;
+        }
+        Ok(())
+    }
+
+    async fn pids(&self) -> BTreeMap<String, i32> {
+        let services = self.machine.services().await.unwrap_or_default();
+        let pids = services.into_iter().map(|(name, it)| Some((name, it.pid?)));
+        pids.flatten().collect()
+    }
+}
+
+/// Whom alone an action is for, where that reads files when it is started.
+fn program(kind: ActionKind) -> Option<Program> {
+    match kind {
+        ActionKind::ReloadNginx | ActionKind::RestartNginx => Some(Program::Nginx),
+        ActionKind::RestartHeadscale => Some(Program::Headscale),
+        ActionKind::UpdateListeners | ActionKind::UpdateSupervisor | ActionKind::Start(_) => None,
+    }
 }
 
 /// A proof is due when nginx was told something, unless an operator holds it stopped.
@@ -130,7 +189,7 @@ fn nginx_should_answer(plan: &Plan, present: &Present) -> bool {
             ActionKind::ReloadNginx
                 | ActionKind::RestartNginx
                 | ActionKind::Start(Program::Nginx)
-                | ActionKind::UpdateSupervisor { .. }
+                | ActionKind::UpdateSupervisor
         )
     });
     told && !held
@@ -160,7 +219,7 @@ async fn headscale_should_answer<M: Machine>(
         let service = services.as_ref()?.get(Program::Headscale.name());
         service.and_then(|service| service.pid)
     };
-    told(|kind| matches!(kind, ActionKind::UpdateSupervisor { .. })) && {
+    told(|kind| matches!(kind, ActionKind::UpdateSupervisor)) && {
         let now = pid(&machine.services().await);
         now.is_some() && now != pid(&present.services)
     }

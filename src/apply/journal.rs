@@ -1,15 +1,16 @@
 //! What is owed: written before `current` moves, removed once the new state is proven.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::generation::{self, DiskError, doing};
 use super::machine::Machine;
 use crate::paths::StateDir;
-use crate::plan::Socket;
+use crate::plan::{Service, Socket};
 
 /// An apply that has begun and has not been proven.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,20 +30,15 @@ pub struct Journal {
     /// Sockets of generations before `to`: nginx may have them open until `to` is proven.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub held: BTreeSet<Socket>,
-    /// Programs that an operator had stopped before: whatever else is found stopped may be our doing. `None`: supervisord
-    /// could not be asked, and so nothing was stopped by us.
-    #[serde(default = "nothing_known")]
-    pub stopped: Option<BTreeSet<String>>,
+    /// Programs that were told to end so that they are started anew, and when those had been started: what is found
+    /// stopped otherwise was stopped by an operator. `None`: nobody knows.
+    #[serde(default)]
+    pub ended: Option<BTreeMap<String, SystemTime>>,
     pub cause: String,
 }
 
 fn path(state: &StateDir) -> PathBuf {
     state.run().join("journal.json")
-}
-
-/// Journals did not always say so.
-fn nothing_known() -> Option<BTreeSet<String>> {
-    Some(BTreeSet::new())
 }
 
 /// Puts new bytes in the place of a file, durably: whoever reads it finds the old ones or the new ones.
@@ -83,16 +79,25 @@ impl Journal {
             rolling_back: false,
             failed: Vec::new(),
             held: BTreeSet::new(),
-            stopped: nothing_known(),
+            ended: None,
             cause: "a damaged journal".into(),
         }))
     }
 
-    /// Whether a program that is found stopped may have been stopped by what is unfinished.
-    pub fn may_have_stopped(&self, program: &str) -> bool {
-        self.stopped
-            .as_ref()
-            .is_some_and(|before| !before.contains(program))
+    /// Whether a program that was started then, and is found stopped, was stopped by what is unfinished.
+    pub fn has_ended(&self, program: &str, started: Option<SystemTime>) -> bool {
+        let Some(ended) = &self.ended else { return true };
+        started.is_some() && ended.get(program).copied() == started
+    }
+
+    /// A program that this has stopped is one that should run.
+    pub(super) fn claim(&self, services: &mut BTreeMap<String, Service>) {
+        for (_, service) in services
+            .iter_mut()
+            .filter(|(name, it)| self.has_ended(name, it.started))
+        {
+            service.is_ours();
+        }
     }
 
     /// The generations that came to nothing, so that nobody goes back to them.

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::desired::{ListenerSettings, Probe, Reader};
 use crate::plan::{ActionKind, Service};
@@ -50,11 +50,17 @@ pub trait Machine: Send + Sync {
     fn check(&self, reader: Reader, staged: &Path) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Ends workers of nginx whose master was killed: they would go on serving an old configuration for ever, and
-    /// keep the ports from the next master. True when there were some.
+    /// keep the ports from the next master. True when there were some. A master that was held goes on.
     fn end_orphans(&self) -> bool;
 
     /// What supervisord says of its programs; `None`: it cannot be reached.
     fn services(&self) -> impl Future<Output = Option<BTreeMap<String, Service>>> + Send;
+
+    /// The running programs that an action is about to stop, and when each was started.
+    fn ends(
+        &self,
+        action: ActionKind,
+    ) -> impl Future<Output = Result<BTreeMap<String, SystemTime>, String>> + Send;
 
     /// Carries out one action; `listeners` is for those that the daemon serves itself.
     fn act(

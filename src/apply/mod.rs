@@ -6,6 +6,7 @@
 
 mod act;
 mod built_in;
+mod exchange;
 pub mod format;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -26,13 +27,14 @@ use crate::paths::StateDir;
 use crate::plan::{ActionKind, Listeners, Plan, Present};
 use act::{Goal, HEARD, act, already_heard, carry_out};
 pub use built_in::Backends;
+pub use exchange::has_ended;
 pub use generation::DiskError;
 use journal::Journal;
 pub use journal::replace;
 pub use machine::Machine;
 use preflight::{nothing_is_lost, ports_are_free};
-pub use real::{Own, Real, has_ended};
-use roll_back::{roll_back, stopped};
+pub use real::{Own, Real};
+use roll_back::roll_back;
 use switch::{discard, last_good, switch_over};
 pub use switch::{in_use, recover};
 
@@ -150,11 +152,7 @@ pub async fn look<M: Machine>(machine: &M, state: &StateDir) -> Result<Present, 
     }
     let mut services = machine.services().await;
     if let Some(journal) = &journal {
-        // An apply that was cut off may have stopped it.
-        let all = services.iter_mut().flatten();
-        for (_, service) in all.filter(|(name, _)| journal.may_have_stopped(name)) {
-            service.is_ours();
-        }
+        services.iter_mut().for_each(|services| journal.claim(services));
     }
     Ok(Present {
         generation,
@@ -218,14 +216,7 @@ pub async fn apply<M: Machine>(
     let good = last_good(present.generation, before.as_ref());
     let mut check = Duration::ZERO;
     let number = match present.generation {
-        Some(current) if plan.files.is_empty() => {
-            if let Some(mut owed) = before.filter(|owed| provable && owed.stopped.is_none()) {
-                owed.stopped = Some(stopped(present));
-                owed.write(machine, state)
-                    .map_err(|error| untouched(error.into()))?;
-            }
-            current
-        }
+        Some(current) if plan.files.is_empty() => current,
         _ => {
             let was = (present, before);
             let switched = switch_over(machine, state, desired, plan, was, order, &mut check).await;
@@ -254,7 +245,7 @@ pub async fn apply<M: Machine>(
         None if present.owed && plan.files.is_empty() => already_heard(machine, plan, &goal, HEARD).await,
         None => None,
     };
-    let mut result = carry_out(machine, plan, present, &goal, order, done).await;
+    let mut result = carry_out((machine, state), plan, present, &goal, order, done).await;
     if provable && result.is_ok() {
         result = finish(machine, state, number, order).map_err(Failure::Disk);
     }

@@ -8,14 +8,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, killpg};
 use tokio::sync::watch;
 
 use super::built_in::{Backends, BuiltIn};
+use super::exchange::has_ended;
 use super::journal::Journal;
 use super::machine::Machine;
 use super::probe;
@@ -23,7 +22,6 @@ use crate::api::{ApiStatus, NodeRow};
 use crate::desired::{ListenerSettings, Probe, Program, Reader, check_command};
 use crate::facts::Programs;
 use crate::facts::ports::holder_of;
-use crate::facts::process;
 use crate::identity::Identity;
 use crate::metrics::Sources;
 use crate::paths::StateDir;
@@ -34,15 +32,9 @@ use crate::supervisor::{Limits, ProcessInfo, State, Supervisor, SupervisorError}
 const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A program that is not up by then is reported.
-const START: Duration = Duration::from_secs(15);
+pub(super) const START: Duration = Duration::from_secs(15);
 /// nginx may drain for as long as it was told to, and supervisord kills it at most a minute and a bit later.
 const BEYOND_DRAIN: Duration = Duration::from_secs(70);
-/// A busy connection has an answer within this time.
-const FAREWELL: Duration = Duration::from_millis(200);
-/// Workers that are told to end close their listeners well within this.
-const LET_GO: Duration = Duration::from_secs(1);
-/// How often to look whether all have left.
-const STILL_THERE: Duration = Duration::from_millis(10);
 
 /// What the listeners of this process need.
 pub struct Own {
@@ -55,13 +47,13 @@ pub struct Own {
 
 /// What [`Machine`] stands for outside tests.
 pub struct Real {
-    supervisor: Supervisor,
-    nginx_pid_file: PathBuf,
+    pub(super) supervisor: Supervisor,
+    pub(super) nginx_pid_file: PathBuf,
     /// Where the checkers are.
     programs: Mutex<Programs>,
     /// `None`: this process has no listeners (the commands).
     own: Option<Own>,
-    listeners: tokio::sync::Mutex<Option<BuiltIn>>,
+    pub(super) listeners: tokio::sync::Mutex<Option<BuiltIn>>,
     state: StateDir,
 }
 
@@ -111,66 +103,12 @@ impl Real {
         self.supervisor.pid().await.ok()
     }
 
-    /// Ends an nginx that outlived its supervisord: it would keep the ports from the next one.
-    pub async fn end_leftover(&self) {
-        for _ in 0..50 {
-            let Some(master) = self.nginx_master().filter(|pid| is_nginx(*pid)) else {
-                return;
-            };
-            tracing::warn!(pid = master.as_raw(), "an nginx that nobody supervises is ended");
-            // Gone meanwhile is as good.
-            let _ = kill(master, Signal::SIGTERM);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    fn nginx_master(&self) -> Option<Pid> {
-        let text = fs::read_to_string(&self.nginx_pid_file).ok()?;
-        let pid = text.trim().parse().ok().filter(|pid| *pid > 1)?;
-        Some(Pid::from_raw(pid))
-    }
-
     /// Drains and closes the listeners.
     pub async fn close(&self) {
         let listeners = self.listeners.lock().await.take();
         if let Some(listeners) = listeners {
             listeners.close().await;
         }
-    }
-
-    /// Tells nginx's clients to leave the connections that its reload is about to close. They have time for that: it starts
-    /// its new workers, and sleeps for 100 ms before it sends the old ones away.
-    async fn bid_farewell(&self) {
-        if let Some(listeners) = &*self.listeners.lock().await {
-            listeners.bid_farewell();
-        }
-    }
-
-    /// Only the master ends at once: its workers close what they listen on and finish what they have begun, as after a
-    /// reload, which takes hours if need be. supervisord has not stopped it, so it starts the next one whatever
-    /// becomes of us.
-    async fn restart_nginx(&self) -> Result<(), SupervisorError> {
-        let name = Program::Nginx.name();
-        let master = self.supervisor.process(name).await?.pid;
-        if let Some(master) = master {
-            self.bid_farewell().await;
-            tokio::time::sleep(FAREWELL).await;
-            let workers = probe::workers(master);
-            // Gone meanwhile is as good.
-            let _ = kill(Pid::from_raw(master), Signal::SIGKILL);
-            let end = Instant::now() + LET_GO;
-            while !has_ended(Pid::from_raw(master)) && Instant::now() < end {
-                tokio::time::sleep(STILL_THERE).await;
-            }
-            let _ = killpg(Pid::from_raw(master), Signal::SIGQUIT);
-            while workers.iter().any(|pid| probe::accepts(*pid)) && Instant::now() < end {
-                tokio::time::sleep(STILL_THERE).await;
-            }
-        }
-        if let Some(listeners) = &mut *self.listeners.lock().await {
-            listeners.make_room().await;
-        }
-        self.supervisor.start_again(name, master, START).await
     }
 
     async fn update_listeners(&self, settings: &ListenerSettings) -> Result<(), String> {
@@ -345,6 +283,7 @@ impl Machine for Real {
     }
 
     fn end_orphans(&self) -> bool {
+        self.release_nginx();
         let Some(master) = self.nginx_master() else {
             return false;
         };
@@ -362,6 +301,25 @@ impl Machine for Real {
         )
     }
 
+    async fn ends(&self, action: ActionKind) -> Result<BTreeMap<String, SystemTime>, String> {
+        let words = |error: SupervisorError| error.to_string();
+        let names = match action {
+            ActionKind::UpdateSupervisor => {
+                let changes = self.supervisor.reload_config().await.map_err(words)?;
+                [changes.changed, changes.removed].concat()
+            }
+            ActionKind::RestartHeadscale => vec![Program::Headscale.name().to_owned()],
+            // Of these it never says that they were stopped.
+            ActionKind::UpdateListeners
+            | ActionKind::ReloadNginx
+            | ActionKind::RestartNginx
+            | ActionKind::Start(_) => return Ok(BTreeMap::new()),
+        };
+        let all = self.supervisor.all().await.map_err(words)?.into_iter();
+        let ends = all.filter(|it| names.contains(&it.name) && !it.stopped_on_request());
+        Ok(ends.filter_map(|it| Some((it.name, it.started?))).collect())
+    }
+
     async fn act(&self, action: ActionKind, listeners: &ListenerSettings) -> Result<(), String> {
         let words = |error: SupervisorError| error.to_string();
         let limits = Limits {
@@ -370,16 +328,14 @@ impl Machine for Real {
         };
         match action {
             ActionKind::UpdateListeners => self.update_listeners(listeners).await,
-            ActionKind::UpdateSupervisor { interrupted } => {
-                let programs = [Program::Nginx, Program::Headscale, Program::Tailscaled];
-                let journal = Journal::read(self, &self.state).ok().flatten();
-                let is_ours = |name: &&str| journal.as_ref().is_none_or(|it| it.may_have_stopped(name));
-                let names = programs.iter().map(|program| program.name());
-                let ours = names
-                    .filter(|_| interrupted)
-                    .filter(is_ours)
-                    .map(str::to_owned)
-                    .collect();
+            ActionKind::UpdateSupervisor => {
+                let journal = Journal::read(self, &self.state).map_err(|error| error.to_string())?;
+                let is_ours = |it: &ProcessInfo| {
+                    let journal = journal.as_ref();
+                    journal.is_some_and(|journal| journal.has_ended(&it.name, it.started))
+                };
+                let all = self.supervisor.all().await.map_err(words)?.into_iter();
+                let ours = all.filter(is_ours).map(|it| it.name).collect();
                 self.supervisor
                     .converge(Program::Daemon.name(), &ours, limits)
                     .await
@@ -426,21 +382,6 @@ impl Machine for Real {
     }
 }
 
-/// Whether a process is no more. Its parent may not have noticed yet: supervisord asks once a second.
-pub fn has_ended(pid: Pid) -> bool {
-    let zombie = u32::try_from(pid.as_raw())
-        .ok()
-        .and_then(process::look)
-        .is_some_and(|it| it.zombie);
-    zombie || kill(pid, None) == Err(Errno::ESRCH)
-}
-
-/// Whether a pid from a file that may be old is still that of an nginx.
-fn is_nginx(master: Pid) -> bool {
-    let title = fs::read(format!("/proc/{master}/cmdline")).unwrap_or_default();
-    title.starts_with(b"nginx: master")
-}
-
 fn service(info: &ProcessInfo) -> Service {
     use State::{Running, Starting, Stopped, Stopping};
     let state = match info.state {
@@ -458,6 +399,7 @@ fn service(info: &ProcessInfo) -> Service {
         state,
         process: info.state,
         pid: info.pid,
+        started: info.started,
         detail: detail.clone(),
     }
 }

@@ -1,6 +1,6 @@
 //! The way back when a new state failed: by the same steps, to the last one that was proven.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::act::{Goal, already_heard, carry_out};
@@ -11,7 +11,7 @@ use super::switch::discard;
 use super::{Failure, Order};
 use crate::desired::ListenerSettings;
 use crate::paths::StateDir;
-use crate::plan::{self, ActionKind, Listeners, Present, Service, ServiceState};
+use crate::plan::{self, ActionKind, Listeners, Present};
 
 /// The same mechanism backwards: the earlier generation's files are the desired ones now.
 pub(super) async fn roll_back<M: Machine>(
@@ -37,7 +37,10 @@ pub(super) async fn roll_back<M: Machine>(
             .map(|journal| journal.failed.clone())
             .unwrap_or_default(),
         held,
-        stopped: Some(stopped(before)),
+        ended: match &owed {
+            Some(owed) => owed.ended.clone(),
+            None => Some(BTreeMap::new()),
+        },
         cause: order.cause.clone(),
     };
     journal.write(machine, state)?;
@@ -50,7 +53,8 @@ pub(super) async fn roll_back<M: Machine>(
         // What cannot be read at the moment is not gone: its reader is told, as of any change.
         good_files.entry(path.clone()).or_default();
     }
-    let services = machine.services().await.map(|now| ours(now, before));
+    let mut services = machine.services().await;
+    services.iter_mut().for_each(|services| journal.claim(services));
     if services.is_none() && before.services.is_some() {
         // What the failed apply stopped would stay so, and nobody would owe it anything: the journal stays.
         return Err(Failure::Unproven("supervisord does not answer".to_owned()));
@@ -86,7 +90,7 @@ pub(super) async fn roll_back<M: Machine>(
         true => already_heard(machine, &plan, &goal, Duration::ZERO).await,
         false => None,
     };
-    carry_out(machine, &plan, &present, &goal, order, done).await?;
+    carry_out((machine, state), &plan, &present, &goal, order, done).await?;
     discard(
         machine,
         state,
@@ -94,20 +98,4 @@ pub(super) async fn roll_back<M: Machine>(
         &[&[good], order.needed.as_slice()].concat(),
     )?;
     Ok(Journal::clear(machine, state)?)
-}
-
-/// What is stopped now, and was not by an operator before, was stopped by the apply that failed.
-fn ours(mut now: BTreeMap<String, Service>, before: &Present) -> BTreeMap<String, Service> {
-    let stopped = stopped(before);
-    for (_, service) in now.iter_mut().filter(|(name, _)| !stopped.contains(*name)) {
-        service.is_ours();
-    }
-    now
-}
-
-/// What an operator has stopped.
-pub(super) fn stopped(present: &Present) -> BTreeSet<String> {
-    let services = present.services.iter().flatten();
-    let stopped = services.filter(|(_, service)| service.state == ServiceState::StoppedByOperator);
-    stopped.map(|(name, _)| name.clone()).collect()
 }

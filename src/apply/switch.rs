@@ -1,12 +1,12 @@
 //! The steps on disk: from a desired state to the generation that `current` points to, and back.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::generation::{self, DiskError, doing};
 use super::journal::Journal;
 use super::machine::Machine;
-use super::roll_back::stopped;
 use super::{Failure, Order};
 use crate::desired::{Desired, Reader};
 use crate::paths::StateDir;
@@ -126,10 +126,9 @@ pub(super) async fn switch_over<M: Machine>(
         rolling_back: false,
         failed: failed.filter(|number| !used.contains(number)).collect(),
         held: held.collect(),
-        stopped: match (&present.services, &before) {
-            (Some(_), _) => Some(stopped(present)),
-            (None, Some(before)) => before.stopped.clone(),
-            (None, None) => None,
+        ended: match &before {
+            Some(before) => before.ended.clone(),
+            None => Some(BTreeMap::new()),
         },
         cause: order.cause.clone(),
     };

@@ -86,7 +86,7 @@ impl Plan {
                 ActionKind::UpdateListeners => cause.listeners,
                 ActionKind::ReloadNginx | ActionKind::RestartNginx => has(cause, Reader::Nginx),
                 ActionKind::RestartHeadscale => has(cause, Reader::Headscale),
-                ActionKind::UpdateSupervisor { .. } => has(cause, Reader::Supervisord),
+                ActionKind::UpdateSupervisor => has(cause, Reader::Supervisord),
                 ActionKind::Start(_) => false,
             };
             let whats: Vec<_> = self

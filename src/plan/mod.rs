@@ -12,6 +12,7 @@ mod secrets;
 mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use crate::desired::{Desired, ListenerSettings, NGINX, Program, Reader};
 use crate::supervisor::State;
@@ -63,6 +64,8 @@ pub struct Service {
     /// What supervisord calls that.
     pub process: State,
     pub pid: Option<i32>,
+    /// When it was last started.
+    pub started: Option<SystemTime>,
     /// supervisord's own words, e.g. `Exited too quickly`.
     pub detail: String,
 }
@@ -117,11 +120,7 @@ pub enum ActionKind {
     /// Give the built-in listeners their new settings, in place.
     UpdateListeners,
     /// Let supervisord read its file again and add, remove or restart what changed there.
-    UpdateSupervisor {
-        /// An earlier update may have been cut off after it stopped a program: what is found stopped was not
-        /// stopped by an operator.
-        interrupted: bool,
-    },
+    UpdateSupervisor,
     /// HUP: new workers on the new configuration, old ones finish their requests.
     ReloadNginx,
     /// Where old sockets are in the way of new ones: a new nginx beside the old workers, which finish their requests.
@@ -204,7 +203,7 @@ pub fn back(present: &Present, good: &BTreeMap<String, Vec<u8>>) -> Plan {
     if let Some(services) = &present.services {
         let state = |program: Program| services.get(program.name()).map(|s| s.state);
         if touched(&files, Reader::Supervisord) {
-            kinds.push(ActionKind::UpdateSupervisor { interrupted: true });
+            kinds.push(ActionKind::UpdateSupervisor);
         }
         match state(Program::Nginx) {
             Some(ServiceState::Up) if touched(&files, Reader::Nginx) => {
@@ -253,7 +252,7 @@ pub fn owed(present: &Present) -> Vec<ActionKind> {
             .and_then(|services| services.get(program.name()))
             .map(|service| service.state)
     };
-    let mut owed = vec![ActionKind::UpdateSupervisor { interrupted: true }];
+    let mut owed = vec![ActionKind::UpdateSupervisor];
     for (program, told) in [
         (Program::Nginx, retell_nginx(present, present.files.get(NGINX))),
         (Program::Headscale, ActionKind::RestartHeadscale),
@@ -292,17 +291,13 @@ fn service_actions(
     let missing: Vec<_> = desired.programs.keys().filter(|p| !known(p)).collect();
     if !heard(Reader::Supervisord) {
         actions.push(Action {
-            kind: ActionKind::UpdateSupervisor {
-                interrupted: present.owed,
-            },
+            kind: ActionKind::UpdateSupervisor,
             reason: cause("supervisord.conf"),
         });
     } else if !missing.is_empty() {
         let names: Vec<_> = missing.iter().map(|p| p.name()).collect();
         actions.push(Action {
-            kind: ActionKind::UpdateSupervisor {
-                interrupted: present.owed,
-            },
+            kind: ActionKind::UpdateSupervisor,
             reason: format!("supervisord does not know {}", names.join(", ")),
         });
     }

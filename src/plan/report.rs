@@ -58,16 +58,20 @@ pub fn report_schema() -> serde_json::Value {
 
 impl From<&Plan> for Report {
     fn from(plan: &Plan) -> Self {
+        let update = programs(plan);
         let actions: Vec<_> = plan
             .actions
             .iter()
             .map(|action| {
                 let (target, verb, effect) = words(action.kind);
-                let (effect, interrupts) = match action.kind {
-                    ActionKind::UpdateSupervisor { .. } => {
-                        programs(plan).unwrap_or((effect.to_owned(), false))
-                    }
-                    ActionKind::RestartNginx | ActionKind::RestartHeadscale => (effect.to_owned(), true),
+                let is_anew = update.as_ref().is_some_and(|it| it.restarted.contains(target));
+                let (effect, interrupts) = match (action.kind, &update) {
+                    (ActionKind::UpdateSupervisor, Some(it)) => (it.said.clone(), it.interrupts),
+                    _ if is_anew => (
+                        "supervisord starts it anew before, so it need not be told".to_owned(),
+                        false,
+                    ),
+                    (ActionKind::RestartNginx | ActionKind::RestartHeadscale, _) => (effect.to_owned(), true),
                     _ => (effect.to_owned(), false),
                 };
                 ActionReport {
@@ -140,8 +144,16 @@ fn file(change: &FileChange) -> FileReport {
     }
 }
 
-/// What an update of supervisord does to its programs, and whether that interrupts anybody.
-fn programs(plan: &Plan) -> Option<(String, bool)> {
+/// What an update of supervisord does to its programs.
+struct Update {
+    said: String,
+    /// Somebody is.
+    interrupts: bool,
+    restarted: BTreeSet<String>,
+}
+
+/// `None`: nothing to any of them.
+fn programs(plan: &Plan) -> Option<Update> {
     let change = plan
         .files
         .iter()
@@ -150,6 +162,7 @@ fn programs(plan: &Plan) -> Option<(String, bool)> {
     let all: BTreeSet<_> = before.keys().chain(after.keys()).collect();
     let mut said = Vec::new();
     let mut interrupts = false;
+    let mut restarted = BTreeSet::new();
     for section in all {
         let Some(name) = section.strip_prefix("program:") else {
             continue;
@@ -171,10 +184,15 @@ fn programs(plan: &Plan) -> Option<(String, bool)> {
             _ => {
                 interrupts = true;
                 said.push(format!("{name} is restarted: {}", pause(name)));
+                restarted.insert(name.to_owned());
             }
         }
     }
-    (!said.is_empty()).then(|| (said.join("; "), interrupts))
+    (!said.is_empty()).then(|| Update {
+        said: said.join("; "),
+        interrupts,
+        restarted,
+    })
 }
 
 /// What a restart of a program means to those who use it.
@@ -221,7 +239,7 @@ pub(crate) fn words(kind: ActionKind) -> (&'static str, &'static str, &'static s
             "update in place",
             "requests and sessions that are open go on",
         ),
-        ActionKind::UpdateSupervisor { .. } => (
+        ActionKind::UpdateSupervisor => (
             "supervisord",
             "update programs",
             "programs whose definition changed are restarted, others are left alone",

@@ -204,6 +204,7 @@ mod tests {
             state,
             process,
             pid: (state == ServiceState::Up).then_some(pid),
+            started: None,
             detail: String::new(),
         };
         Present {

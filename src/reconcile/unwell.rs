@@ -55,11 +55,11 @@ mod tests {
                 _ => ServiceState::Down,
             };
             let detail = "Exited too quickly".to_owned();
-            let pid = None;
             Service {
                 state,
                 process,
-                pid,
+                pid: None,
+                started: None,
                 detail,
             }
         };

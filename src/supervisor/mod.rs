@@ -183,8 +183,9 @@ impl Supervisor {
     /// may still believe to run.
     pub async fn start_again(&self, name: &str, was: Option<i32>, within: Duration) -> Result<()> {
         let deadline = Instant::now() + within;
+        // Each question wakes it up, and then it looks.
         while was.is_some() && self.process(name).await?.pid == was && Instant::now() < deadline {
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(NOTICE).await;
         }
         self.start(name, Some(within)).await
     }
@@ -299,6 +300,9 @@ impl fmt::Display for State {
 
 /// A call takes about 1 ms, so looking this often costs nothing and is never late.
 const POLL: Duration = Duration::from_millis(50);
+
+/// Nobody serves meanwhile.
+const NOTICE: Duration = Duration::from_millis(5);
 
 fn process(method: &'static str, value: &Value) -> Result<ProcessInfo> {
     let Value::Struct(fields) = value else {

@@ -6,16 +6,25 @@ use std::time::{Duration, Instant};
 use dstack_vpc::reconcile::status::ConditionKind::{Configured, Degraded, Ready, ServicesHealthy};
 use dstack_vpc::reconcile::status::{Condition, ConditionKind, Drift, Status};
 use dstack_vpc::supervisor::Supervisor;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use tokio::net::TcpStream;
 
 use crate::common::http::{With, get};
-use crate::common::machine::{Machine, has_nginx, holds};
+use crate::common::machine::{Machine, Plan, has_nginx, holds};
 use crate::common::pair::Pair;
+use crate::common::ports::Port;
 use crate::common::{poll, run};
 
 /// It takes supervisord a second or two to start a program again, and a busy machine some more.
 const SOON: Duration = Duration::from_secs(60);
+
+/// Only events tell the machine anything: its timer does not come within a test.
+fn without_timer(plan: &mut Plan) {
+    plan.toml = plan
+        .toml
+        .replace("[reconcile]\n", "[reconcile]\ninterval = \"1h\"\n");
+}
 
 fn condition(status: &Status, kind: ConditionKind) -> &Condition {
     status.condition(kind).expect("the condition")
@@ -39,7 +48,11 @@ fn pid(machine: &Machine, title: &str) -> Pid {
 
 /// The program that ends, is stopped or cannot start: the built-in front is none, and ends with the daemon.
 async fn with_nginx() -> Pair {
-    Pair::start_with(|_, server| server.insist_on_nginx()).await
+    Pair::start_with(|_, server| {
+        server.insist_on_nginx();
+        without_timer(server);
+    })
+    .await
 }
 
 fn supervisor(machine: &Machine) -> Supervisor {
@@ -137,7 +150,7 @@ fn snatch(addr: SocketAddr) -> TcpListener {
 #[test]
 fn a_stranger_on_the_fronts_port_is_named_until_it_leaves() {
     run(async {
-        let pair = Pair::start().await;
+        let pair = Pair::start_with(|_, server| without_timer(server)).await;
         let server = &pair.server;
         let addr = server.ports.http.addr();
         let stranger = loop {
@@ -184,38 +197,109 @@ fn a_stranger_on_the_fronts_port_is_named_until_it_leaves() {
     });
 }
 
+/// A new front does not come to serve for as long as it may take, and the daemon is killed meanwhile.
 #[test]
-fn a_program_that_was_given_up_is_started_once_it_can_be() {
+fn what_an_operator_stops_while_an_apply_is_unfinished_stays_so() {
     run(async {
+        let elsewhere = Port::reserve();
         let pair = Pair::start_with(|_, server| {
             server.insist_on_nginx();
-            // As ours, but supervisord gives up at once.
-            let template = include_str!("../../templates/supervisord.conf.tera")
-                .replace("startretries=1000", "startretries=0");
+            let other = format!(
+                "return 200 {{% if http.address == \"{elsewhere}\" %}}other{{% else %}}{{{{ tag }}}}{{% endif %}};"
+            );
+            let template = include_str!("../../templates/nginx.conf.tera");
+            let template = template.replace("return 200 {{ tag }};", &other);
             let templates = server.dir.path().join("templates");
             std::fs::create_dir(&templates).unwrap();
-            std::fs::write(templates.join("supervisord.conf.tera"), template).unwrap();
+            std::fs::write(templates.join("nginx.conf.tera"), template).unwrap();
+            server.toml = server.toml.replace("probe_timeout = \"3s\"", "probe_timeout = \"30s\"");
         })
         .await;
         let server = &pair.server;
-        // A folder where nginx has to write its pid: it ends right after its start.
-        let pid_file = server.state.run().join("nginx.pid");
-        let master = pid(server, "nginx: master");
-        std::fs::remove_file(&pid_file).unwrap();
-        std::fs::create_dir(&pid_file).unwrap();
-        kill(master, Signal::SIGTERM).unwrap();
-        let given_up = |status: &Status| {
-            status
-                .condition(ServicesHealthy)
-                .is_some_and(|condition| condition.reason == "GivenUp")
+        let daemon = pid(server, " run");
+        let front = server.ports.http.to_string();
+        server
+            .save(|toml| toml.replace(&front, &elsewhere.to_string()))
+            .await;
+        let unfinished = poll(SOON, async || TcpStream::connect(elsewhere.addr()).await.ok());
+        unfinished.await.expect("nginx serves its new file");
+        assert!(
+            server.state.run().join("journal.json").exists(),
+            "{}",
+            server.logs()
+        );
+        kill(daemon, Signal::SIGKILL).unwrap();
+        supervisor(server).stop("nginx", Some(SOON)).await.unwrap();
+        let settled = |status: &Status| {
+            status.pid != daemon.as_raw() as u32 && status.generation.is_some() && !status.owed
         };
-        let status = server.until(SOON, "it is given up", given_up).await;
-        assert!(holds(&status, Degraded) && !holds(&status, Ready), "{status:#?}");
-        assert_eq!(server.cli(&["healthcheck"]).status.code(), Some(1));
-        std::fs::remove_dir(&pid_file).unwrap();
-        let counted =
-            |status: &Status| holds(status, Ready) && status.counters.drift.contains_key(&Drift::Program);
-        server.until(SOON, "it is started again", counted).await;
-        assert_eq!(pair.call(get("/again")).await.status, 200);
+        let status = server
+            .until(SOON, "the next daemon is done with it", settled)
+            .await;
+        assert!(is("stopped by hand")(&status), "{status:#?}");
+        assert!(
+            !server
+                .processes()
+                .iter()
+                .any(|it| it.command.starts_with("nginx: master"))
+        );
+    });
+}
+
+/// As a daemon leaves it that is killed in the moment in which it exchanges nginx: the master is held, the workers go.
+#[test]
+fn an_nginx_that_was_held_to_be_exchanged_does_not_stay_so() {
+    run(async {
+        let pair = with_nginx().await;
+        let server = &pair.server;
+        let (daemon, master) = (pid(server, " run"), pid(server, "nginx: master"));
+        kill(master, Signal::SIGSTOP).unwrap();
+        killpg(master, Signal::SIGQUIT).unwrap();
+        kill(daemon, Signal::SIGKILL).unwrap();
+        let answered = poll(SOON, async || {
+            let call = server.call(get("/health")).await.ok()?;
+            (call.status == 200).then_some(())
+        });
+        answered.await.unwrap_or_else(|| panic!("{}", server.logs()));
+        assert_ne!(pid(server, "nginx: master"), master);
+    });
+}
+
+/// An nginx that cannot write its pid ends right after each start: supervisord tries again and again, or gives up.
+async fn cannot_start(template: &str, reason: &str) {
+    let pair = Pair::start_with(|_, server| {
+        server.insist_on_nginx();
+        without_timer(server);
+        let templates = server.dir.path().join("templates");
+        std::fs::create_dir(&templates).unwrap();
+        std::fs::write(templates.join("supervisord.conf.tera"), template).unwrap();
+    })
+    .await;
+    let server = &pair.server;
+    let pid_file = server.state.run().join("nginx.pid");
+    let master = pid(server, "nginx: master");
+    std::fs::remove_file(&pid_file).unwrap();
+    std::fs::create_dir(&pid_file).unwrap();
+    kill(master, Signal::SIGTERM).unwrap();
+    let is_told = |status: &Status| {
+        let healthy = status.condition(ServicesHealthy);
+        healthy.is_some_and(|healthy| !healthy.holds() && healthy.reason == reason)
+    };
+    let status = server.until(SOON, reason, is_told).await;
+    assert!(holds(&status, Degraded) && !holds(&status, Ready), "{status:#?}");
+    assert_eq!(server.cli(&["healthcheck"]).status.code(), Some(1));
+    std::fs::remove_dir(&pid_file).unwrap();
+    let counted =
+        |status: &Status| holds(status, Ready) && status.counters.drift.contains_key(&Drift::Program);
+    server.until(SOON, "it is started again", counted).await;
+    assert_eq!(pair.call(get("/again")).await.status, 200);
+}
+
+#[test]
+fn a_program_that_does_not_start_is_told_of_and_started_once_it_can_be() {
+    run(async {
+        let ours = include_str!("../../templates/supervisord.conf.tera");
+        let impatient = ours.replace("startretries=1000", "startretries=0");
+        tokio::join!(cannot_start(ours, "Failing"), cannot_start(&impatient, "GivenUp"));
     });
 }

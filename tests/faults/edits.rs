@@ -59,6 +59,9 @@ pub const LIST: Wish<'static> = Wish::new(
 );
 pub const PORT: Wish<'static> = Wish::new("[mesh]\nhttp_listen = \"0.0.0.0:81\"\n");
 pub const LOCAL: Wish<'static> = Wish::new("[mesh]\nhttp_listen = \"127.0.0.1:81\"\n");
+/// nginx listens elsewhere, and is ended otherwise.
+pub const PATIENT: Wish<'static> =
+    Wish::new("[mesh]\nhttp_listen = \"127.0.0.1:81\"\ndrain_timeout = \"5m\"\n");
 pub const SERVER: Wish<'static> = Wish::new("role = \"server\"\nallowed_apps = \"any\"\n");
 pub const DOMAIN: Wish<'static> =
     Wish::new("role = \"server\"\nallowed_apps = \"any\"\n[vpn]\nbase_domain = \"other.internal\"\n");
@@ -74,7 +77,7 @@ pub const OVERRIDDEN: Wish<'static> = Wish {
 
 /// Every wish, for those that go from any to any.
 pub const WISHES: &[Wish<'static>] = &[
-    PLAIN, BACKEND, LIST, PORT, LOCAL, SERVER, DOMAIN, NODE, RENEWED, OVERRIDDEN,
+    PLAIN, BACKEND, LIST, PORT, LOCAL, PATIENT, SERVER, DOMAIN, NODE, RENEWED, OVERRIDDEN,
 ];
 
 pub const EDITS: &[Edit] = &[
@@ -83,6 +86,7 @@ pub const EDITS: &[Edit] = &[
     edit("an allow-list changes", &[BACKEND], LIST),
     edit("a port moves", &[PLAIN], PORT),
     edit("a port stays and its address does not", &[PORT], LOCAL),
+    edit("nginx is run otherwise, too", &[PORT], PATIENT),
     edit("mesh becomes server", &[PLAIN], SERVER),
     edit("server becomes node", &[SERVER], NODE),
     edit("node becomes mesh", &[NODE], PLAIN),

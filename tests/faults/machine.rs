@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dstack_vpc::apply::Machine;
 use dstack_vpc::apply::journal::Journal;
@@ -89,6 +89,13 @@ pub struct World {
     pub headscale: Option<Vec<u8>>,
     /// Ours: they end with our process.
     pub listeners: Option<ListenerSettings>,
+    /// How often each program was started.
+    pub starts: BTreeMap<String, u32>,
+}
+
+/// When a program was started for the so manieth time.
+fn started(times: u32) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(times.into())
 }
 
 impl Clone for Model {
@@ -167,6 +174,11 @@ impl Model {
         inner.update_supervisor(&self.state, true, &BTreeSet::new());
     }
 
+    /// Whether the journal says that nginx, as it was started last, was to be stopped.
+    pub fn was_nginx_to_end(&self) -> bool {
+        self.inner().was_to_end(&self.state, Program::Nginx.name())
+    }
+
     /// What an operator does with `supervisorctl stop`.
     pub fn stop_nginx(&self) {
         let world = &mut self.inner().world;
@@ -229,14 +241,41 @@ impl Inner {
     }
 
     /// Those that an operator has stopped: of an update that goes on with another one only its journal knows.
-    fn stopped(&self, state: &StateDir, interrupted: bool) -> BTreeSet<String> {
-        let journal = self.disk.read(&state.run().join("journal.json"));
-        let journal: Option<Journal> = journal.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let is_ours = |name: &str| journal.as_ref().is_none_or(|it| it.may_have_stopped(name));
+    fn stopped(&self, state: &StateDir) -> BTreeSet<String> {
+        let is_ours = |name: &str| self.was_to_end(state, name);
         let known = self.world.supervisord.iter().flatten();
         let stopped = known.filter(|(_, (_, state))| *state == ServiceState::StoppedByOperator);
         let names = stopped.map(|(name, _)| name.clone());
-        names.filter(|name| !(interrupted && is_ours(name))).collect()
+        names.filter(|name| !is_ours(name)).collect()
+    }
+
+    /// Whether the journal says that we were about to stop the program as it was started last.
+    fn was_to_end(&self, state: &StateDir, name: &str) -> bool {
+        let journal = self.disk.read(&state.run().join("journal.json"));
+        let journal: Option<Journal> = journal.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let since = self.world.starts.get(name).copied().map(started);
+        journal.is_some_and(|journal| journal.has_ended(name, since))
+    }
+
+    /// The programs that an action stops.
+    fn ends(&self, state: &StateDir, action: ActionKind) -> BTreeMap<String, SystemTime> {
+        let known = self.world.supervisord.iter().flatten();
+        let up = known.filter(|(_, (_, state))| *state == ServiceState::Up);
+        let conf = self.current(state, "supervisor/supervisord.conf");
+        let wanted = Model::sections(&conf.unwrap_or_default());
+        let ends = up.filter(|(name, (section, _))| match action {
+            ActionKind::UpdateSupervisor => {
+                wanted.get(*name) != Some(section) && *name != Program::Daemon.name()
+            }
+            ActionKind::RestartHeadscale => *name == Program::Headscale.name(),
+            _ => false,
+        });
+        ends.map(|(name, _)| (name.clone(), started(self.world.starts[name])))
+            .collect()
+    }
+
+    fn has_started(&mut self, program: &str) {
+        *self.world.starts.entry(program.to_owned()).or_default() += 1;
     }
 
     /// What changed is stopped; only if `whole` is everything started, too. What is `held` stays as it is.
@@ -263,6 +302,9 @@ impl Inner {
                     .get(&name)
                     .is_some_and(|(_, state)| *state == ServiceState::Up);
                 known.insert(name.clone(), (section, ServiceState::Up));
+                if !up {
+                    self.has_started(&name);
+                }
                 match name.as_str() {
                     "nginx" if !up => self.load_nginx(state),
                     "headscale" if !up => {
@@ -277,8 +319,8 @@ impl Inner {
 
     fn act(&mut self, state: &StateDir, action: ActionKind, settings: &ListenerSettings, whole: bool) {
         match action {
-            ActionKind::UpdateSupervisor { interrupted } => {
-                let held = self.stopped(state, interrupted);
+            ActionKind::UpdateSupervisor => {
+                let held = self.stopped(state);
                 self.update_supervisor(state, whole, &held);
             }
             ActionKind::UpdateListeners if whole => self.world.listeners = Some(settings.clone()),
@@ -304,6 +346,7 @@ impl Inner {
 
     fn start(&mut self, state: &StateDir, program: Program, whole: bool) {
         if whole {
+            self.has_started(program.name());
             match program {
                 Program::Nginx => self.load_nginx(state),
                 Program::Headscale => {
@@ -469,19 +512,35 @@ impl Machine for Model {
             fault.words().await;
             return None;
         }
-        let known = self.inner().world.supervisord.clone()?;
-        let service = |state| Service {
+        let world = self.world();
+        let known = world.supervisord?;
+        let service = |times: u32, state| Service {
             state,
             process: State::Running,
-            pid: Some(4),
+            pid: i32::try_from(times).ok(),
+            started: Some(started(times)),
             detail: String::new(),
         };
         Some(
             known
                 .into_iter()
-                .map(|(name, (_, state))| (name, service(state)))
+                .map(|(name, (_, state))| {
+                    let service = service(world.starts[&name], state);
+                    (name, service)
+                })
                 .collect(),
         )
+    }
+
+    async fn ends(&self, action: ActionKind) -> Result<BTreeMap<String, SystemTime>, String> {
+        let ends = self.inner().ends(&self.state, action);
+        if let (false, Err(fault)) = (
+            ends.is_empty(),
+            self.step(Kind::Child, || format!("what {action:?} ends")),
+        ) {
+            return Err(fault.words().await);
+        }
+        Ok(ends)
     }
 
     async fn act(&self, action: ActionKind, listeners: &ListenerSettings) -> Result<(), String> {

@@ -8,7 +8,7 @@ use dstack_vpc::plan::{ActionKind, After, Before, Listeners, Plan, Present, plan
 use dstack_vpc::spec::Spec;
 use proptest::prelude::*;
 
-use super::edits::{Desires, Made, Wish, render};
+use super::edits::{Desires, Made, PATIENT, PORT, SERVER, Wish, render};
 use super::machine::Model;
 use super::properties::{Texts, edit, runtime, story};
 use super::specs;
@@ -44,6 +44,38 @@ proptest! {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_program_that_supervisord_starts_anew_is_started_once() {
+    let elsewhere = Wish::new(
+        "role = \"server\"\nallowed_apps = \"any\"\n[vpn]\nbase_domain = \"other.internal\"\n\
+         [headscale]\nprogram = \"/opt/headscale\"\n",
+    );
+    let desires = Desires::new(&[PORT, PATIENT, SERVER, elsewhere]);
+    for (from, to, program, told) in [
+        (PORT, PATIENT, Program::Nginx, ActionKind::RestartNginx),
+        (
+            SERVER,
+            elsewhere,
+            Program::Headscale,
+            ActionKind::RestartHeadscale,
+        ),
+    ] {
+        let mut story = Story::new(&desires);
+        story.first_start(from).await.expect("a first start");
+        let planned = plan(desires.of(to), &story.present().await.expect("a look"));
+        let kinds: Vec<_> = planned.actions.iter().map(|action| action.kind).collect();
+        assert!(
+            kinds.contains(&told) && kinds.contains(&ActionKind::UpdateSupervisor),
+            "{kinds:?}"
+        );
+        let starts = |story: &Story<'_>| story.model.world().starts[program.name()];
+        let before = starts(&story);
+        story.reconcile(to).await.expect("an edit");
+        assert_eq!(starts(&story), before + 1, "{kinds:?}");
+        story.is_right(to).await;
+    }
+}
+
 /// Nothing of it is for programs, files or listeners.
 fn alike(one: &Desired, other: &Desired) -> bool {
     one.files == other.files && one.listeners == other.listeners && one.programs == other.programs
@@ -59,7 +91,7 @@ fn every_action_has_its_cause(to: &Plan, wanted: &Desired, now: &Present) {
                 without.listeners = Listeners::Open(Box::new(wanted.listeners.clone()));
                 None
             }
-            ActionKind::UpdateSupervisor { .. } => Some(Reader::Supervisord),
+            ActionKind::UpdateSupervisor => Some(Reader::Supervisord),
             ActionKind::ReloadNginx | ActionKind::RestartNginx => Some(Reader::Nginx),
             ActionKind::RestartHeadscale => Some(Reader::Headscale),
             ActionKind::Start(program) => panic!("{program:?} runs"),
@@ -93,8 +125,8 @@ fn every_action_has_its_cause(to: &Plan, wanted: &Desired, now: &Present) {
 
 /// Without it the machine is not as it should be.
 ///
-/// A program that supervisord starts anew, because its section changed, reads its file then. It is told all the same:
-/// whether supervisord does that depends on what it has read, and its file may have been edited since.
+/// But for a program whose section changed: only what supervisord has read, and not its file, which may have been edited
+/// since, decides whether that is started anew, and then need not be told.
 async fn every_action_is_needed(to: &Plan, story: &Story<'_>, wanted: &Desired, now: &Present) {
     let sections = |files: &BTreeMap<String, Vec<u8>>| Model::sections(&files["supervisor/supervisord.conf"]);
     let (is, will_be) = (sections(&now.files), sections(&bytes(wanted)));

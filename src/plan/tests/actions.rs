@@ -88,10 +88,7 @@ fn nginx_is_restarted_where_an_old_socket_is_in_the_way_of_a_new_one() {
 #[test]
 fn a_new_role_is_supervisords_affair() {
     let plan = plan(&wish(SERVER), &after(&wish(PLAIN)));
-    assert!(
-        kinds(&plan).contains(&ActionKind::UpdateSupervisor { interrupted: false }),
-        "{plan:?}"
-    );
+    assert!(kinds(&plan).contains(&ActionKind::UpdateSupervisor), "{plan:?}");
     assert!(
         !kinds(&plan).contains(&ActionKind::RestartHeadscale),
         "it is not there yet: {plan:?}"
@@ -129,10 +126,7 @@ fn what_is_owed_is_done_again() {
     let desired = wish(PLAIN);
     let mut present = after(&desired);
     present.owed = true;
-    let due = [
-        ActionKind::UpdateSupervisor { interrupted: true },
-        ActionKind::ReloadNginx,
-    ];
+    let due = [ActionKind::UpdateSupervisor, ActionKind::ReloadNginx];
     assert_eq!(kinds(&plan(&desired, &present)), due);
     assert_eq!(owed(&present), due, "what `status` says");
     present.owed = false;
@@ -184,7 +178,7 @@ fn the_way_back_from_a_new_role_does_not_ask_for_its_program() {
             kinds(&back(&failed, &good)),
             [
                 ActionKind::UpdateListeners,
-                ActionKind::UpdateSupervisor { interrupted: true },
+                ActionKind::UpdateSupervisor,
                 ActionKind::ReloadNginx
             ]
         );

@@ -71,6 +71,7 @@ fn after(desired: &Desired) -> Present {
         state: ServiceState::Up,
         process: crate::supervisor::State::Running,
         pid: Some(pid),
+        started: None,
         detail: String::new(),
     };
     let programs = desired.programs.keys().chain([&Program::Daemon]);

@@ -180,6 +180,16 @@ fn a_plan_says_what_an_edit_costs() {
         ),
         (
             PLAIN.to_owned(),
+            "[mesh]\nhttp_listen = \"127.0.0.1:80\"\ndrain_timeout = \"5m\"\n".to_owned(),
+            true,
+            &[
+                "local apps are refused at every address of port 80 but 127.0.0.1",
+                "nginx is restarted: new connections are refused",
+                "\n  nginx: restart, because mesh.http_listen changed\n    supervisord starts it anew before",
+            ],
+        ),
+        (
+            PLAIN.to_owned(),
             "[log]\nformat = \"json\"\n".to_owned(),
             false,
             &["from the next start of the daemon on"],
