@@ -10,9 +10,10 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Tests of whole machines that are about what a front does, and not about nginx.
-EITHER_FRONT := addresses:: callers:: edits:: front:: identity:: peers:: smuggling:: tcp:: traffic:: volume:: \
-	upgrade:: observe::ids:: rollout::the_time rollout::what_is_not lifecycle::a_crash lifecycle::a_killed_supervisord \
-	lifecycle::an_edit lifecycle::started lifecycle::two_machines bad_input::a_second
+EITHER_FRONT := addresses:: callers:: cost:: drift:: edits:: front:: identity:: peers:: rollout:: secrets:: smuggling:: \
+	tcp:: traffic:: volume:: upgrade:: observe::ids:: observe::metrics lifecycle::a_crash lifecycle::a_killed_supervisord \
+	lifecycle::an_edit lifecycle::killed_programs lifecycle::sigterm lifecycle::started lifecycle::status \
+	lifecycle::two_machines bad_input::a_second bad_input::a_taken children::a_stranger previews::plan
 
 setup: ## install nginx, supervisord, headscale, tailscale, etcd, databases and Chromium where they are missing
 	@scripts/setup

@@ -19,8 +19,9 @@ use crate::spec::Spec;
 /// How often the machine is looked at for programs that came or went.
 const RESCAN: Duration = Duration::from_secs(30);
 
-/// How long a reconcile waits for the versions of programs that are new in its spec.
-const SCAN_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long a reconcile waits for the versions of programs that are new in its spec. None is asked for so long; but what
+/// was not looked for counts as not installed, and on a busy machine a look takes its time.
+const SCAN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The owner of the facts: one task until it is cancelled.
 pub struct Watcher {
