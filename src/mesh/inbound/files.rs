@@ -61,7 +61,7 @@ pub(super) async fn answer(method: &Method, folder: &Path, name: &str) -> Respon
 fn read(folder: &Path, name: &str) -> io::Result<Bytes> {
     use std::io::Read;
 
-    let folder_flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let folder_flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let state = folder.ancestors().nth(2).unwrap_or(folder);
     let mut place = open(state, folder_flags, Mode::empty())?;
     for part in folder.strip_prefix(state).unwrap_or(folder) {
