@@ -106,6 +106,11 @@ impl fmt::Debug for InstanceId {
 pub struct DnsName(String);
 
 impl DnsName {
+    /// [`API_HOST`]
+    pub fn api() -> Self {
+        Self(API_HOST.to_owned())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -243,6 +248,13 @@ pub struct NodeName(Arc<str>);
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct BackendName(Arc<str>);
 
+impl BackendName {
+    /// [`API_HOST`]
+    pub fn api() -> Self {
+        Self(API_HOST.into())
+    }
+}
+
 /// A node type for discovery, such as `mongodb`: letters, digits, `-`, `_`, `.`, at most 63.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NodeType(Arc<str>);
@@ -359,6 +371,12 @@ mod tests {
         ] {
             assert!(bad.parse::<AppId>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_api_has_a_name_as_any_other() {
+        assert_eq!(API_HOST.parse(), Ok(DnsName::api()));
+        assert_eq!(API_HOST.parse(), Ok(BackendName::api()));
     }
 
     #[test]

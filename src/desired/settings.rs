@@ -7,7 +7,7 @@ use crate::api::ApiSettings;
 use crate::facts::Facts;
 use crate::headscale::Access;
 use crate::mesh::{Forward, FrontSettings, Leads, MeshSettings, Route, Routes, TcpBackend};
-use crate::names::{API_HOST, BackendName, SHARED_SPACE};
+use crate::names::{BackendName, DnsName, SHARED_SPACE};
 use crate::node::{NodeSettings, Server};
 use crate::page::PageSettings;
 use crate::paths::StateDir;
@@ -82,11 +82,9 @@ pub fn backends(spec: &Spec) -> BTreeMap<BackendName, AllowedApps> {
         .iter()
         .map(|backend| (backend.name.clone(), backend.allowed_apps.clone()))
         .collect();
-    if spec.role.server
-        && let Ok(api) = API_HOST.parse()
-    {
+    if spec.role.server {
         // The VPC API answers some paths to every app and checks the others by itself.
-        backends.insert(api, AllowedApps::Any);
+        backends.insert(BackendName::api(), AllowedApps::Any);
     }
     backends
 }
@@ -95,20 +93,18 @@ pub fn backends(spec: &Spec) -> BTreeMap<BackendName, AllowedApps> {
 fn front(spec: &Spec, facts: &Facts, state: &StateDir) -> FrontSettings {
     let mut routes = Routes::default();
     for backend in nginx::http_backends(spec) {
-        let (backend, name) = (
-            Route {
-                backend: backend.name.clone(),
-                leads: Leads::To(backend.upstream.clone()),
-            },
-            backend.server_name.as_ref(),
-        );
-        routes.add(name, backend);
+        let route = Route {
+            backend: backend.name.clone(),
+            leads: Leads::To(backend.upstream.clone()),
+        };
+        routes.add(backend.server_name.as_ref(), route);
     }
-    if spec.role.server
-        && let (Ok(name), Ok(backend)) = (API_HOST.parse(), API_HOST.parse())
-    {
-        let leads = Leads::ToApi;
-        routes.add(Some(&name), Route { backend, leads });
+    if spec.role.server {
+        let route = Route {
+            backend: BackendName::api(),
+            leads: Leads::ToApi,
+        };
+        routes.add(Some(&DnsName::api()), route);
     }
     FrontSettings {
         http_listen: spec.mesh.http_listen,

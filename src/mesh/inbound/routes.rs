@@ -27,7 +27,7 @@ pub struct FrontSettings {
 /// Which Host leads to which backend.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Routes {
-    /// In lower case.
+    /// In lower case, as every [`DnsName`] is.
     named: BTreeMap<String, Route>,
     /// Every other Host.
     others: Option<Route>,
@@ -53,7 +53,7 @@ impl Routes {
     /// `name`: the Host; `None`: every Host that no other route names.
     pub fn add(&mut self, name: Option<&DnsName>, route: Route) {
         match name {
-            Some(name) => drop(self.named.insert(name.as_str().to_ascii_lowercase(), route)),
+            Some(name) => drop(self.named.insert(name.as_str().to_owned(), route)),
             None => self.others = Some(route),
         }
     }
