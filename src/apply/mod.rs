@@ -22,7 +22,7 @@ mod switch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::desired::{Desired, NGINX, Reader};
+use crate::desired::{Desired, ListenerSettings, NGINX, Reader};
 use crate::paths::StateDir;
 use crate::plan::{ActionKind, Listeners, Plan, Present};
 use act::{Goal, HEARD, act, already_heard, carry_out};
@@ -176,10 +176,6 @@ pub async fn apply<M: Machine>(
     order: &Order,
 ) -> Result<Applied, ApplyError> {
     let started = Instant::now();
-    let untouched = |failure| ApplyError {
-        failure,
-        left: Left::Untouched,
-    };
     let provable = present.services.is_some();
     if let Some(generation) = present.generation
         && plan.is_empty()
@@ -197,40 +193,18 @@ pub async fn apply<M: Machine>(
     ports_are_free(machine, state, desired, present).map_err(untouched)?;
 
     let before = Journal::read(machine, state).map_err(|error| untouched(error.into()))?;
-    // Who may call, and the like: only our own listeners are concerned, which need nothing from the disk. It is not made
-    // to wait for that, and taken back when the disk fails. After a kill vpc.toml says it again.
-    let at_once = match &present.listeners {
-        Listeners::Open(served) if only_listeners(plan) && !present.owed => Some(served),
-        _ => None,
-    };
-    if let Some(served) = at_once
-        && let Err(failure) = act(machine, ActionKind::UpdateListeners, &desired.listeners).await
-    {
-        // A part of it may be done.
-        let left = match act(machine, ActionKind::UpdateListeners, served).await {
-            Ok(()) => Left::Untouched,
-            Err(second) => Left::Unproven(format!("going back failed too: {second}")),
-        };
-        return Err(ApplyError { failure, left });
-    }
     let good = last_good(present.generation, before.as_ref());
+    let at_once = tell_at_once(machine, desired, present, plan).await?;
     let mut check = Duration::ZERO;
     let number = match present.generation {
         Some(current) if plan.files.is_empty() => current,
         _ => {
             let was = (present, before);
             let switched = switch_over(machine, state, desired, plan, was, order, &mut check).await;
-            let taken_back = match (&switched, at_once) {
-                (Err(_), Some(served)) => act(machine, ActionKind::UpdateListeners, served).await.is_ok(),
-                _ => true,
-            };
-            switched.map_err(|failure| match generation::current(machine, state) {
-                Ok(now) if now == present.generation && taken_back => untouched(failure),
-                _ => ApplyError {
-                    failure,
-                    left: Left::Unproven("what was live before could not be switched back to".into()),
-                },
-            })?
+            match switched {
+                Ok(number) => number,
+                Err(failure) => return Err(not_switched(machine, state, present, at_once, failure).await),
+            }
         }
     };
     let staged = Instant::now();
@@ -254,31 +228,20 @@ pub async fn apply<M: Machine>(
         check_ms: millis(check),
         act_ms: millis(staged.elapsed()),
     };
-    let failure = match result {
-        Ok(()) => {
-            if provable {
-                machine.settle().await;
-            }
-            return Ok(Applied {
-                generation: number,
-                changed: true,
-                proven: provable,
-                took,
-            });
-        }
-        Err(failure) => failure,
-    };
-    let left = match good {
-        Some(good) if good == number => Left::Untouched,
-        Some(good) => match roll_back(machine, state, present, &desired.listeners, number, good, order).await
-        {
-            Ok(()) => Left::RolledBackTo(good),
-            Err(second) => Left::Unproven(format!("going back to generation {good} failed too: {second}")),
-        },
-        None => Left::Unproven("there is no earlier generation to go back to".into()),
-    };
-    machine.settle().await;
-    Err(ApplyError { failure, left })
+    if let Err(failure) = result {
+        let left = take_back(machine, state, desired, present, number, good, order).await;
+        machine.settle().await;
+        return Err(ApplyError { failure, left });
+    }
+    if provable {
+        machine.settle().await;
+    }
+    Ok(Applied {
+        generation: number,
+        changed: true,
+        proven: provable,
+        took,
+    })
 }
 
 /// Removes the oldest generations after another one was proven. Nobody has to wait for that to be told what is live.
@@ -286,6 +249,83 @@ pub fn prune<M: Machine>(machine: &M, state: &StateDir, keep: usize, needed: &[u
     if applied.changed && applied.proven {
         // Only room is at stake here: the next one tries again.
         let _ = generation::prune(machine, state, keep, &[needed, &[applied.generation]].concat());
+    }
+}
+
+fn untouched(failure: Failure) -> ApplyError {
+    ApplyError {
+        failure,
+        left: Left::Untouched,
+    }
+}
+
+/// Who may call, and the like: only our own listeners are concerned, which need nothing from the disk. It is not made to
+/// wait for that, and taken back when the disk fails. After a kill vpc.toml says it again. What they served before, where
+/// that is so.
+async fn tell_at_once<'p, M: Machine>(
+    machine: &M,
+    desired: &Desired,
+    present: &'p Present,
+    plan: &Plan,
+) -> Result<Option<&'p ListenerSettings>, ApplyError> {
+    let served: &ListenerSettings = match &present.listeners {
+        Listeners::Open(served) if only_listeners(plan) && !present.owed => served,
+        _ => return Ok(None),
+    };
+    let Err(failure) = act(machine, ActionKind::UpdateListeners, &desired.listeners).await else {
+        return Ok(Some(served));
+    };
+    // A part of it may be done.
+    let left = match act(machine, ActionKind::UpdateListeners, served).await {
+        Ok(()) => Left::Untouched,
+        Err(second) => Left::Unproven(format!("going back failed too: {second}")),
+    };
+    Err(ApplyError { failure, left })
+}
+
+/// The disk failed: what was told at once is taken back.
+async fn not_switched<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    present: &Present,
+    at_once: Option<&ListenerSettings>,
+    failure: Failure,
+) -> ApplyError {
+    let taken_back = match at_once {
+        Some(served) => act(machine, ActionKind::UpdateListeners, served).await.is_ok(),
+        None => true,
+    };
+    match generation::current(machine, state) {
+        Ok(now) if now == present.generation && taken_back => untouched(failure),
+        _ => ApplyError {
+            failure,
+            left: Left::Unproven("what was live before could not be switched back to".into()),
+        },
+    }
+}
+
+/// The new state did not prove itself: back to the last one that did.
+async fn take_back<M: Machine>(
+    machine: &M,
+    state: &StateDir,
+    desired: &Desired,
+    present: &Present,
+    number: u32,
+    good: Option<u32>,
+    order: &Order,
+) -> Left {
+    match good {
+        Some(good) if good == number => Left::Untouched,
+        Some(good) => {
+            let back = roll_back(machine, state, present, &desired.listeners, number, good, order);
+            match back.await {
+                Ok(()) => Left::RolledBackTo(good),
+                Err(second) => {
+                    Left::Unproven(format!("going back to generation {good} failed too: {second}"))
+                }
+            }
+        }
+        None => Left::Unproven("there is no earlier generation to go back to".into()),
     }
 }
 
