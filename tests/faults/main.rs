@@ -22,3 +22,4 @@ mod specs;
 mod stopped;
 mod story;
 mod told;
+mod world;

@@ -9,10 +9,10 @@ use dstack_vpc::spec::Spec;
 use proptest::prelude::*;
 
 use super::edits::{Desires, Made, PATIENT, PORT, SERVER, Wish, render};
-use super::machine::Model;
 use super::properties::{Texts, edit, runtime, story};
 use super::specs;
 use super::story::{Story, bytes};
+use super::world;
 
 /// From so many changes on they are not told apart.
 const MANY: usize = 13;
@@ -128,7 +128,7 @@ fn every_action_has_its_cause(to: &Plan, wanted: &Desired, now: &Present) {
 /// But for a program whose section changed: only what supervisord has read, and not its file, which may have been edited
 /// since, decides whether that is started anew, and then need not be told.
 async fn every_action_is_needed(to: &Plan, story: &Story<'_>, wanted: &Desired, now: &Present) {
-    let sections = |files: &BTreeMap<String, Vec<u8>>| Model::sections(&files["supervisor/supervisord.conf"]);
+    let sections = |files: &BTreeMap<String, Vec<u8>>| world::sections(&files["supervisor/supervisord.conf"]);
     let (is, will_be) = (sections(&now.files), sections(&bytes(wanted)));
     for action in &to.actions {
         let told = match action.kind {

@@ -14,9 +14,10 @@ use proptest::test_runner::{TestRng, TestRunner};
 use tokio::runtime::{Builder, Runtime};
 
 use super::edits::{Desires, Wish, make};
-use super::machine::{Fault, Kind, World};
+use super::machine::{Fault, Kind};
 use super::specs::{self, Change, File};
 use super::story::Story;
+use super::world::World;
 
 /// Settings on a machine: how often its certificate was renewed, whether a template is overridden.
 pub type Settings = (File, u32, bool);

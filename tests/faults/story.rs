@@ -11,6 +11,7 @@ use dstack_vpc::reconcile::status::Status;
 
 use super::edits::{Desires, Edit, Wish};
 use super::machine::{Kind, Model};
+use super::world::sections;
 
 /// A machine, what it is to be, and what was seen of it.
 #[derive(Clone)]
@@ -222,7 +223,7 @@ impl<'a> Story<'a> {
         let down = known.iter().filter(|(_, (_, state))| *state != ServiceState::Up);
         found.extend(down.map(|(name, _)| format!("{name} does not run")));
         let known: BTreeMap<_, _> = known.into_iter().map(|(name, (text, _))| (name, text)).collect();
-        let wanted = Model::sections(&files["supervisor/supervisord.conf"]);
+        let wanted = sections(&files["supervisor/supervisord.conf"]);
         if known != wanted || !known.contains_key(Program::Daemon.name()) {
             found.push(format!("supervisord runs {known:#?} and not {wanted:#?}"));
         }
