@@ -1,16 +1,18 @@
 //! Each way a file changes in the wild, heard by events alone, found by looks alone, and by both.
 
+mod mounts;
+mod ways;
+
 use super::*;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::process::Command;
 use std::time::Instant;
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 use tokio::time::{interval_at, timeout};
+
+use ways::{Before, WAYS, Way, config_map, config_map_updated, halves, hard_link, nothing, sed, swap};
 
 /// Enough for a machine that is busy with other tests.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -93,139 +95,6 @@ impl Wild {
         }
     }
 }
-
-/// What somebody does in the folder above `conf`, so that the file says `new` in the end. How long it is half a file.
-type Way = fn(&Path) -> Duration;
-
-const AT_ONCE: Duration = Duration::ZERO;
-/// Between two steps of somebody who is slow.
-const SLOW: Duration = Duration::from_millis(200);
-
-fn halves(home: &Path) -> Duration {
-    let mut file = File::create(home.join("conf/vpc.toml")).unwrap();
-    file.write_all(b"ne").unwrap();
-    let begun = Instant::now();
-    std::thread::sleep(SLOW);
-    file.write_all(b"w").unwrap();
-    begun.elapsed()
-}
-
-/// With a backup, as it is set up by default.
-fn vim(home: &Path) -> Duration {
-    let (file, backup) = (home.join("conf/vpc.toml"), home.join("conf/vpc.toml~"));
-    fs::rename(&file, &backup).unwrap();
-    let begun = Instant::now();
-    halves(home);
-    fs::remove_file(backup).unwrap();
-    begun.elapsed()
-}
-
-fn sed(home: &Path) -> Duration {
-    let sed = Command::new("sed")
-        .args(["-i", "s/old/new/"])
-        .arg(home.join("conf/vpc.toml"))
-        .status();
-    assert!(sed.expect("sed").success());
-    AT_ONCE
-}
-
-fn deleted_and_made_again(home: &Path) -> Duration {
-    fs::remove_file(home.join("conf/vpc.toml")).unwrap();
-    let begun = Instant::now();
-    std::thread::sleep(SLOW);
-    halves(home);
-    begun.elapsed()
-}
-
-fn folder_moved_into_place(home: &Path) -> Duration {
-    fs::create_dir(home.join("next")).unwrap();
-    fs::write(home.join("next/vpc.toml"), "new").unwrap();
-    fs::rename(home.join("conf"), home.join("former")).unwrap();
-    fs::rename(home.join("next"), home.join("conf")).unwrap();
-    AT_ONCE
-}
-
-fn folder_moved_away_and_back(home: &Path) -> Duration {
-    fs::rename(home.join("conf"), home.join("former")).unwrap();
-    fs::write(home.join("former/vpc.toml"), "new").unwrap();
-    fs::rename(home.join("former"), home.join("conf")).unwrap();
-    AT_ONCE
-}
-
-/// `link`, in `folder`, leads elsewhere from one moment to the next.
-fn swap(folder: &Path, target: &str, link: &str) {
-    symlink(target, folder.join("..tmp")).unwrap();
-    fs::rename(folder.join("..tmp"), folder.join(link)).unwrap();
-}
-
-/// As Kubernetes mounts a ConfigMap: `vpc.toml` → `..data/vpc.toml`, `..data` → `..1`.
-fn config_map(home: &Path) {
-    let conf = home.join("conf");
-    fs::create_dir(conf.join("..1")).unwrap();
-    fs::rename(conf.join("vpc.toml"), conf.join("..1/vpc.toml")).unwrap();
-    swap(&conf, "..1", "..data");
-    swap(&conf, "..data/vpc.toml", "vpc.toml");
-}
-
-fn config_map_updated(home: &Path) -> Duration {
-    let conf = home.join("conf");
-    fs::create_dir(conf.join("..2")).unwrap();
-    fs::write(conf.join("..2/vpc.toml"), "new").unwrap();
-    swap(&conf, "..2", "..data");
-    fs::remove_dir_all(conf.join("..1")).unwrap();
-    AT_ONCE
-}
-
-fn linked_folder(home: &Path) {
-    fs::rename(home.join("conf"), home.join("release-1")).unwrap();
-    swap(home, "release-1", "conf");
-}
-
-fn linked_folder_swapped(home: &Path) -> Duration {
-    fs::create_dir(home.join("release-2")).unwrap();
-    fs::write(home.join("release-2/vpc.toml"), "new").unwrap();
-    swap(home, "release-2", "conf");
-    AT_ONCE
-}
-
-fn hard_link(home: &Path) -> Duration {
-    fs::write(home.join("conf/other"), "new").unwrap();
-    fs::remove_file(home.join("conf/vpc.toml")).unwrap();
-    fs::hard_link(home.join("conf/other"), home.join("conf/vpc.toml")).unwrap();
-    AT_ONCE
-}
-
-/// The same size, and with the times of the old one.
-fn times_set_back(home: &Path) -> Duration {
-    let path = home.join("conf/vpc.toml");
-    let before = fs::metadata(&path).unwrap().modified().unwrap();
-    fs::write(&path, "new").unwrap();
-    File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_modified(before)
-        .unwrap();
-    AT_ONCE
-}
-
-fn nothing(_: &Path) {}
-
-/// What was there before is set up first.
-type Before = fn(&Path);
-
-const WAYS: [(&str, Before, Way); 10] = [
-    ("in two halves", nothing, halves),
-    ("vim", nothing, vim),
-    ("sed -i", nothing, sed),
-    ("deleted and made again", nothing, deleted_and_made_again),
-    ("folder moved into place", nothing, folder_moved_into_place),
-    ("folder moved away and back", nothing, folder_moved_away_and_back),
-    ("ConfigMap", config_map, config_map_updated),
-    ("linked folder", linked_folder, linked_folder_swapped),
-    ("hard link", nothing, hard_link),
-    ("times set back", nothing, times_set_back),
-];
 
 #[tokio::test]
 async fn every_way_to_change_a_file_is_noticed_once_it_is_whole() {
@@ -429,80 +298,4 @@ async fn whatever_is_done_to_what_is_live_is_heard_of_at_once() {
             assert!(wild.noticed().await.is_some(), "{name} by {by:?}");
         }
     }
-}
-
-/// Runs in a mount namespace of its own.
-fn with_mounts(test: impl AsyncFnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNS)
-            .expect("a mount namespace can be made by root only: run this test as root");
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(test());
-    });
-    thread.join().unwrap();
-}
-
-fn bind(from: &Path, to: &Path) {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-}
-
-#[test]
-fn mounts_are_followed() {
-    with_mounts(async || {
-        let mut wild = Wild::new(By::Both);
-        let other = wild.home.path().join("other");
-        fs::create_dir(&other).unwrap();
-        fs::write(other.join("vpc.toml"), "mounted").unwrap();
-        // The file alone, as `docker run -v vpc.toml:/etc/vpc.toml`.
-        bind(&other.join("vpc.toml"), &wild.file());
-        wild.reads(Some("mounted")).await;
-        // What is written to it outside is an event inside.
-        wild.watch.tick.reset_after(LIMIT * 100);
-        fs::write(other.join("vpc.toml"), "edited outside").unwrap();
-        wild.reads(Some("edited outside")).await;
-        wild.watch.tick.reset();
-
-        let whole = wild.home.path().join("whole");
-        fs::create_dir(&whole).unwrap();
-        fs::write(whole.join("vpc.toml"), "of another folder").unwrap();
-        bind(&whole, &wild.home.path().join("conf"));
-        wild.reads(Some("of another folder")).await;
-        nix::mount::umount2(&wild.home.path().join("conf"), nix::mount::MntFlags::MNT_DETACH).unwrap();
-        wild.reads(Some("edited outside")).await;
-    });
-}
-
-#[test]
-fn a_file_system_that_tells_nothing_is_looked_at() {
-    with_mounts(async || {
-        let home = tempfile::tempdir().unwrap();
-        // An overlay tells nothing of what is written to the folder below it.
-        let tmpfs = Some("tmpfs");
-        mount(tmpfs, home.path(), tmpfs, MsFlags::empty(), None::<&str>).unwrap();
-        let [below, above, work, conf] =
-            ["below", "above", "work", "conf"].map(|name| home.path().join(name));
-        for folder in [&below, &above, &work, &conf] {
-            fs::create_dir(folder).unwrap();
-        }
-        fs::write(below.join("vpc.toml"), "old").unwrap();
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            below.display(),
-            above.display(),
-            work.display()
-        );
-        let overlay = Some("overlay");
-        mount(overlay, &conf, overlay, MsFlags::empty(), Some(options.as_str())).expect("an overlay");
-
-        let mut wild = Wild::of(home, By::Events);
-        fs::write(below.join("vpc.toml"), "new").unwrap();
-        assert!(timeout(LOOK, wild.watch.changed()).await.is_err(), "it does tell");
-        wild.watch.tick = interval(LOOK);
-        wild.reads(Some("new")).await;
-    });
 }
