@@ -30,6 +30,8 @@ impl Real {
     /// meanwhile, [`Real::release_nginx`] is for the next daemon.
     pub(super) async fn restart_nginx(&self) -> Result<(), SupervisorError> {
         let name = Program::Nginx.name();
+        // Of one that ends within a second of its start supervisord thinks that it failed, and lets another second pass.
+        let _ = self.supervisor.start(name, Some(START)).await;
         let pid = self.supervisor.process(name).await?.pid;
         let master = pid.map(Pid::from_raw);
         // Whom these signals are for may be gone by now, which is as good.
