@@ -70,6 +70,9 @@ fn add_backend(toml: String, pair: &Pair) -> String {
 fn a_killed_nginx_is_noticed_comes_back_and_is_counted() {
     run(async {
         let pair = with_nginx().await;
+        // Until then the daemon looks once a second.
+        let steady = |status: &Status| status.services.values().all(|it| it.detail.contains("uptime"));
+        pair.server.until(SOON, "all have run for a while", steady).await;
         kill(pid(&pair.server, "nginx: master"), Signal::SIGKILL).unwrap();
         let counted = |status: &Status| {
             status.counters.drift.get(&Drift::Program) == Some(&1)
