@@ -163,7 +163,8 @@ impl Inner {
                 self.world.headscale = None;
                 self.start(state, Program::Headscale, whole);
             }
-            ActionKind::Start(program) => self.start(state, program, whole),
+            // Before it is there, nothing has changed: nobody is stopped for it.
+            ActionKind::Start(program) if whole => self.start(state, program, whole),
             _ => {}
         }
     }
