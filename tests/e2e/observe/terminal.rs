@@ -106,7 +106,9 @@ fn pictures(text: &str) -> Vec<Vec<String>> {
         .split("\x1b[H")
         .skip(1)
         .filter_map(|rest| rest.split_once("\x1b[J"));
-    let plain = drawn.map(|(picture, _)| anstream::adapter::strip_str(picture).to_string());
+    // The terminal itself shows which key was pressed, wherever it is.
+    let drawn = drawn.map(|(picture, _)| picture.replace("^C", ""));
+    let plain = drawn.map(|picture| anstream::adapter::strip_str(&picture).to_string());
     plain
         .map(|picture| picture.lines().map(|line| line.trim_end().to_owned()).collect())
         .collect()
