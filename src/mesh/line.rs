@@ -26,7 +26,7 @@ use crate::spec::Limits;
 /// Interim responses that wait for a client that does not read, in bytes. What is more is left out: they are hints.
 const MAX_INTERIM: usize = 64 * 1024;
 /// A connection on which nothing happens for so long may do without what only a talking one needs.
-const NAP: Duration = Duration::from_secs(2);
+const NAP: Duration = Duration::from_millis(500);
 /// How long a client that has sent its last byte is waited for while nothing moves.
 const LEFT_PATIENCE: Duration = Duration::from_secs(5);
 

@@ -356,7 +356,7 @@ async fn a_handshake_that_takes_too_long_is_cut(kind: Kind) {
 async fn a_connection_that_was_idle_goes_on_where_it_was(kind: Kind) {
     let front = front(kind, echo("one").await).await;
     let mut stream = front.tls(Who::App, &[b"http/1.1"]).await;
-    let idle = Duration::from_millis(4500);
+    let idle = Duration::from_millis(2500);
     let ask = |number: usize| format!("GET /{number} HTTP/1.1\r\nhost: x\r\n\r\n");
     let (third, half) = (ask(3), 11);
     for (words, pause, answered) in [

@@ -104,7 +104,7 @@ impl Worker {
         });
         let stream = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
         let mut connection = pin!(http.builder.serve_connection_with_upgrades(stream, service));
-        let mut ends = pin!(self.ends(&http.limits, &line));
+        let mut ends = pin!(self.ends(line.over(&http.limits), &line));
         let well = loop {
             tokio::select! {
                 biased;
@@ -125,73 +125,82 @@ impl Worker {
     }
 
     /// The same with a peer that will speak nothing but HTTP/1.1. Peers keep many connections and use few, so what is
-    /// idle keeps no more than its TLS: hyper's part of it comes back with the next byte.
+    /// idle keeps no more than its TLS and a timer: the rest comes back with the next byte.
     pub(super) async fn converse_http1(self: Rc<Self>, stream: Accepted, life: Arc<Life>, asker: Asker) {
         let (http, line) = (self.http(), Line::new(Arc::clone(&life)));
-        let (worker, its_line) = (Rc::clone(&self), Arc::clone(&line));
-        let service = service_fn(move |request: Request<Incoming>| {
-            let answering = its_line.asked(request.version());
-            Rc::clone(&worker).answer(request, Arc::clone(&its_line), answering, asker.clone())
-        });
+        let mut over = pin!(line.over(&http.limits));
         let mut wire = Wire::new(stream, Arc::clone(&line));
-        let mut ends = pin!(self.ends(&http.limits, &line));
+        while let Some(mut idle) = Box::pin(self.talk(wire, &http, &line, &asker, over.as_mut())).await {
+            let woken = async {
+                // What is left of the last answer may still wait in TLS.
+                idle.stream().flush().await?;
+                idle.stream().get_ref().0.0.readable().await
+            };
+            tokio::select! {
+                biased;
+                woken = woken => if woken.is_err() {
+                    return;
+                },
+                () = over.as_mut() => return,
+                () = life.stop.cancelled() => {}
+            }
+            wire = idle;
+        }
+    }
+
+    /// Answers requests until none has come for a while; then there is the connection again. `over` is polled no more once
+    /// it was the end.
+    async fn talk(
+        self: &Rc<Self>,
+        mut wire: Wire<Accepted>,
+        http: &Http,
+        line: &Arc<Line>,
+        asker: &Asker,
+        over: Pin<&mut impl Future<Output = ()>>,
+    ) -> Option<Wire<Accepted>> {
+        let service = service_fn(|request: Request<Incoming>| {
+            let answering = line.asked(request.version());
+            Rc::clone(self).answer(request, Arc::clone(line), answering, asker.clone())
+        });
+        let mut ends = pin!(self.ends(over, line));
         let mut draining = false;
-        let well = loop {
-            let connection = http.http1.serve_connection(TokioIo::new(wire), service.clone());
-            let mut connection = Box::pin(connection.with_upgrades());
+        loop {
+            let connection = http.http1.serve_connection(TokioIo::new(wire), &service);
+            let mut connection = connection.with_upgrades();
             if draining {
-                connection.as_mut().graceful_shutdown();
+                Pin::new(&mut connection).graceful_shutdown();
             }
             let mut drowsy = pin!(line.drowsy());
             let ended = loop {
                 tokio::select! {
                     biased;
-                    ended = connection.as_mut() => break Some(ended.is_ok()),
+                    ended = &mut connection => break Some(ended.is_ok()),
                     Some(end) = ends.next() => match end {
                         End::Cut => break Some(false),
                         End::Drain => {
                             draining = true;
-                            connection.as_mut().graceful_shutdown();
-                            ends.push(Box::pin(life.cut.cancelled().map(|()| End::Cut)));
+                            Pin::new(&mut connection).graceful_shutdown();
+                            ends.push(Box::pin(line.life.cut.cancelled().map(|()| End::Cut)));
                         }
                     },
                     () = drowsy.as_mut(), if !draining => break None,
                 }
             };
             if let Some(well) = ended {
-                break well;
+                if !well {
+                    line.broke_off();
+                }
+                return None;
             }
-            let Some(parts) = Pin::into_inner(connection).into_parts() else {
-                break true; // It was handed over to a tunnel.
-            };
+            // There are none where it was handed over to a tunnel.
+            let parts = connection.into_parts()?;
             wire = parts.io.into_inner();
             let begun = !parts.read_buf.is_empty();
             wire.put_back(parts.read_buf);
-            if begun {
-                continue; // Half of a head is there.
+            // Half of a head may be there.
+            if !begun {
+                return Some(wire);
             }
-            let woken = async {
-                // What is left of the last answer may still wait in TLS.
-                wire.stream().flush().await?;
-                wire.stream().get_ref().0.0.readable().await
-            };
-            let mut woken = pin!(woken);
-            let end = tokio::select! {
-                biased;
-                woken = woken.as_mut() => woken.err().map(|_| End::Cut),
-                end = ends.next() => end,
-            };
-            match end {
-                None => {}
-                Some(End::Cut) => break false,
-                Some(End::Drain) => {
-                    draining = true;
-                    ends.push(Box::pin(life.cut.cancelled().map(|()| End::Cut)));
-                }
-            }
-        };
-        if !well {
-            line.broke_off();
         }
     }
 
@@ -234,11 +243,15 @@ impl Worker {
         Ok(answer.map(|body| Answer::new(body, answering)))
     }
 
-    /// What ends a connection that the client does not end. Each of these is polled when it was woken, and not whenever a
-    /// byte moves.
-    fn ends<'l>(&'l self, limits: &'l Limits, line: &'l Line) -> FuturesUnordered<LocalBoxFuture<'l, End>> {
+    /// What ends a connection that the client does not end: it is `over`, or its listener stops. Each of these is polled when
+    /// it was woken, and not whenever a byte moves.
+    fn ends<'l>(
+        &'l self,
+        over: impl Future<Output = ()> + 'l,
+        line: &'l Line,
+    ) -> FuturesUnordered<LocalBoxFuture<'l, End>> {
         let ends = FuturesUnordered::<LocalBoxFuture<'_, End>>::new();
-        ends.push(Box::pin(line.over(limits).map(|()| End::Cut)));
+        ends.push(Box::pin(over.map(|()| End::Cut)));
         ends.push(Box::pin(async {
             line.life.stop.cancelled().await;
             // Closing an idle connection at once would meet the requests that are just being written into it. From now
