@@ -1,6 +1,8 @@
-//! What only the built-in front has: it knows whether it has a certificate, and passes trailers.
+//! What only the built-in front has: it knows whether it has a certificate, passes trailers, and keeps little of what is
+//! idle.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
@@ -8,7 +10,7 @@ use hyper::header::HeaderMap;
 use hyper::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::fronts::*;
 use crate::streams::{SOON, data, fed, front};
@@ -102,4 +104,33 @@ async fn connect_is_refused_in_json() {
     assert!(answer.contains("connect_not_served"), "{answer}");
     // Nothing came of it.
     drop(TcpStream::connect(front.https).await.unwrap());
+}
+
+/// What is idle sleeps. Whoever wakes it without asking for anything, as with new keys of TLS, has no more time than others.
+#[tokio::test]
+async fn whoever_only_wakes_a_connection_does_not_keep_it_open() {
+    let front = Front::start(BUILTIN, |spec, _| {
+        spec.limits.header_timeout = Duration::from_secs(4);
+    })
+    .await;
+    let mut stream = front.tls(Who::App, &[b"http/1.1"]).await;
+    let ask = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(ask).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nOK") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "{answer:?}");
+    }
+    let begun = Instant::now();
+    loop {
+        let closed = timeout(Duration::from_millis(1500), stream.read_u8()).await;
+        if closed.is_ok() {
+            break;
+        }
+        assert!(begun.elapsed() < SOON, "still open");
+        // It may be closed by now.
+        let _ = stream.get_mut().1.refresh_traffic_keys();
+        let _ = stream.flush().await;
+    }
+    let open = begun.elapsed();
+    assert!(open > Duration::from_secs(3), "{open:?}");
 }

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use hyper::header::HeaderName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::fronts::*;
 use crate::rendered::*;
@@ -17,7 +17,6 @@ on_both_fronts![
     what_stands_still_is_given_up,
     a_head_of_more_than_so_many_kib_is_refused,
     a_connection_has_so_many_streams_at_once,
-    empty_lines_keep_no_connection_open,
 ];
 
 /// A front before `upstream`, with other limits.
@@ -87,28 +86,4 @@ async fn a_connection_has_so_many_streams_at_once(kind: Kind) {
     stream.read_exact(&mut settings).await.unwrap();
     let most = settings.chunks(6).find(|setting| setting[..2] == [0, 3]);
     assert_eq!(most.expect("SETTINGS_MAX_CONCURRENT_STREAMS")[2..], [0, 0, 0, 5]);
-}
-
-/// They may stand before a request (RFC 9112 §2.2), and are none. The built-in front sleeps and is woken between them.
-async fn empty_lines_keep_no_connection_open(kind: Kind) {
-    let short = |spec: &mut Spec| spec.limits.header_timeout = Duration::from_secs(3);
-    let front = limited(kind, echo("default").await, short).await;
-    let mut stream = front.tls(Who::App, &[b"http/1.1"]).await;
-    stream
-        .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"OK") && !answer.ends_with(b"OK\n") {
-        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "{answer:?}");
-    }
-    let begun = Instant::now();
-    let open = loop {
-        let read = timeout(Duration::from_millis(1400), stream.read_u8()).await;
-        if read.is_ok() || stream.write_all(b"\r\n").await.is_err() {
-            break begun.elapsed();
-        }
-        assert!(begun.elapsed() < Duration::from_secs(15), "still open");
-    };
-    assert!(open > Duration::from_secs(2), "{open:?}");
 }
