@@ -38,6 +38,8 @@ pub(crate) struct Sample {
     pub(crate) p999: f64,
     /// Microseconds for each request, of each part of the peer, in the peer's order.
     pub(crate) cpu: Vec<f64>,
+    /// What the kernel took of that.
+    pub(crate) kernel: Vec<f64>,
     /// Bytes, of the peer's first part.
     pub(crate) resident: f64,
     pub(crate) peak: f64,
@@ -83,23 +85,28 @@ impl Load {
         let accepted = || counter.map(Answers::accepted).transpose();
         proc::forget_peak(measured);
         let accepted_before = accepted()?;
-        let before: Vec<_> = peer.parts.iter().map(|part| proc::cpu(&part.pids)).collect();
+        let look =
+            |at: fn(&[i32]) -> u64| -> Vec<_> { peer.parts.iter().map(|part| at(&part.pids)).collect() };
+        let (cpu, kernel) = (look(proc::cpu), look(proc::kernel));
         let said = self.wrk(peer.addr, long, scratch)?;
-        let used = peer.parts.iter().zip(before);
-        let used: Vec<_> = used
-            .map(|(part, before)| (proc::cpu(&part.pids) - before) as f64)
-            .collect();
         // The second question is itself one.
         let connects = accepted()?
             .zip(accepted_before)
             .map(|(now, before)| now - before - 1);
         let requests = said.requests as f64;
+        let each = |now: Vec<u64>, before: Vec<u64>| {
+            let spent = now.into_iter().zip(before);
+            spent
+                .map(|(now, before)| (now - before) as f64 / requests)
+                .collect()
+        };
         Ok(Sample {
             requests: requests / (said.micros as f64 / 1e6),
             p50: said.p50 as f64,
             p99: said.p99 as f64,
             p999: said.p999 as f64,
-            cpu: used.iter().map(|used| used / requests).collect(),
+            cpu: each(look(proc::cpu), cpu),
+            kernel: each(look(proc::kernel), kernel),
             resident: proc::resident(measured) as f64,
             peak: proc::peak(measured) as f64,
             connects: connects.map_or(f64::NAN, |connects| connects as f64),

@@ -1,4 +1,4 @@
-//! The mesh against nginx, haproxy and stunnel, on this computer: `make bench`, or `BENCH=quick make bench` while tuning.
+//! The mesh against nginx, haproxy and ghostunnel, on this computer: `make bench`, or `BENCH=quick make bench` while tuning.
 //!
 //! Everybody does the same work in the same run, taking turns, so that what else the computer does hits all alike.
 //! Arguments choose comparisons by name: `cargo bench --profile dev --bench mesh -- outbound chain`. All of them at full

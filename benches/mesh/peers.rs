@@ -78,9 +78,10 @@ impl Files {
         let dir = directory()?;
         let write = |name: String, text: &str| fs::write(dir.path().join(name), text);
         for (name, app) in [("server", SERVER_APP), ("client", CLIENT_APP)] {
-            // Named as our own machines have themselves named.
+            // Named as our own machines have themselves named, and so that ghostunnel reads it as well.
             let request = LeafRequest {
                 subject: app.to_owned(),
+                alt_names: vec![app.to_owned()],
                 ..LeafRequest::both()
             };
             let issued = agent.issue_as(app, &request);
@@ -139,11 +140,11 @@ impl Program {
         .await
     }
 
-    /// The same for stunnel.
-    pub(crate) async fn stunnel(template: &str, values: &[(&str, String)]) -> Result<Self> {
+    /// The same for ghostunnel, which has no configuration but its arguments: one a line.
+    pub(crate) async fn ghostunnel(template: &str, values: &[(&str, String)]) -> Result<Self> {
         Self::start(template, values, |_, file| {
-            let mut command = Command::new("stunnel");
-            command.arg(file);
+            let mut command = Command::new("ghostunnel");
+            command.args(fs::read_to_string(file).unwrap_or_default().lines());
             command
         })
         .await
@@ -314,11 +315,11 @@ impl Tunnel {
         Ok(Self::of((calling, near), (serving, far)))
     }
 
-    /// The same with stunnel.
-    pub(crate) async fn stunnel(files: &Files, backend: SocketAddr) -> Result<Self> {
+    /// The same with ghostunnel.
+    pub(crate) async fn ghostunnel(files: &Files, backend: SocketAddr) -> Result<Self> {
         let (near, far, values) = Self::values(files, backend);
-        let serving = Program::stunnel(include_str!("conf/far.stunnel"), &values[..3]).await?;
-        let calling = Program::stunnel(include_str!("conf/near.stunnel"), &values[1..]).await?;
+        let serving = Program::ghostunnel(include_str!("conf/far.ghostunnel"), &values[..3]).await?;
+        let calling = Program::ghostunnel(include_str!("conf/near.ghostunnel"), &values[1..]).await?;
         Ok(Self::of((calling, near), (serving, far)))
     }
 

@@ -32,17 +32,17 @@ pub(crate) async fn throughput(stage: &Stage, pace: Pace) -> Result<Page> {
     let ends = Ends::start()?;
     let (client, server, forward) = stage.streaming(ends.addr).await?;
     let haproxy = Tunnel::haproxy(&stage.files, ends.addr).await?;
-    let stunnel = Tunnel::stunnel(&stage.files, ends.addr).await?;
+    let ghostunnel = Tunnel::ghostunnel(&stage.files, ends.addr).await?;
     let whole = |machine: &Machine| Part::daemon("", machine).pids;
     let peers = [
         (OURS, forward.addr(), [whole(&client), whole(&server)]),
         ("haproxy", haproxy.near.port.addr(), haproxy.pids()),
-        ("stunnel", stunnel.near.port.addr(), stunnel.pids()),
+        ("ghostunnel", ghostunnel.near.port.addr(), ghostunnel.pids()),
     ];
     let mut page = Page::new(
         "TCP",
         "One program → forward → mutual TLS → TCP backend → another program, as many bytes as go, beside haproxy in TCP mode and \
-         stunnel on both sides. Only TLS 1.3.",
+         ghostunnel on both sides. Only TLS 1.3.",
         &[
             "sessions",
             "",
@@ -78,7 +78,7 @@ pub(crate) async fn throughput(stage: &Stage, pace: Pace) -> Result<Page> {
                 },
             ]);
         }
-        for (against, limit, unit) in [(1, 0.9, " × haproxy"), (2, 1.0, " × stunnel")] {
+        for (against, limit, unit) in [(1, 0.9, " × haproxy"), (2, 1.0, " × ghostunnel")] {
             let ratio = turns.ratio(0, against, |flow| flow.bytes);
             page.targets.push(Target::new(
                 format!("TCP, {name}: MiB/s"),

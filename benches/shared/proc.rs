@@ -4,19 +4,27 @@ use std::fs;
 
 /// User and system time of these processes since they started, in microseconds.
 pub(crate) fn cpu(pids: &[i32]) -> u64 {
-    pids.iter().filter_map(|pid| ticks(*pid)).sum::<u64>() * (1_000_000 / ticks_per_second())
+    spent(pids).iter().sum()
+}
+
+/// The system's part of it: what the kernel did for them.
+pub(crate) fn kernel(pids: &[i32]) -> u64 {
+    spent(pids)[1]
+}
+
+/// User time and system time, in microseconds.
+fn spent(pids: &[i32]) -> [u64; 2] {
+    let all: Vec<_> = pids.iter().filter_map(|pid| ticks(*pid)).collect();
+    [0, 1].map(|which| all.iter().map(|ticks| ticks[which]).sum::<u64>() * (1_000_000 / ticks_per_second()))
 }
 
 /// proc(5), /proc/pid/stat: the fields after the command, which may hold spaces and is in parentheses.
-fn ticks(pid: i32) -> Option<u64> {
+fn ticks(pid: i32) -> Option<[u64; 2]> {
     const USER: usize = 11;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields = stat.rsplit_once(')')?.1.split_whitespace();
-    fields
-        .skip(USER)
-        .take(2)
-        .map(|field| field.parse::<u64>().ok())
-        .sum()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(USER);
+    let mut next = || fields.next()?.parse().ok();
+    Some([next()?, next()?])
 }
 
 fn ticks_per_second() -> u64 {
