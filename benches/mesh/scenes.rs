@@ -188,7 +188,7 @@ pub(crate) async fn fronts(stage: &Stage, pace: Pace) -> Result<Comparison> {
         comparison.notes.push(format!(
             "Beside nginx as we render it today the targets are missed: that nginx was made to cost less than half of what it did. With {} \
              connections the kernel takes {:.1} of our {:.1} µs a request, which is {share:.2} of all that nginx takes, so a quarter would leave \
-             next to nothing for TLS and HTTP on two machines. Only fewer sends could change that, where one carries many requests.",
+             next to nothing for TLS and HTTP on two machines.",
             line.name,
             line.of(ours, kernel),
             line.of(ours, whole),
