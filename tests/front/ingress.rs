@@ -270,12 +270,14 @@ async fn statuses_methods_and_repeated_headers_pass_as_they_are(kind: Kind) {
 async fn tls_1_2_and_1_3_http_1_and_2_are_all_spoken(kind: Kind) {
     let front = three_backends(kind).await;
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-        let stream = front
-            .tls_named(Who::App, &[version], &[b"http/1.1"], "x.internal")
-            .await;
-        assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
-        let response = exchange(stream, get("db.internal", "/")).await;
-        assert_eq!(served_by(&response), "db");
+        // Whoever names no protocol means HTTP/1.1.
+        for protocols in [&[&b"http/1.1"[..]][..], &[]] {
+            let named = front.tls_named(Who::App, &[version], protocols, "x.internal");
+            let stream = named.await;
+            assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
+            let response = exchange(stream, get("db.internal", "/")).await;
+            assert_eq!(served_by(&response), "db");
+        }
     }
     let stream = front.tls(Who::App, &[b"h2", b"http/1.1"]).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));

@@ -124,7 +124,7 @@ impl Worker {
         }
     }
 
-    /// The same with a peer that will speak nothing but HTTP/1.1. Peers keep many connections and use few, so what is
+    /// The same with a peer that speaks nothing but HTTP/1.1. Peers keep many connections and use few, so what is
     /// idle keeps no more than its TLS and a timer: the rest comes back with the next byte.
     pub(super) async fn converse_http1(self: Rc<Self>, stream: Accepted, life: Arc<Life>, asker: Asker) {
         let (http, line) = (self.http(), Line::new(Arc::clone(&life)));
@@ -163,13 +163,9 @@ impl Worker {
             Rc::clone(self).answer(request, Arc::clone(line), answering, asker.clone())
         });
         let mut ends = pin!(self.ends(over, line));
-        let mut draining = false;
         loop {
             let connection = http.http1.serve_connection(TokioIo::new(wire), &service);
             let mut connection = connection.with_upgrades();
-            if draining {
-                Pin::new(&mut connection).graceful_shutdown();
-            }
             let mut drowsy = pin!(line.drowsy());
             let ended = loop {
                 tokio::select! {
@@ -178,12 +174,12 @@ impl Worker {
                     Some(end) = ends.next() => match end {
                         End::Cut => break Some(false),
                         End::Drain => {
-                            draining = true;
                             Pin::new(&mut connection).graceful_shutdown();
                             ends.push(Box::pin(line.life.cut.cancelled().map(|()| End::Cut)));
                         }
                     },
-                    () = drowsy.as_mut(), if !draining => break None,
+                    // Whoever is about to leave stays awake for it.
+                    () = drowsy.as_mut(), if !line.life.stop.is_cancelled() => break None,
                 }
             };
             if let Some(well) = ended {

@@ -32,8 +32,8 @@ pub(super) use http::{KEEP_ALIVE, LAST, Local};
 
 /// More threads than this bring nothing: the pools get thinner.
 const MAX_WORKERS: usize = 8;
-/// As peers name it in the handshake.
-const HTTP1: &[u8] = b"http/1.1";
+/// As peers name it in the handshake; over TLS it is not spoken where it was not agreed on (RFC 9113 §3.2).
+const HTTP2: &[u8] = b"h2";
 
 /// What a worker is asked to do.
 pub(super) enum Job {
@@ -203,9 +203,9 @@ impl Worker {
         let Some((stream, caller)) = Box::pin(self.accept(stream, &life)).await else {
             return;
         };
-        match stream.get_ref().1.alpn_protocol() == Some(HTTP1) {
-            true => Box::pin(self.converse_http1(stream, life, Asker::Peer(caller))).await,
-            false => Box::pin(self.converse(stream, life, Asker::Peer(caller))).await,
+        match stream.get_ref().1.alpn_protocol() == Some(HTTP2) {
+            true => Box::pin(self.converse(stream, life, Asker::Peer(caller))).await,
+            false => Box::pin(self.converse_http1(stream, life, Asker::Peer(caller))).await,
         }
     }
 
