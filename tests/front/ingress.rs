@@ -272,8 +272,9 @@ async fn tls_1_2_and_1_3_http_1_and_2_are_all_spoken(kind: Kind) {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         // Whoever names no protocol means HTTP/1.1.
         for protocols in [&[&b"http/1.1"[..]][..], &[]] {
-            let named = front.tls_named(Who::App, &[version], protocols, "x.internal");
-            let stream = named.await;
+            let stream = front
+                .tls_named(Who::App, &[version], protocols, "x.internal")
+                .await;
             assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
             let response = exchange(stream, get("db.internal", "/")).await;
             assert_eq!(served_by(&response), "db");
