@@ -51,7 +51,7 @@ edits: shipped-reconcile ## make EDITS (10000) edits in a row and fail when memo
 bench-vpn: setup ## measure how long joining the VPN takes
 	@cargo test --locked --quiet --test vpn -- --ignored --nocapture joining_takes
 
-bench: shipped ## measure the mesh against nginx and haproxy, into docs/ (15 minutes; BENCH=quick for 4)
+bench: shipped ## measure the mesh against nginx, haproxy and ghostunnel, into docs/ (half an hour; BENCH=quick for 5 minutes)
 	@cargo bench --locked --quiet --profile dev --bench mesh
 
 soak: shipped ## load the mesh for 10 minutes (or SOAK_MINUTES) and fail when it grows
